@@ -1,0 +1,2 @@
+//! Load generator and peers (under construction).
+fn main() {}
