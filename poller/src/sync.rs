@@ -1,0 +1,138 @@
+//! The one place synchronisation primitives come from, so that loom can check the real code.
+//!
+//! Normal builds use `std` atomics and `parking_lot` locks (both visible to ThreadSanitizer);
+//! under `--cfg loom` the same names are loom's. The lock API follows `parking_lot`: `lock`
+//! returns a guard, a condition variable waits on `&mut guard`, nothing is poisoned.
+//!
+//! `std::sync::Arc` is used everywhere, also under loom, because operators are trait objects.
+
+pub use imp::*;
+
+#[cfg(not(loom))]
+mod imp {
+    pub use parking_lot::{Condvar, Mutex, MutexGuard};
+    pub use std::sync::atomic::{
+        AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub use std::thread;
+}
+
+#[cfg(loom)]
+mod imp {
+    pub use loom::sync::atomic::{
+        AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+    pub use loom::thread;
+
+    use std::{
+        fmt,
+        ops::{Deref, DerefMut},
+        time::Instant,
+    };
+
+    /// `parking_lot::Mutex` in shape, loom's in substance.
+    pub struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        /// A new, unlocked mutex.
+        pub fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        /// Waits for the lock.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            MutexGuard(Some(self.0.lock().unwrap_or_else(|e| e.into_inner())))
+        }
+
+        /// The lock, if it is free.
+        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok().map(|guard| MutexGuard(Some(guard)))
+        }
+    }
+
+    impl<T: Default> Default for Mutex<T> {
+        fn default() -> Self {
+            Self::new(T::default())
+        }
+    }
+
+    impl<T> fmt::Debug for Mutex<T> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Mutex")
+        }
+    }
+
+    /// Holds the lock; the inner guard is absent only inside a wait.
+    pub struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            self.0.as_deref().expect("guard is held outside of waits")
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.0.as_deref_mut().expect("guard is held outside of waits")
+        }
+    }
+
+    impl<T> fmt::Debug for MutexGuard<'_, T> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("MutexGuard")
+        }
+    }
+
+    /// `parking_lot::Condvar` in shape, loom's in substance.
+    #[derive(Debug)]
+    pub struct Condvar(loom::sync::Condvar);
+
+    impl Condvar {
+        /// A condition variable nobody waits on.
+        pub fn new() -> Self {
+            Self(loom::sync::Condvar::new())
+        }
+
+        /// Releases the lock, waits for a notification, takes the lock again.
+        pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+            let inner = guard.0.take().expect("guard is held outside of waits");
+            guard.0 = Some(self.0.wait(inner).unwrap_or_else(|e| e.into_inner()));
+        }
+
+        /// As [`Self::wait`]: loom has no clock, so the deadline never passes.
+        pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _: Instant) -> WaitTimeoutResult {
+            self.wait(guard);
+            WaitTimeoutResult(false)
+        }
+
+        /// Wakes one waiter.
+        pub fn notify_one(&self) -> bool {
+            self.0.notify_one();
+            true
+        }
+
+        /// Wakes all waiters.
+        pub fn notify_all(&self) -> usize {
+            self.0.notify_all();
+            1
+        }
+    }
+
+    impl Default for Condvar {
+        fn default() -> Self {
+            Self::new()
+        }
+    }
+
+    /// Whether a wait ended by its deadline.
+    #[derive(Clone, Copy, Debug)]
+    pub struct WaitTimeoutResult(bool);
+
+    impl WaitTimeoutResult {
+        /// Whether the deadline passed.
+        pub fn timed_out(&self) -> bool {
+            self.0
+        }
+    }
+}
