@@ -74,7 +74,9 @@ mod imp {
 
     impl<T> DerefMut for MutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
-            self.0.as_deref_mut().expect("guard is held outside of waits")
+            self.0
+                .as_deref_mut()
+                .expect("guard is held outside of waits")
         }
     }
 
@@ -101,7 +103,11 @@ mod imp {
         }
 
         /// As [`Self::wait`]: loom has no clock, so the deadline never passes.
-        pub fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, _: Instant) -> WaitTimeoutResult {
+        pub fn wait_until<T>(
+            &self,
+            guard: &mut MutexGuard<'_, T>,
+            _: Instant,
+        ) -> WaitTimeoutResult {
             self.wait(guard);
             WaitTimeoutResult(false)
         }

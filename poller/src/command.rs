@@ -1,0 +1,111 @@
+//! The way from other threads to the poller: a queue whose pushers wake a sleeping poller.
+//!
+//! "Asleep" is a flag under the queue's own lock, so there is no moment between the poller's last
+//! look at the queue and its wait in which a push could go unnoticed; and a push to a poller that
+//! is awake costs no system call.
+
+use std::{mem, sync::Arc};
+
+use crate::{
+    registry::{Entry, Token},
+    sync::Mutex,
+};
+
+/// What other threads ask of a poller.
+pub(crate) enum Command {
+    /// Deliver `WAKE`.
+    Wake(Token),
+    /// Have the wheel look at the operator's deadline.
+    Arm(Token),
+    /// End a pause.
+    Resume(Token),
+    /// A run that lost the role asks to be paused.
+    Pause(Arc<Entry>),
+    /// A run that lost the role wants to be run again.
+    Rerun(Arc<Entry>),
+    /// The operator is out of the registry: say so to it, then drop it.
+    Detached(Arc<Entry>),
+    /// A closure with this key waits for this tick.
+    Schedule(u64, u64),
+    /// Nothing: only look around.
+    Nudge,
+}
+
+/// Wakes the poller out of its wait.
+pub(crate) trait Wake {
+    /// Makes the current or the next wait return at once.
+    fn wake(&self);
+}
+
+/// Commands for one poller.
+pub(crate) struct CommandQueue<T, W> {
+    state: Mutex<State<T, W>>,
+}
+
+struct State<T, W> {
+    items: Vec<T>,
+    /// The poller found the queue empty and waits, or is about to.
+    asleep: bool,
+    /// Absent once closed.
+    waker: Option<Arc<W>>,
+}
+
+impl<T, W: Wake> CommandQueue<T, W> {
+    pub(crate) fn new(waker: W) -> Self {
+        Self {
+            state: Mutex::new(State {
+                items: Vec::new(),
+                asleep: false,
+                waker: Some(Arc::new(waker)),
+            }),
+        }
+    }
+
+    /// Queues a command. `Ok(true)`: the poller slept and was woken. `Err`: the queue is closed.
+    pub(crate) fn push(&self, item: T) -> Result<bool, T> {
+        let mut state = self.state.lock();
+        let Some(waker) = &state.waker else {
+            return Err(item);
+        };
+        // The waker is called outside of the lock; close may drop its handle meanwhile.
+        let waker = if state.asleep {
+            Some(waker.clone())
+        } else {
+            None
+        };
+        state.items.push(item);
+        state.asleep = false;
+        drop(state);
+        if let Some(waker) = &waker {
+            waker.wake();
+        }
+        Ok(waker.is_some())
+    }
+
+    /// Before a wait: `true` if the poller may sleep; from then on a push wakes it.
+    pub(crate) fn fall_asleep(&self) -> bool {
+        let mut state = self.state.lock();
+        state.asleep = state.items.is_empty() && state.waker.is_some();
+        state.asleep
+    }
+
+    /// After a wait: takes everything; `into` must be empty and lends its memory to the queue.
+    pub(crate) fn drain(&self, into: &mut Vec<T>) {
+        debug_assert!(into.is_empty());
+        let mut state = self.state.lock();
+        state.asleep = false;
+        mem::swap(&mut state.items, into);
+    }
+
+    /// Whether there is nothing to drain.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.lock().items.is_empty()
+    }
+
+    /// Refuses commands from now on and hands out those left.
+    pub(crate) fn close(&self) -> Vec<T> {
+        let mut state = self.state.lock();
+        state.waker = None;
+        mem::take(&mut state.items)
+    }
+}

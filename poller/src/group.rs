@@ -1,0 +1,307 @@
+//! Several pollers with their threads.
+
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use crate::{
+    Interest, Operator, PollerHandle, Registration,
+    balance::{Balance, Picker},
+    monitor::Monitor,
+    poller::Poller,
+    stats::GroupStats,
+    sync::{AtomicUsize, Ordering},
+    workers::WorkerPool,
+};
+
+/// A number of pollers that share a pool of threads. Clones share the group; when the last one is
+/// dropped, the group is closed without waiting for it.
+///
+/// # Examples
+///
+/// ```
+/// use poller::{Balance, PollerGroup};
+///
+/// let group = PollerGroup::new(2, Balance::LeastRegistered)?;
+/// assert_eq!(group.len(), 2);
+/// group.close();
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct PollerGroup {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    handles: Vec<PollerHandle>,
+    picker: Picker,
+    workers: WorkerPool,
+    monitor: Arc<Monitor>,
+}
+
+/// Builds a [`PollerGroup`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct GroupBuilder {
+    pollers: usize,
+    balance: Balance,
+    max_threads: usize,
+    keep_alive: Duration,
+    slow_after: Duration,
+    busy_poll: Option<Duration>,
+    name: String,
+}
+
+impl PollerGroup {
+    /// A group of `threads` pollers with the default limits.
+    ///
+    /// # Errors
+    ///
+    /// As [`GroupBuilder::build`].
+    pub fn new(threads: usize, balance: Balance) -> io::Result<Self> {
+        Self::builder().pollers(threads).balance(balance).build()
+    }
+
+    /// A group with other than the default limits.
+    pub fn builder() -> GroupBuilder {
+        GroupBuilder::default()
+    }
+
+    /// The process-wide group: started by the first call, never closed, one poller per four
+    /// processors.
+    ///
+    /// # Errors
+    ///
+    /// As [`GroupBuilder::build`], if this call is the one that starts it.
+    pub fn global() -> io::Result<&'static Self> {
+        static GLOBAL: OnceLock<PollerGroup> = OnceLock::new();
+        if let Some(group) = GLOBAL.get() {
+            return Ok(group);
+        }
+        let group = Self::builder().build()?;
+        // A group that lost the race is dropped, hence closed.
+        Ok(GLOBAL.get_or_init(|| group))
+    }
+
+    /// Registers an operator with the poller the balance picks; see [`PollerHandle::register`].
+    ///
+    /// # Errors
+    ///
+    /// As [`PollerHandle::register`].
+    pub fn register(
+        &self,
+        operator: Arc<dyn Operator>,
+        interest: Interest,
+    ) -> io::Result<Registration> {
+        self.pick().register(operator, interest)
+    }
+
+    /// The poller the balance picks next. One that has died is left out as long as another lives.
+    pub fn pick(&self) -> PollerHandle {
+        let handles = &self.shared.handles;
+        let index = self.shared.picker.pick(handles.len(), |index| {
+            let poller = handles[index].inner();
+            if poller.is_alive() {
+                poller.registry.len()
+            } else {
+                usize::MAX
+            }
+        });
+        let from_there = (index..handles.len()).chain(0..index);
+        let alive = from_there
+            .into_iter()
+            .find(|&index| handles[index].inner().is_alive());
+        handles[alive.unwrap_or(index)].clone()
+    }
+
+    /// All pollers, by index.
+    pub fn handles(&self) -> &[PollerHandle] {
+        &self.shared.handles
+    }
+
+    /// The number of pollers, at least 1.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.shared.handles.len()
+    }
+
+    /// Closes the group: every operator is detached and told so, then all threads end.
+    ///
+    /// Blocks until callbacks under way have returned and every thread has ended; called on one of
+    /// the group's own threads (in a callback) it only starts this and returns. May be called
+    /// again. Scheduled closures that still wait are dropped.
+    pub fn close(&self) {
+        self.shared.close();
+        if self.shared.workers.join_after_close() {
+            self.shared.monitor.join();
+        }
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.shared
+            .handles
+            .iter()
+            .all(|handle| handle.inner().is_closing())
+    }
+
+    /// Counts of all pollers and of the threads.
+    pub fn stats(&self) -> GroupStats {
+        GroupStats {
+            pollers: self
+                .shared
+                .handles
+                .iter()
+                .map(PollerHandle::stats)
+                .collect(),
+            workers: self.shared.workers.stats(),
+        }
+    }
+
+    /// Whether all pollers work.
+    ///
+    /// # Errors
+    ///
+    /// The error that ended a poller: its operators were detached and told so, and new ones go to
+    /// the others.
+    pub fn health(&self) -> io::Result<()> {
+        self.shared
+            .handles
+            .iter()
+            .try_for_each(|handle| handle.inner().health())
+    }
+}
+
+impl Shared {
+    fn close(&self) {
+        for handle in &self.handles {
+            handle.inner().close();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl GroupBuilder {
+    /// The number of pollers, at least 1; by default one per four processors.
+    pub fn pollers(mut self, pollers: usize) -> Self {
+        self.pollers = pollers;
+        self
+    }
+
+    /// How operators are spread; [`Balance::RoundRobin`] by default.
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.balance = balance;
+        self
+    }
+
+    /// The most threads at once, leaders included; 512 by default and never fewer than pollers.
+    /// Once as many callbacks wait as there are threads, polling stops until one returns.
+    pub fn max_threads(mut self, threads: usize) -> Self {
+        self.max_threads = threads;
+        self
+    }
+
+    /// How long a thread without work stays; 10 s by default.
+    pub fn keep_alive(mut self, time: Duration) -> Self {
+        self.keep_alive = time;
+        self
+    }
+
+    /// How often callbacks are looked at, and so (once to twice) how long one may wait without a
+    /// call of [`before_blocking`](crate::before_blocking) before the role goes to another thread;
+    /// 1 ms by default, at least 100 us.
+    pub fn slow_after(mut self, time: Duration) -> Self {
+        self.slow_after = time.max(Duration::from_micros(100));
+        self
+    }
+
+    /// How long a poller looks for events again and again before it sleeps. Off by default: it
+    /// trades a processor for latency.
+    pub fn busy_poll(mut self, time: Option<Duration>) -> Self {
+        self.busy_poll = time;
+        self
+    }
+
+    /// The prefix of the threads' names; `poller` by default.
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Starts the group: two descriptors and a thread per poller.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for 0 pollers; otherwise what the system reports for a new epoll, eventfd or
+    /// thread.
+    pub fn build(self) -> io::Result<PollerGroup> {
+        if self.pollers == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a group of 0 pollers was asked for; ask for at least 1",
+            ));
+        }
+        let workers = WorkerPool::builder()
+            .max_threads(self.max_threads.max(self.pollers))
+            .keep_alive(self.keep_alive)
+            .name(&self.name)
+            .build();
+        let monitor = Arc::new(Monitor::new(self.slow_after, &self.name));
+        let left = Arc::new(AtomicUsize::new(self.pollers));
+        let mut handles = Vec::with_capacity(self.pollers);
+        for index in 0..self.pollers {
+            let (workers, monitor, left) = (workers.clone(), monitor.clone(), left.clone());
+            let (end_workers, end_monitor) = (workers.clone(), monitor.clone());
+            let on_end = Box::new(move || {
+                // The last one out puts out the light.
+                if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    end_workers.close_later();
+                    end_monitor.stop();
+                }
+            });
+            let poller = Poller::new(index, workers, monitor, self.busy_poll, on_end)?;
+            handles.push(PollerHandle::new(poller));
+        }
+        monitor.pollers(
+            handles
+                .iter()
+                .map(|handle| Arc::downgrade(handle.inner()))
+                .collect(),
+        );
+        let group = PollerGroup {
+            shared: Arc::new(Shared {
+                handles,
+                picker: Picker::new(self.balance),
+                workers,
+                monitor,
+            }),
+        };
+        for handle in group.handles() {
+            handle.inner().start()?;
+        }
+        Ok(group)
+    }
+}
+
+impl Default for GroupBuilder {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self {
+            pollers: (processors / 4).max(1),
+            balance: Balance::default(),
+            max_threads: 512,
+            keep_alive: Duration::from_secs(10),
+            slow_after: Duration::from_millis(1),
+            busy_poll: None,
+            name: "poller".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! One poller, as seen from outside.
+
+use std::{fmt, io, sync::Arc, time::Instant};
+
+use crate::{
+    Interest, Operator, PollerStats, Registration, TimerKey, command::Command, poller::Poller,
+};
+
+/// One poller of a group. Clones name the same poller; holding one does not keep it running.
+#[derive(Clone)]
+pub struct PollerHandle {
+    poller: Arc<Poller>,
+}
+
+impl PollerHandle {
+    pub(crate) fn new(poller: Arc<Poller>) -> Self {
+        Self { poller }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Poller> {
+        &self.poller
+    }
+
+    /// Registers an operator with this very poller. Does not block.
+    ///
+    /// [`Operator::on_ready`] may be called before this returns.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` if the poller is closed; otherwise what the system reports (`EEXIST` for a
+    /// descriptor that is registered already, `EPERM` for one that cannot be polled such as a
+    /// regular file, `ENOSPC`, `ENOMEM`). Nothing stays behind, and `on_detached` is not called.
+    pub fn register(
+        &self,
+        operator: Arc<dyn Operator>,
+        interest: Interest,
+    ) -> io::Result<Registration> {
+        let control = self.poller.register(operator, interest)?;
+        Ok(Registration::new(self.clone(), control))
+    }
+
+    /// Has `call` called once at `deadline`, never before, by a thread of the group with the role
+    /// released: it may block. Closures still waiting when the poller closes are dropped uncalled.
+    pub fn schedule(&self, deadline: Instant, call: impl FnOnce() + Send + 'static) -> TimerKey {
+        let key = self.poller.schedule.add(Box::new(call));
+        let tick = self.poller.clock.tick_after(deadline);
+        self.poller.push(Command::Schedule(key.0, tick));
+        key
+    }
+
+    /// Drops a scheduled closure. `false` if it has run, is running or is about to.
+    pub fn cancel(&self, key: TimerKey) -> bool {
+        self.poller.schedule.take(key.0).is_some()
+    }
+
+    /// Counts of this poller.
+    pub fn stats(&self) -> PollerStats {
+        self.poller.counters.snapshot(self.poller.registry.len())
+    }
+
+    /// The poller's place in its group, from 0.
+    pub fn index(&self) -> usize {
+        self.poller.index
+    }
+}
+
+impl fmt::Debug for PollerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PollerHandle")
+            .field("index", &self.index())
+            .field("registered", &self.poller.registry.len())
+            .finish()
+    }
+}

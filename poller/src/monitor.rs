@@ -1,0 +1,234 @@
+//! The monitor: finds callbacks that wait (or compute for long) without having said so.
+//!
+//! One thread per group. Each tick it looks at the number of every role's latest deposit. The same
+//! deposit twice in a row makes its runner a suspect, and the system is asked what that thread
+//! does: one that waits loses the role at once; one that computes loses it after it has really
+//! computed for a while; one that was merely not scheduled keeps it.
+//!
+//! When nothing was deposited for some ticks the monitor parks, leaving a flag in each role; the
+//! next deposit starts it again.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    poller::Poller,
+    sync::{Condvar, Mutex, thread},
+    sys::{Activity, thread_activity},
+};
+
+/// Ticks without any deposit after which the monitor parks.
+const REST_AFTER: u32 = 10;
+/// Processor time after which a run counts as computing for long.
+const COMPUTING: Duration = Duration::from_millis(5);
+
+/// See the module.
+pub(crate) struct Monitor {
+    tick: Duration,
+    name: String,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    pollers: Vec<Weak<Poller>>,
+    /// Somebody deposited since the monitor parked.
+    called: bool,
+    stopped: bool,
+    handle: Option<thread::JoinHandle<()>>,
+    started: bool,
+}
+
+impl Monitor {
+    pub(crate) fn new(tick: Duration, name: &str) -> Self {
+        Self {
+            tick,
+            name: format!("{name}-monitor"),
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Whom to look at.
+    pub(crate) fn pollers(&self, pollers: Vec<Weak<Poller>>) {
+        self.state.lock().pollers = pollers;
+    }
+
+    /// There is something to look at: starts the monitor, or starts it again.
+    pub(crate) fn watch(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return;
+        }
+        state.called = true;
+        if state.started {
+            drop(state);
+            self.changed.notify_all();
+            return;
+        }
+        let monitor = self.clone();
+        let started = thread::Builder::new()
+            .name(self.name.clone())
+            .spawn(move || monitor.run());
+        // Refused: runs that wait without a word stall their poller, until the next attempt.
+        if let Ok(handle) = started {
+            state.started = true;
+            state.handle = Some(handle);
+        } else {
+            let pollers = std::mem::take(&mut state.pollers);
+            for poller in pollers.iter().filter_map(Weak::upgrade) {
+                poller.role.ask_for_watch();
+            }
+            state.pollers = pollers;
+        }
+    }
+
+    /// The group ends.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the thread to end.
+    pub(crate) fn join(&self) {
+        let handle = self.state.lock().handle.take();
+        if let Some(handle) = handle {
+            let _ = handle.join();
+        }
+    }
+
+    fn run(&self) {
+        let mut suspects: Vec<Suspect> = Vec::new();
+        let mut quiet = 0;
+        while let Some(pollers) = self.wait_a_tick() {
+            suspects.resize_with(pollers.len(), Suspect::default);
+            let mut moved = false;
+            for (poller, suspect) in pollers.iter().zip(&mut suspects) {
+                if let Some(poller) = poller.upgrade() {
+                    moved |= suspect.look(&poller);
+                }
+            }
+            quiet = if moved { 0 } else { quiet + 1 };
+            if quiet >= REST_AFTER {
+                quiet = 0;
+                if !self.rest(&pollers, &suspects) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sleeps for a tick; `None` if the group ended.
+    fn wait_a_tick(&self) -> Option<Vec<Weak<Poller>>> {
+        let until = Instant::now() + self.tick;
+        let mut state = self.state.lock();
+        while !state.stopped {
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                return Some(state.pollers.clone());
+            }
+        }
+        None
+    }
+
+    /// Parks until a deposit; `false` if the group ended.
+    fn rest(&self, pollers: &[Weak<Poller>], suspects: &[Suspect]) -> bool {
+        self.state.lock().called = false;
+        let mut parked = true;
+        for (poller, suspect) in pollers.iter().zip(suspects) {
+            if let Some(poller) = poller.upgrade() {
+                parked &= poller.role.unwatch(suspect.deposit);
+            }
+        }
+        if !parked {
+            for poller in pollers.iter().filter_map(Weak::upgrade) {
+                poller.role.watch();
+            }
+            return true;
+        }
+        let mut state = self.state.lock();
+        while !state.called && !state.stopped {
+            self.changed.wait(&mut state);
+        }
+        if state.stopped {
+            return false;
+        }
+        drop(state);
+        for poller in pollers.iter().filter_map(Weak::upgrade) {
+            poller.role.watch();
+        }
+        true
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor")
+            .field("tick", &self.tick)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the monitor remembers of one role.
+#[derive(Debug, Default)]
+struct Suspect {
+    deposit: u64,
+    /// The deposit has been asked to be taken over.
+    wanted: bool,
+    /// Processor time of the runner when it was first suspected.
+    computed: Option<Duration>,
+    /// The runner was there at the last tick.
+    seen: bool,
+}
+
+impl Suspect {
+    /// Looks at a role; whether anything is or was deposited since the last look.
+    fn look(&mut self, poller: &Arc<Poller>) -> bool {
+        let Some(sight) = poller.role.observe() else {
+            return true;
+        };
+        let Some(runner) = sight.runner else {
+            let moved = sight.deposit != self.deposit;
+            *self = Self {
+                deposit: sight.deposit,
+                ..Self::default()
+            };
+            return moved;
+        };
+        if sight.deposit != self.deposit || !self.seen {
+            *self = Self {
+                deposit: sight.deposit,
+                seen: true,
+                ..Self::default()
+            };
+            return true;
+        }
+        if self.wanted {
+            return true;
+        }
+        match thread_activity(runner) {
+            Activity::Waiting | Activity::Unknown => {
+                self.wanted = true;
+                if poller.role.want(self.deposit) {
+                    poller.counters.promotions.add(1);
+                    poller.send_leader();
+                }
+            }
+            Activity::Computing(time) => {
+                let now = time.unwrap_or_default();
+                let since = *self.computed.get_or_insert(now);
+                if now.saturating_sub(since) >= COMPUTING {
+                    self.wanted = true;
+                    if poller.role.want(self.deposit) {
+                        poller.counters.computing_promotions.add(1);
+                        poller.send_leader();
+                    }
+                }
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,164 @@
+//! What the owner of a descriptor implements.
+
+use std::{fmt, os::fd::BorrowedFd, time::Instant};
+
+use crate::Readiness;
+
+/// The owner of a descriptor: the poller tells it what became ready.
+///
+/// A poller holds an `Arc<dyn Operator>` from [`register`](crate::PollerGroup::register) until
+/// [`on_detached`](Self::on_detached) returned, so the descriptor must stay open that long;
+/// owning it in the operator guarantees that.
+///
+/// # Threads
+///
+/// [`on_ready`](Self::on_ready) and [`on_detached`](Self::on_detached) are called by the thread
+/// that holds the poller's role, never two at once for one operator. [`run`](Self::run) is called
+/// with the role released: while it is under way, `on_ready` of the *same* operator may be called
+/// on another thread, and if that requests another run, two runs may overlap. Operators that must
+/// not overlap keep a flag of their own.
+///
+/// A panic in any of the methods is caught: the operator is detached, counted in
+/// [`PollerStats::panics`](crate::PollerStats::panics), and the poller goes on.
+pub trait Operator: Send + Sync + 'static {
+    /// The descriptor to watch. Must be the same one as long as the operator is registered.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Something happened. Called with the role held: must not block.
+    ///
+    /// May be called before [`register`](crate::PollerGroup::register) has returned.
+    fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress;
+
+    /// Called after an [`on_ready`](Self::on_ready) that used [`Budget::request_run`].
+    ///
+    /// The role is released: this may block as long as it likes, another thread goes on polling.
+    /// Call [`before_blocking`](crate::before_blocking) right before a wait to pass the role on
+    /// at once; a run that waits without it is noticed by the group's monitor. On
+    /// [`Progress::Yield`] it is called again after the others of the round.
+    fn run(&self) -> Progress {
+        Progress::Drained
+    }
+
+    /// Called exactly once, after deregistration and after the batch of events that may mention
+    /// the operator; also when the poller is closed or dies. Called with the role held: must not
+    /// block. (If the poller is gone already, the detaching thread makes the call.)
+    fn on_detached(&self) {}
+}
+
+/// What an operator made of its readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Everything was taken: wait for the next edge.
+    Drained,
+    /// The budget is used up: call again with the same readiness after the others of this round.
+    Yield,
+    /// Deliver nothing until [`Registration::resume`](crate::Registration::resume). Readiness that
+    /// arrives meanwhile is remembered, including the one just delivered.
+    Pause,
+    /// Take the operator out.
+    Detach,
+}
+
+/// The bytes an operator may move in one round.
+pub(crate) const ROUND_BYTES: usize = 256 * 1024;
+/// The reads or writes an operator may do in one round.
+pub(crate) const ROUND_STEPS: u32 = 16;
+
+/// An operator's share of one round, and its way to ask for more than an event.
+pub struct Budget<'a> {
+    now: Instant,
+    bytes: usize,
+    steps: u32,
+    requests: &'a mut Requests,
+}
+
+/// What a callback asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    pub(crate) run: bool,
+    pub(crate) timer: Option<Option<Instant>>,
+}
+
+impl<'a> Budget<'a> {
+    pub(crate) fn new(now: Instant, requests: &'a mut Requests) -> Self {
+        Self {
+            now,
+            bytes: ROUND_BYTES,
+            steps: ROUND_STEPS,
+            requests,
+        }
+    }
+
+    /// The time, read once per turn of the poller.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// How many bytes may still be moved in this round; 0 once 16 reads or writes were made.
+    /// At 0 the operator should return [`Progress::Yield`].
+    pub fn bytes_left(&self) -> usize {
+        if self.steps == 0 { 0 } else { self.bytes }
+    }
+
+    /// Charges one read or write of `bytes` bytes.
+    pub fn spend(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.steps = self.steps.saturating_sub(1);
+    }
+
+    /// Asks for [`Operator::run`] to be called once this call returned.
+    pub fn request_run(&mut self) {
+        self.requests.run = true;
+    }
+
+    /// Sets (or clears) the operator's timer, which is delivered as [`Readiness::TIMER`] once:
+    /// never before `deadline`. There is one timer per operator; the last call counts.
+    pub fn set_timer(&mut self, deadline: Option<Instant>) {
+        self.requests.timer = Some(deadline);
+    }
+}
+
+impl fmt::Debug for Budget<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget")
+            .field("now", &self.now)
+            .field("bytes_left", &self.bytes_left())
+            .field("requests", &self.requests)
+            .finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budget_ends_by_bytes_or_by_steps() {
+        let mut requests = Requests::default();
+        let mut budget = Budget::new(Instant::now(), &mut requests);
+        budget.spend(1000);
+        assert_eq!(budget.bytes_left(), ROUND_BYTES - 1000);
+        budget.spend(usize::MAX);
+        assert_eq!(budget.bytes_left(), 0);
+
+        let mut budget = Budget::new(Instant::now(), &mut requests);
+        for _ in 0..ROUND_STEPS {
+            assert!(budget.bytes_left() > 0);
+            budget.spend(1);
+        }
+        assert_eq!(budget.bytes_left(), 0);
+    }
+
+    #[test]
+    fn requests_are_handed_back() {
+        let mut requests = Requests::default();
+        let now = Instant::now();
+        let mut budget = Budget::new(now, &mut requests);
+        budget.request_run();
+        budget.set_timer(None);
+        budget.set_timer(Some(now));
+        assert_eq!(budget.now(), now);
+        assert!(requests.run);
+        assert_eq!(requests.timer, Some(Some(now)));
+    }
+}

@@ -1,0 +1,65 @@
+//! Closures that wait for their time.
+
+use std::collections::HashMap;
+
+use crate::sync::Mutex;
+
+/// Names one scheduled closure; see [`PollerHandle::schedule`](crate::PollerHandle::schedule).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TimerKey(pub(crate) u64);
+
+/// A closure to call.
+pub(crate) type Call = Box<dyn FnOnce() + Send>;
+
+/// The closures of one poller. Whoever takes one out, the wheel or a cancellation, has it: a
+/// closure runs once or never.
+pub(crate) struct Schedule {
+    calls: Mutex<Calls>,
+}
+
+struct Calls {
+    waiting: HashMap<u64, Call>,
+    next: u64,
+    closed: bool,
+}
+
+impl Schedule {
+    pub(crate) fn new() -> Self {
+        Self {
+            calls: Mutex::new(Calls {
+                waiting: HashMap::new(),
+                next: 0,
+                closed: false,
+            }),
+        }
+    }
+
+    /// Keeps a closure; dropped right away if the poller is gone.
+    pub(crate) fn add(&self, call: Call) -> TimerKey {
+        let mut calls = self.calls.lock();
+        let key = calls.next;
+        calls.next += 1;
+        if calls.closed {
+            // Dropped outside of the lock: it is foreign code.
+            drop(calls);
+            drop(call);
+        } else {
+            calls.waiting.insert(key, call);
+        }
+        TimerKey(key)
+    }
+
+    /// The closure, if it still waits.
+    pub(crate) fn take(&self, key: u64) -> Option<Call> {
+        self.calls.lock().waiting.remove(&key)
+    }
+
+    /// Drops all closures, now and from now on.
+    pub(crate) fn close(&self) {
+        let mut calls = self.calls.lock();
+        calls.closed = true;
+        let waiting = std::mem::take(&mut calls.waiting);
+        drop(calls);
+        drop(waiting);
+    }
+}

@@ -1,0 +1,106 @@
+//! Counters of a poller, and their snapshots.
+
+use crate::{
+    sync::{AtomicU64, Ordering},
+    workers::WorkerStats,
+};
+
+/// Declares the counters and their snapshot with one list.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What one poller has done so far.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct PollerStats {
+            /// Operators registered now.
+            pub registered: usize,
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        #[derive(Debug)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        impl Counters {
+            pub(crate) fn new() -> Self {
+                Self { $($name: Counter(AtomicU64::new(0)),)* }
+            }
+
+            pub(crate) fn snapshot(&self, registered: usize) -> PollerStats {
+                PollerStats { registered, $($name: self.$name.value(),)* }
+            }
+        }
+
+        impl std::ops::AddAssign for PollerStats {
+            fn add_assign(&mut self, other: Self) {
+                self.registered += other.registered;
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Events delivered by the kernel.
+    events,
+    /// Turns: waits and what followed from each.
+    turns,
+    /// Writes to the poller's waker.
+    wakeups,
+    /// Calls of `Operator::run` and of scheduled closures.
+    runs,
+    /// Runs that passed the role on before they waited.
+    handovers,
+    /// Runs found waiting by the monitor.
+    promotions,
+    /// Runs found computing for long by the monitor.
+    computing_promotions,
+    /// Runs that came back after the role had gone to another thread.
+    slow_runs,
+    /// Times the poller began to hand runs to workers instead of running them itself.
+    pool_mode_switches,
+    /// Runs handed to workers.
+    pooled_runs,
+    /// Times a role could not be passed on because the thread cap was reached.
+    cap_hits,
+    /// Panics caught in callbacks.
+    panics,
+    /// Timers delivered, scheduled closures included.
+    timers,
+}
+
+/// One counter.
+#[derive(Debug)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a group has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupStats {
+    /// One entry per poller, by index.
+    pub pollers: Vec<PollerStats>,
+    /// The threads that lead, run and stand by.
+    pub workers: WorkerStats,
+}
+
+impl GroupStats {
+    /// The sum over all pollers.
+    pub fn total(&self) -> PollerStats {
+        let mut total = PollerStats::default();
+        for poller in &self.pollers {
+            total += *poller;
+        }
+        total
+    }
+}

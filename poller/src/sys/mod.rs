@@ -1,0 +1,58 @@
+//! What the platform has to supply, one contract:
+//!
+//! * [`Selector`]: waits; owned by the poller's core, moves with the role.
+//! * [`Control`]: adds, changes and removes descriptors, from any thread.
+//! * [`Waker`]: makes a wait return, from any thread.
+//! * [`wait_ready`]: waits for one descriptor without a poller.
+//! * [`thread_id`], [`thread_state`]: how the monitor tells a waiting thread from a busy one.
+//!
+//! `mio` does the waiting and waking everywhere. What it leaves out is here: registering for the
+//! peer's hang-up alone (`epoll.rs`), and the meaning of each platform's flags (`epoll.rs`,
+//! `kqueue.rs`).
+//!
+//! This module is the only one with `unsafe` code: two system calls, `epoll_ctl` and `poll`, both
+//! with arguments that live on the caller's stack for the time of the call.
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod epoll;
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
+mod kqueue;
+mod selector;
+mod thread;
+mod wait;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use epoll as platform;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use kqueue as platform;
+
+pub(crate) use selector::{Control, Event, Selector, Waker, open};
+pub(crate) use thread::{Activity, thread_activity, thread_id};
+pub use wait::wait_ready;
+
+/// The flags of one event, as `mio` tells them. A trait so that scripted events can be fed in.
+trait Flags {
+    fn readable(&self) -> bool;
+    fn writable(&self) -> bool;
+    fn read_closed(&self) -> bool;
+    fn write_closed(&self) -> bool;
+    fn error(&self) -> bool;
+}
+
+impl Flags for mio::event::Event {
+    fn readable(&self) -> bool {
+        self.is_readable()
+    }
+    fn writable(&self) -> bool {
+        self.is_writable()
+    }
+    fn read_closed(&self) -> bool {
+        self.is_read_closed()
+    }
+    fn write_closed(&self) -> bool {
+        self.is_write_closed()
+    }
+    fn error(&self) -> bool {
+        self.is_error()
+    }
+}

@@ -1,0 +1,113 @@
+//! Waiting for one descriptor on the caller's own thread.
+//!
+//! Invariants for the `unsafe` block: the descriptor is borrowed for the call; the `pollfd` is one
+//! local variable and the count says so.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Instant,
+};
+
+use crate::{Interest, Readiness};
+
+/// Waits until `fd` is ready for `interest`, is closed or broken by its peer, or `deadline` passed.
+///
+/// Blocks the calling thread (`None`: for ever) and needs no poller. Signals do not end the wait.
+/// It does not call [`before_blocking`](crate::before_blocking); callers inside
+/// [`Operator::run`](crate::Operator::run) should do so first. The deadline is kept to the
+/// millisecond, never early.
+///
+/// Returns what is ready; [`Readiness::EMPTY`] means that the deadline passed.
+///
+/// # Errors
+///
+/// What `poll(2)` reports, `ENOMEM` or `EINVAL`.
+///
+/// # Examples
+///
+/// ```
+/// use std::{io::Write, os::fd::AsFd, os::unix::net::UnixStream, time::{Duration, Instant}};
+/// use poller::{Interest, Readiness, wait_ready};
+///
+/// let (mut a, b) = UnixStream::pair()?;
+/// let soon = Instant::now() + Duration::from_millis(5);
+/// assert!(wait_ready(b.as_fd(), Interest::READ, Some(soon))?.is_empty());
+/// a.write_all(b"x")?;
+/// assert!(wait_ready(b.as_fd(), Interest::READ, None)?.contains(Readiness::READABLE));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn wait_ready(
+    fd: BorrowedFd<'_>,
+    interest: Interest,
+    deadline: Option<Instant>,
+) -> io::Result<Readiness> {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: mask(interest),
+        revents: 0,
+    };
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map_or(-1, |left| {
+            // Rounded up, so that the wait is never short by a fraction.
+            libc::c_int::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+        });
+        // SAFETY: `poll` is one live local variable, as the count of 1 says.
+        let result = unsafe { libc::poll(&mut poll, 1, timeout) };
+        match result {
+            1.. => return Ok(readiness(poll.revents)),
+            // A time-out beyond what one call can take goes round again.
+            0 if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
+            0 => return Ok(Readiness::EMPTY),
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const READ_HANGUP: libc::c_short = libc::POLLRDHUP;
+/// Elsewhere the end of a stream shows as readable.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const READ_HANGUP: libc::c_short = libc::POLLIN;
+
+fn mask(interest: Interest) -> libc::c_short {
+    let mut mask = 0;
+    if interest.contains(Interest::READ) {
+        mask |= libc::POLLIN;
+    }
+    if interest.contains(Interest::WRITE) {
+        mask |= libc::POLLOUT;
+    }
+    if interest.contains(Interest::HANGUP) {
+        mask |= READ_HANGUP;
+    }
+    mask
+}
+
+fn readiness(events: libc::c_short) -> Readiness {
+    let mut readiness = Readiness::EMPTY;
+    if events & libc::POLLIN != 0 {
+        readiness |= Readiness::READABLE;
+    }
+    if events & libc::POLLOUT != 0 {
+        readiness |= Readiness::WRITABLE;
+    }
+    if READ_HANGUP != libc::POLLIN && events & READ_HANGUP != 0 {
+        readiness |= Readiness::READ_CLOSED;
+    }
+    if events & libc::POLLHUP != 0 {
+        readiness |= Readiness::READ_CLOSED | Readiness::WRITE_CLOSED;
+    }
+    if events & (libc::POLLERR | libc::POLLNVAL) != 0 {
+        readiness |= Readiness::ERROR;
+    }
+    readiness
+}

@@ -1,0 +1,261 @@
+//! What the leader owns: the selector, the work of the present turn, the timers.
+//!
+//! All of it moves with the role. The work of a turn is one list, so that a new leader goes on
+//! exactly where the old one left: events first, then the operators that yielded in the last turn,
+//! then what other threads asked for, then timers, which are judged only against events that had
+//! arrived before.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    command::Command,
+    poller::Poller,
+    readiness::Readiness,
+    registry::{Entry, NEVER, Token},
+    schedule::Call,
+    sync::Ordering,
+    sys,
+    timer::Wheel,
+};
+
+/// A poller's core.
+pub(crate) struct Core {
+    selector: sys::Selector,
+    busy_poll: Option<Duration>,
+    wheel: Wheel<Timer>,
+    events: Vec<sys::Event>,
+    commands: Vec<Command>,
+    /// What is left to do in this turn.
+    pub(crate) work: VecDeque<Work>,
+    /// Goes on after the next wait.
+    pub(crate) yielded: Vec<Work>,
+    /// To be told that they are out, after this turn's work.
+    pub(crate) detached: Vec<Arc<Entry>>,
+    /// The time, read once per turn.
+    pub(crate) now: Instant,
+}
+
+/// One thing to do.
+pub(crate) enum Work {
+    /// Deliver readiness.
+    Ready(Arc<Entry>, Readiness),
+    /// Call `run` again.
+    Run(Arc<Entry>),
+    /// Deliver the timer if it is due at this tick.
+    Timer(Arc<Entry>, u64),
+    /// Call a scheduled closure.
+    Call(Call),
+}
+
+/// What waits in the wheel.
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    Operator(Token),
+    Call(u64),
+}
+
+impl Core {
+    pub(crate) fn new(selector: sys::Selector, busy_poll: Option<Duration>) -> Self {
+        Self {
+            selector,
+            busy_poll,
+            wheel: Wheel::new(),
+            events: Vec::new(),
+            commands: Vec::new(),
+            work: VecDeque::new(),
+            yielded: Vec::new(),
+            detached: Vec::new(),
+            now: Instant::now(),
+        }
+    }
+
+    /// Waits if there is nothing left to do, and gathers the work of the next turn.
+    pub(crate) fn turn(&mut self, poller: &Poller) -> io::Result<()> {
+        let mut full = self.wait(poller)?;
+        poller.commands.drain(&mut self.commands);
+        self.now = Instant::now();
+        let tick = poller.clock.tick_before(self.now);
+        if !full && self.wheel.next().is_some_and(|next| next <= tick) {
+            // Whatever arrived before this moment is handled before timers are judged by it.
+            full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
+        }
+        poller.counters.turns.add(1);
+        poller.counters.events.add(self.events.len() as u64);
+        let work = &mut self.work;
+        if !self.events.is_empty() {
+            let events = self
+                .events
+                .drain(..)
+                .map(|(raw, what)| (Token::from_raw(raw), what));
+            poller.registry.resolve(events, |entry, readiness| {
+                work.push_back(Work::Ready(entry.clone(), readiness));
+            });
+        }
+        work.extend(self.yielded.drain(..));
+        self.obey(poller);
+        if !full {
+            self.expire(poller, tick);
+        }
+        Ok(())
+    }
+
+    /// Waits; `true` if there may be more events than were taken.
+    fn wait(&mut self, poller: &Poller) -> io::Result<bool> {
+        if !self.yielded.is_empty() {
+            return self.selector.wait(Some(Duration::ZERO), &mut self.events);
+        }
+        if let Some(spin) = self.busy_poll {
+            let begin = Instant::now();
+            loop {
+                let full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
+                if full || !self.events.is_empty() {
+                    return Ok(full);
+                }
+                let now = Instant::now();
+                let timer = self.wheel.next().map(|tick| poller.clock.until(tick, now));
+                if now - begin >= spin || timer.is_some_and(|left| left.is_zero()) {
+                    break;
+                }
+                if !poller.commands.is_empty() {
+                    return Ok(false);
+                }
+            }
+        }
+        let timeout = if poller.commands.fall_asleep() {
+            let now = if self.wheel.is_empty() {
+                self.now
+            } else {
+                Instant::now()
+            };
+            self.wheel.next().map(|tick| poller.clock.until(tick, now))
+        } else {
+            Some(Duration::ZERO)
+        };
+        self.selector.wait(timeout, &mut self.events)
+    }
+
+    /// Turns commands into work.
+    fn obey(&mut self, poller: &Poller) {
+        for command in self.commands.drain(..) {
+            match command {
+                Command::Wake(token) => {
+                    if let Some(entry) = poller.registry.find(token) {
+                        self.work.push_back(Work::Ready(entry, Readiness::WAKE));
+                    }
+                }
+                Command::Arm(token) => {
+                    if let Some(entry) = poller.registry.find(token) {
+                        arm(&mut self.wheel, &entry);
+                    }
+                }
+                Command::Resume(token) => {
+                    if let Some(entry) = poller.registry.find(token) {
+                        resume(&mut self.work, entry);
+                    }
+                }
+                Command::Pause(entry) => {
+                    pause_after_run(&mut self.work, &entry);
+                }
+                Command::Rerun(entry) => self.work.push_back(Work::Run(entry)),
+                Command::Detached(entry) => self.detached.push(entry),
+                Command::Schedule(key, tick) => self.wheel.insert(tick, Timer::Call(key)),
+                Command::Nudge => {}
+            }
+        }
+    }
+
+    /// Takes out of the wheel what is due.
+    fn expire(&mut self, poller: &Poller, tick: u64) {
+        if self.wheel.is_empty() {
+            // Nothing to do, but the wheel's position must not fall behind.
+            self.wheel.advance(tick, |_, _| {});
+            return;
+        }
+        let mut due = Vec::new();
+        self.wheel.advance(tick, |at, timer| due.push((at, timer)));
+        for (at, timer) in due {
+            match timer {
+                Timer::Operator(token) => {
+                    let Some(entry) = poller.registry.find(token) else {
+                        continue;
+                    };
+                    // An item of an earlier setting is of no interest.
+                    if entry.control.armed.load(Ordering::SeqCst) == at {
+                        self.work.push_back(Work::Timer(entry, tick));
+                    }
+                }
+                Timer::Call(key) => {
+                    if let Some(call) = poller.schedule.take(key) {
+                        self.work.push_back(Work::Call(call));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The moment to deliver a timer: is it (still) due, judged by `tick`? If not, the wheel is
+    /// told to look again later.
+    pub(crate) fn timer_is_due(&mut self, _: &Poller, entry: &Entry, tick: u64) -> bool {
+        let control = &entry.control;
+        control.armed.store(NEVER, Ordering::SeqCst);
+        let deadline = control.deadline.load(Ordering::SeqCst);
+        if deadline <= tick {
+            // A new deadline that comes in between is not this one's business.
+            let exchange = control.deadline.compare_exchange(
+                deadline,
+                NEVER,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
+            if exchange.is_ok() {
+                return true;
+            }
+        }
+        arm(&mut self.wheel, entry);
+        false
+    }
+
+    /// As [`Poller::set_timer`], for the holder of the role.
+    pub(crate) fn set_timer(&mut self, poller: &Poller, entry: &Entry, deadline: Option<Instant>) {
+        let tick = deadline.map_or(NEVER, |deadline| poller.clock.tick_after(deadline));
+        entry.control.deadline.store(tick, Ordering::SeqCst);
+        arm(&mut self.wheel, entry);
+    }
+
+    /// A run asks for a pause.
+    pub(crate) fn pause_after_run(&mut self, entry: &Arc<Entry>) {
+        pause_after_run(&mut self.work, entry);
+    }
+}
+
+/// Has the wheel look at the operator's deadline, if it would look too late otherwise.
+fn arm(wheel: &mut Wheel<Timer>, entry: &Entry) {
+    let control = &entry.control;
+    let deadline = control.deadline.load(Ordering::SeqCst);
+    if deadline < control.armed.load(Ordering::SeqCst) {
+        control.armed.store(deadline, Ordering::SeqCst);
+        wheel.insert(deadline, Timer::Operator(control.token));
+    }
+}
+
+/// A run may have been overtaken by the `resume` it waits for.
+fn pause_after_run(work: &mut VecDeque<Work>, entry: &Arc<Entry>) {
+    entry.pause(Readiness::EMPTY);
+    if entry.control.resumed.swap(false, Ordering::AcqRel) {
+        resume(work, entry.clone());
+    }
+}
+
+fn resume(work: &mut VecDeque<Work>, entry: Arc<Entry>) {
+    if entry.is_paused() {
+        let remembered = entry.resume();
+        if !remembered.is_empty() {
+            work.push_back(Work::Ready(entry, remembered));
+        }
+    }
+}

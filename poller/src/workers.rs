@@ -1,0 +1,402 @@
+//! A pool of threads that grows on demand: runs jobs, lends pollers their leaders.
+//!
+//! The queue, the counts and the wake-up rules share one lock. The rules:
+//!
+//! * A worker that runs out of jobs looks around for a moment (a few yields) before it parks; it
+//!   stays with the queue, so a steady stream of jobs costs no wake-ups.
+//! * At most one wake-up is in flight. It ends when the woken worker takes a job or parks again.
+//! * Whoever takes a job and leaves others behind passes the wake-up on, unless somebody is
+//!   looking around already.
+//! * With nobody to wake, a thread is started, up to the cap. If the system refuses one, the
+//!   threads there are serve the queue.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread};
+
+/// Something a [`WorkerPool`] runs.
+pub trait Job: Send + Sync + 'static {
+    /// Called once per submission, on a thread of the pool. May block.
+    fn run(self: Arc<Self>);
+}
+
+/// How often a worker looks around before it parks.
+const LOOKS: u32 = if cfg!(loom) { 1 } else { 6 };
+
+/// A pool of threads. Clones share it.
+#[derive(Clone)]
+pub struct WorkerPool {
+    shared: Arc<Shared>,
+}
+
+/// Builds a [`WorkerPool`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct WorkerPoolBuilder {
+    max_threads: usize,
+    keep_alive: Duration,
+    max_queued: usize,
+    name: String,
+}
+
+/// A snapshot of a [`WorkerPool`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// Threads alive.
+    pub threads: usize,
+    /// Threads parked, waiting for a job.
+    pub idle: usize,
+    /// Jobs waiting for a thread.
+    pub queued: usize,
+    /// The most threads that were alive at once.
+    pub peak_threads: usize,
+    /// Jobs ever accepted.
+    pub submitted: u64,
+    /// Parked threads woken.
+    pub wakes: u64,
+    /// Jobs that panicked.
+    pub panics: u64,
+    /// Submissions that found every thread busy and the cap reached.
+    pub cap_hits: u64,
+    /// Threads the system refused to start.
+    pub spawn_failures: u64,
+}
+
+impl WorkerPoolBuilder {
+    /// The most threads at once, at least 1; 512 by default.
+    pub fn max_threads(mut self, threads: usize) -> Self {
+        self.max_threads = threads.max(1);
+        self
+    }
+
+    /// How long a thread without a job stays; 10 s by default.
+    pub fn keep_alive(mut self, time: Duration) -> Self {
+        self.keep_alive = time;
+        self
+    }
+
+    /// The most jobs that may wait; unbounded by default.
+    pub fn max_queued(mut self, jobs: usize) -> Self {
+        self.max_queued = jobs;
+        self
+    }
+
+    /// The prefix of the threads' names; `worker` by default.
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// The pool. Threads are started by the first jobs.
+    pub fn build(self) -> WorkerPool {
+        WorkerPool {
+            shared: Arc::new(Shared {
+                state: Mutex::new(State::default()),
+                wake: Condvar::new(),
+                pending: AtomicUsize::new(0),
+                config: self,
+            }),
+        }
+    }
+}
+
+impl Default for WorkerPoolBuilder {
+    fn default() -> Self {
+        Self {
+            max_threads: 512,
+            keep_alive: Duration::from_secs(10),
+            max_queued: usize::MAX,
+            name: "worker".to_owned(),
+        }
+    }
+}
+
+impl WorkerPool {
+    /// A pool with other than the default limits.
+    pub fn builder() -> WorkerPoolBuilder {
+        WorkerPoolBuilder::default()
+    }
+
+    /// Queues a job. Does not block, but may start a thread.
+    ///
+    /// # Errors
+    ///
+    /// Gives the job back if the pool is closed or the queue is at its bound.
+    pub fn submit(&self, job: Arc<dyn Job>) -> Result<(), Arc<dyn Job>> {
+        self.shared.submit(job, false)
+    }
+
+    /// Queues a job before all others, whatever the bound.
+    pub(crate) fn submit_first(&self, job: Arc<dyn Job>) -> Result<(), Arc<dyn Job>> {
+        self.shared.submit(job, true)
+    }
+
+    /// Queues many jobs with one wake-up; drains `jobs` unless the pool is closed.
+    pub(crate) fn submit_all(&self, jobs: &mut Vec<Arc<dyn Job>>) -> bool {
+        self.shared.submit_all(jobs)
+    }
+
+    /// Refuses new jobs, runs those queued, and waits for the threads to end; a call on one of the
+    /// pool's own threads does not wait. May be called again.
+    pub fn close(&self) {
+        self.shared.close();
+        self.shared.join();
+    }
+
+    /// As [`close`](Self::close), but waits for nothing.
+    pub(crate) fn close_later(&self) {
+        self.shared.close();
+    }
+
+    /// Waits for the threads to end; somebody else sees to the closing. `false` without waiting
+    /// if the caller is one of them.
+    pub(crate) fn join_after_close(&self) -> bool {
+        self.shared.join()
+    }
+
+    /// Whether every thread allowed is there and busy.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.idle + state.looking == 0 && state.threads >= self.shared.config.max_threads
+    }
+
+    /// Counts.
+    pub fn stats(&self) -> WorkerStats {
+        let state = self.shared.state.lock();
+        WorkerStats {
+            threads: state.threads,
+            idle: state.idle,
+            queued: state.queue.len(),
+            ..state.stats
+        }
+    }
+}
+
+impl fmt::Debug for WorkerPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerPool")
+            .field("config", &self.shared.config)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    /// Length of the queue, for looking around without the lock.
+    pending: AtomicUsize,
+    config: WorkerPoolBuilder,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Arc<dyn Job>>,
+    threads: usize,
+    /// Parked threads.
+    idle: usize,
+    /// Threads looking around before they park.
+    looking: usize,
+    /// A parked thread was notified, or a thread is being started.
+    waking: bool,
+    /// Threads being started, whose handles are not in the list yet.
+    starting: usize,
+    /// Callers of `close` inside a join.
+    joining: usize,
+    closed: bool,
+    next_id: u64,
+    handles: Vec<(u64, thread::JoinHandle<()>)>,
+    /// The threads that are running.
+    members: Vec<thread::ThreadId>,
+    /// Threads that have left and wait to be joined.
+    left: Vec<u64>,
+    stats: WorkerStats,
+}
+
+impl Shared {
+    fn submit(self: &Arc<Self>, job: Arc<dyn Job>, first: bool) -> Result<(), Arc<dyn Job>> {
+        let mut state = self.state.lock();
+        if state.closed || (!first && state.queue.len() >= self.config.max_queued) {
+            return Err(job);
+        }
+        if first {
+            state.queue.push_front(job);
+        } else {
+            state.queue.push_back(job);
+        }
+        state.stats.submitted += 1;
+        self.call_for_help(state);
+        Ok(())
+    }
+
+    fn submit_all(self: &Arc<Self>, jobs: &mut Vec<Arc<dyn Job>>) -> bool {
+        let mut state = self.state.lock();
+        if state.closed {
+            return false;
+        }
+        state.stats.submitted += jobs.len() as u64;
+        state.queue.extend(jobs.drain(..));
+        self.call_for_help(state);
+        true
+    }
+
+    /// Sees to it that somebody will look at a queue that is not empty.
+    fn call_for_help(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        self.pending.store(state.queue.len(), Ordering::Release);
+        if state.queue.is_empty() || state.looking > 0 || state.waking {
+            return;
+        }
+        if state.idle > 0 {
+            state.waking = true;
+            state.stats.wakes += 1;
+            drop(state);
+            self.wake.notify_one();
+        } else if state.threads < self.config.max_threads {
+            self.start_thread(state);
+        } else {
+            state.stats.cap_hits += 1;
+        }
+    }
+
+    /// Starts a thread; the wake-up is in flight until it takes its first job.
+    fn start_thread(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        state.waking = true;
+        state.threads += 1;
+        state.starting += 1;
+        state.stats.peak_threads = state.stats.peak_threads.max(state.threads);
+        let id = state.next_id;
+        state.next_id += 1;
+        drop(state);
+        let shared = self.clone();
+        let started = thread::Builder::new()
+            .name(format!("{}-{id}", self.config.name))
+            .spawn(move || shared.work(id));
+        let mut state = self.state.lock();
+        state.starting -= 1;
+        match started {
+            Ok(handle) => state.handles.push((id, handle)),
+            Err(_) => {
+                state.waking = false;
+                state.threads -= 1;
+                state.stats.spawn_failures += 1;
+            }
+        }
+        if state.closed {
+            self.wake.notify_all();
+        }
+    }
+
+    /// A thread's life.
+    fn work(self: Arc<Self>, id: u64) {
+        let mut state = self.state.lock();
+        // This thread is what the wake-up in flight was about.
+        state.waking = false;
+        state.members.push(thread::current().id());
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                self.call_for_help(state);
+                let outcome = catch_unwind(AssertUnwindSafe(|| job.run()));
+                state = self.state.lock();
+                if let Err(payload) = outcome {
+                    state.stats.panics += 1;
+                    drop(state);
+                    // A payload may panic on being dropped.
+                    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                    state = self.state.lock();
+                }
+                continue;
+            }
+            if state.closed {
+                break;
+            }
+            state.looking += 1;
+            drop(state);
+            for _ in 0..LOOKS {
+                thread::yield_now();
+                if self.pending.load(Ordering::Acquire) > 0 {
+                    break;
+                }
+            }
+            state = self.state.lock();
+            state.looking -= 1;
+            if !state.queue.is_empty() || state.closed {
+                continue;
+            }
+            state.idle += 1;
+            let late = match Instant::now().checked_add(self.config.keep_alive) {
+                Some(until) => self.wake.wait_until(&mut state, until).timed_out(),
+                None => {
+                    self.wake.wait(&mut state);
+                    false
+                }
+            };
+            state.idle -= 1;
+            // Also when the time was up: a notification that came in between found nobody.
+            state.waking = false;
+            if late && state.queue.is_empty() {
+                break;
+            }
+        }
+        self.leave(state, id);
+    }
+
+    /// The thread ends; it joins those that left before it.
+    fn leave(&self, mut state: MutexGuard<'_, State>, id: u64) {
+        state.threads -= 1;
+        let before = std::mem::take(&mut state.left);
+        let (gone, kept) = std::mem::take(&mut state.handles)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(id, _)| before.contains(id));
+        state.handles = kept;
+        state.left.push(id);
+        let own = thread::current().id();
+        state.members.retain(|&member| member != own);
+        drop(state);
+        self.wake.notify_all();
+        for (_, handle) in gone {
+            let _ = handle.join();
+        }
+    }
+
+    fn close(&self) {
+        self.state.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    fn join(&self) -> bool {
+        let own = thread::current().id();
+        let mut state = self.state.lock();
+        if state.members.contains(&own) {
+            return false;
+        }
+        loop {
+            if let Some((_, handle)) = state.handles.pop() {
+                state.joining += 1;
+                drop(state);
+                let _ = handle.join();
+                state = self.state.lock();
+                state.joining -= 1;
+                self.wake.notify_all();
+            } else if state.starting + state.joining > 0 {
+                self.wake.wait(&mut state);
+            } else {
+                return true;
+            }
+        }
+    }
+}
+
+/// The error of a pool that is closed.
+pub(crate) fn refused() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the group's threads are stopped; use another group",
+    )
+}
