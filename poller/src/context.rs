@@ -66,9 +66,9 @@ impl Leading {
         STATE.set(State::Running(deposit));
     }
 
-    /// The role is back.
-    pub(crate) fn holding(&self) {
-        STATE.set(State::Holding);
+    /// The callback returned; the role is back, or it is not.
+    pub(crate) fn returned(&self, holding: bool) {
+        STATE.set(if holding { State::Holding } else { State::Free });
     }
 }
 

@@ -284,10 +284,19 @@ impl GroupBuilder {
                 monitor,
             }),
         };
-        for handle in group.handles() {
-            handle.inner().start()?;
+        match group
+            .handles()
+            .iter()
+            .try_for_each(|handle| handle.inner().start())
+        {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                group.shared.close();
+                group.shared.workers.abandon();
+                group.shared.monitor.stop();
+                Err(error)
+            }
         }
-        Ok(group)
     }
 }
 

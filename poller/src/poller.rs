@@ -77,10 +77,11 @@ impl Poller {
     }
 
     /// Sends the first leader.
-    pub(crate) fn start(self: &Arc<Self>) -> Result<(), io::Error> {
-        self.workers
-            .submit_first(self.clone())
-            .map_err(|_| crate::workers::refused())
+    pub(crate) fn start(self: &Arc<Self>) -> io::Result<()> {
+        match self.workers.submit_first(self.clone()) {
+            Ok(()) => self.workers.start_error(),
+            Err(_) => Err(closed()),
+        }
     }
 
     pub(crate) fn register(
@@ -91,8 +92,7 @@ impl Poller {
         if self.is_closing() {
             return Err(closed());
         }
-        self.registry
-            .insert(Arc::downgrade(self), operator, interest)
+        self.registry.insert(operator, interest)
     }
 
     /// Takes an operator out; the leader tells it so after the present batch.
@@ -233,7 +233,7 @@ impl Leader<'_> {
                     None => return,
                 };
             }
-            while let Some(entry) = core.detached.pop() {
+            for entry in std::mem::take(&mut core.detached) {
                 self.poller.announce(&entry);
             }
             if self.poller.is_closing() {
@@ -349,11 +349,10 @@ impl Leader<'_> {
         }
         self.context.running(deposit);
         let value = self.poller.contain(foreign);
-        self.context.holding();
         let core = self.poller.role.reclaim(deposit);
-        match &core {
-            Some(_) => {}
-            None => self.poller.counters.slow_runs.add(1),
+        self.context.returned(core.is_some());
+        if core.is_none() {
+            self.poller.counters.slow_runs.add(1);
         }
         (core, value)
     }

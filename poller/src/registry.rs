@@ -5,14 +5,10 @@
 //! by then. The kernel side of a registration is changed under the same lock, so that a change of
 //! interest can never hit a descriptor number that was closed and reused meanwhile.
 
-use std::{
-    io,
-    sync::{Arc, Weak},
-};
+use std::{io, sync::Arc};
 
 use crate::{
     Interest, Operator, Readiness,
-    poller::Poller,
     sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering},
     sys,
 };
@@ -63,7 +59,6 @@ pub(crate) struct Control {
 
 /// A registered operator.
 pub(crate) struct Entry {
-    pub(crate) poller: Weak<Poller>,
     pub(crate) operator: Arc<dyn Operator>,
     pub(crate) control: Arc<Control>,
     /// Out of the registry: deliver nothing any more.
@@ -147,7 +142,6 @@ impl Registry {
     /// Puts the operator in and tells the kernel. On failure nothing stays behind.
     pub(crate) fn insert(
         &self,
-        poller: Weak<Poller>,
         operator: Arc<dyn Operator>,
         interest: Interest,
     ) -> io::Result<Arc<Control>> {
@@ -178,7 +172,6 @@ impl Registry {
             armed: AtomicU64::new(NEVER),
         });
         let entry = Arc::new(Entry {
-            poller,
             operator,
             control: control.clone(),
             detached: AtomicBool::new(false),

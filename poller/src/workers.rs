@@ -155,6 +155,23 @@ impl WorkerPool {
         self.shared.close();
     }
 
+    /// The error of a thread that could not be started, once.
+    pub(crate) fn start_error(&self) -> io::Result<()> {
+        self.shared
+            .state
+            .lock()
+            .start_error
+            .take()
+            .map_or(Ok(()), Err)
+    }
+
+    /// Closes and drops the jobs that nobody has taken.
+    pub(crate) fn abandon(&self) {
+        self.shared.close();
+        let jobs = std::mem::take(&mut self.shared.state.lock().queue);
+        drop(jobs);
+    }
+
     /// Waits for the threads to end; somebody else sees to the closing. `false` without waiting
     /// if the caller is one of them.
     pub(crate) fn join_after_close(&self) -> bool {
@@ -218,6 +235,8 @@ struct State {
     /// Threads that have left and wait to be joined.
     left: Vec<u64>,
     stats: WorkerStats,
+    /// Why the latest thread could not be started.
+    start_error: Option<io::Error>,
 }
 
 impl Shared {
@@ -282,10 +301,11 @@ impl Shared {
         state.starting -= 1;
         match started {
             Ok(handle) => state.handles.push((id, handle)),
-            Err(_) => {
+            Err(error) => {
                 state.waking = false;
                 state.threads -= 1;
                 state.stats.spawn_failures += 1;
+                state.start_error = Some(error);
             }
         }
         if state.closed {
@@ -391,12 +411,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// The error of a pool that is closed.
-pub(crate) fn refused() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotConnected,
-        "the group's threads are stopped; use another group",
-    )
 }
