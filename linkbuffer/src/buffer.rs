@@ -1,0 +1,488 @@
+//! The chain: its nodes, offsets and lengths.
+//!
+//! Invariants, true between any two calls:
+//! * `off <= front.len()`, and `off + len + pending` is the sum of the lengths of all nodes:
+//!   consumed bytes of the front node, then readable bytes, then unflushed bytes.
+//! * a chunk has at most one `Node::Own` handle.
+//! * nodes may be empty anywhere; an empty `Own` node at the end is the room for the next write.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use bytes::BytesMut;
+
+use crate::chunk::{ChunkPool, Class};
+use crate::node::Node;
+use crate::slot::Move;
+
+/// A queue of bytes, kept as a chain of chunks: written at the end, read at the front.
+///
+/// ```text
+///            off          len (readable)             pending (unflushed)
+///         |------->|---------------------------|----------------------------|
+///         [ consumed | Own / Piece ] -> [ Shared ] -> [ Own      ... | spare ]
+///           front node                    rest of the chain
+/// ```
+///
+/// * **Reading** consumes at the front. [`peek`](Self::peek) and [`next`](Self::next) lend a
+///   contiguous `&[u8]` that ends with the next call that changes the buffer, which the compiler
+///   checks. [`next_bytes`](Self::next_bytes) and [`slice`](Self::slice) hand out owned views that
+///   share the memory: they stay valid and unchanged until dropped, on any thread, also after the
+///   buffer is gone.
+/// * **Writing** appends at the end. Written bytes are not readable before
+///   [`flush`](Self::flush); until then they can be cut ([`malloc_ack`](Self::malloc_ack)), filled
+///   in later ([`Slot`](crate::Slot)) or have data inserted before them
+///   ([`write_direct`](Self::write_direct)). Payloads of 4 KiB and more are linked, not copied.
+/// * **A socket** sends from [`io_slices`](Self::io_slices) and [`consume`](Self::consume)s what
+///   was taken, and receives by [`push_chunk`](Self::push_chunk) or into the room that
+///   [`landing`](Self::landing) lends.
+///
+/// Memory comes from a [`ChunkPool`] and goes back to it; in a steady state neither sending nor
+/// receiving allocates. While all bytes are in one chunk, reading moves an offset and nothing else.
+///
+/// # Examples
+///
+/// ```
+/// use linkbuffer::LinkBuffer;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let mut buf = LinkBuffer::new();
+/// buf.write_slice(&5u32.to_be_bytes());
+/// buf.write_str("hello");
+/// buf.flush();
+///
+/// let len = u32::from_be_bytes(buf.next(4)?.try_into().unwrap());
+/// let body = buf.next_bytes(len as usize)?;
+/// drop(buf);
+/// assert_eq!(body, "hello");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A borrowed read ends with the next change of the buffer:
+///
+/// ```compile_fail,E0499
+/// # let mut buf = linkbuffer::LinkBuffer::from(&b"abcdef"[..]);
+/// let head = buf.next(3).unwrap();
+/// buf.skip(1).unwrap(); // `buf` is still borrowed by `head`
+/// println!("{head:?}");
+/// ```
+///
+/// nor can it outlive the buffer:
+///
+/// ```compile_fail,E0505
+/// # let mut buf = linkbuffer::LinkBuffer::from(&b"abcdef"[..]);
+/// let head = buf.peek(3).unwrap();
+/// drop(buf);
+/// println!("{head:?}");
+/// ```
+pub struct LinkBuffer {
+    pub(crate) front: Node,
+    /// Consumed bytes of the front node.
+    pub(crate) off: usize,
+    /// Readable bytes.
+    pub(crate) len: usize,
+    /// Unflushed bytes.
+    pub(crate) pending: usize,
+    /// All nodes but the front one.
+    pub(crate) rest: Option<Box<Links>>,
+    pub(crate) pool: Option<ChunkPool>,
+    /// Stream position of the end: what slots are located by.
+    pub(crate) written: u64,
+    /// No slot made since the last flush ends behind this position; 0 if there is none.
+    pub(crate) slot_top: u64,
+    /// `written` when the content was last copied to a chunk of its own size.
+    pub(crate) compacted: u64,
+}
+
+/// The part of a buffer that is needed only with more than one node.
+#[derive(Default)]
+pub(crate) struct Links {
+    pub(crate) nodes: VecDeque<Node>,
+    /// What happened to the positions of open slots since the last flush.
+    pub(crate) moves: Vec<Move>,
+}
+
+impl LinkBuffer {
+    /// An empty buffer. It holds no memory before something is written.
+    pub const fn new() -> Self {
+        Self {
+            front: Node::VACANT,
+            off: 0,
+            len: 0,
+            pending: 0,
+            rest: None,
+            pool: None,
+            written: 0,
+            slot_top: 0,
+            compacted: NEVER,
+        }
+    }
+
+    /// An empty buffer with room for `n` bytes in one chunk.
+    pub fn with_capacity(n: usize) -> Self {
+        let mut buf = Self::new();
+        if n > 0 {
+            let (chunk, class) = buf.pool().take_class(n);
+            buf.front = Node::Own(chunk, class);
+        }
+        buf
+    }
+
+    /// An empty buffer that takes its memory from `pool` instead of [`ChunkPool::global`].
+    pub fn with_pool(pool: &ChunkPool) -> Self {
+        let mut buf = Self::new();
+        buf.pool = Some(pool.clone());
+        buf
+    }
+
+    /// Readable bytes.
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is readable; there may be unflushed bytes.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes written and not flushed yet.
+    #[inline]
+    pub const fn malloc_len(&self) -> usize {
+        self.pending
+    }
+
+    /// Whether all readable bytes are contiguous, so that reading them copies nothing.
+    #[inline]
+    pub fn is_single_chunk(&self) -> bool {
+        self.len == 0 || self.chunks().next().is_some_and(|c| c.len() == self.len)
+    }
+
+    /// Bytes of memory that this buffer covers: consumed, readable and unflushed bytes and spare
+    /// room. Chunks of which only a part belongs to this buffer count with that part.
+    pub fn held(&self) -> usize {
+        self.nodes().map(Node::capacity).sum()
+    }
+
+    /// The pool this buffer uses.
+    #[inline]
+    pub fn pool(&self) -> &ChunkPool {
+        match &self.pool {
+            Some(pool) => pool,
+            None => ChunkPool::global(),
+        }
+    }
+
+    /// Moves everything, readable and unflushed, into a new buffer and leaves this one empty, with
+    /// the same pool. Open slots go with their bytes.
+    ///
+    /// `std::io::Read` and `bytes::Buf` have a `take` of their own that shadows this one where they
+    /// are imported and `self` is held by value; write `LinkBuffer::take(&mut buf)` there.
+    pub fn take(&mut self) -> Self {
+        let mut fresh = Self::new();
+        fresh.pool.clone_from(&self.pool);
+        // Behind every slot there was: it is not to be found here any more.
+        fresh.written = self.written.max(self.slot_top) + 1;
+        std::mem::replace(self, fresh)
+    }
+
+    /// The readable bytes, piece by piece, without copying. No piece is empty.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// # use bytes::Bytes;
+    /// let mut buf = LinkBuffer::from(Bytes::from(vec![1; 5000]));
+    /// buf.append(LinkBuffer::from(Bytes::from(vec![2; 6000])));
+    /// buf.flush();
+    /// let sizes: Vec<_> = buf.chunks().map(<[u8]>::len).collect();
+    /// assert_eq!(sizes, [5000, 6000]);
+    /// ```
+    pub fn chunks(&self) -> Chunks<'_> {
+        Chunks {
+            buf: self,
+            next: 0,
+            left: self.len,
+        }
+    }
+
+    /// Frees what is not needed any more: chunks read to the end and, if the buffer is empty, the
+    /// last chunk too. An empty buffer holds no chunk after this.
+    ///
+    /// Consumed chunks are dropped as reading goes on, so this is for the moment when a buffer
+    /// falls idle.
+    pub fn release(&mut self) {
+        self.settle();
+        if self.len + self.pending > 0 {
+            return;
+        }
+        if let Node::Own(chunk, class) = std::mem::replace(&mut self.front, Node::VACANT) {
+            self.pool().give(chunk, class);
+        }
+        self.off = 0;
+        if self.slot_top != 0 {
+            self.end_slots();
+        }
+        self.free_links();
+    }
+
+    /// Copies a small content out of the large chunks it may pin, into one chunk of its own size.
+    ///
+    /// A piece of a few bytes keeps the whole chunk alive that it was received in. Call this when
+    /// the rest of a message is not there yet and the buffer may have to wait. Nothing happens if
+    /// there are more than 4 KiB, or if the content is right-sized already; an empty buffer is
+    /// [released](Self::release).
+    pub fn compact(&mut self) {
+        let total = self.len + self.pending;
+        if total == 0 {
+            return self.release();
+        }
+        if total > COMPACT_UP_TO || self.compacted == self.written {
+            return;
+        }
+        self.settle();
+        let mut own = BytesMut::with_capacity(total.next_multiple_of(64));
+        own.extend_from_slice(&self.front.as_slice()[self.off..]);
+        self.off = 0;
+        let old = std::mem::replace(&mut self.front, Node::Own(own, Class::UNPOOLED));
+        self.discard(old);
+        while let Some(node) = self.pop_rest() {
+            if let Some(own) = self.front.as_mut() {
+                own.extend_from_slice(node.as_slice());
+            }
+            self.discard(node);
+        }
+        self.compacted = self.written;
+    }
+
+    // ---- nodes
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        std::iter::once(&self.front).chain(self.rest.iter().flat_map(|l| &l.nodes))
+    }
+
+    pub(crate) fn nodes_mut_rev(&mut self) -> impl Iterator<Item = &mut Node> {
+        let rest = self.rest.iter_mut().flat_map(|l| l.nodes.iter_mut().rev());
+        rest.chain(std::iter::once(&mut self.front))
+    }
+
+    #[inline]
+    pub(crate) fn has_rest(&self) -> bool {
+        self.rest.as_ref().is_some_and(|l| !l.nodes.is_empty())
+    }
+
+    #[inline]
+    pub(crate) fn back_mut(&mut self) -> &mut Node {
+        if let Some(links) = &mut self.rest {
+            if let Some(node) = links.nodes.back_mut() {
+                return node;
+            }
+        }
+        &mut self.front
+    }
+
+    /// Whether the last node can take a short write.
+    #[inline]
+    fn has_room(&mut self) -> bool {
+        let back = self.back_mut();
+        back.is_own() && back.spare() >= LEAST_ROOM
+    }
+
+    #[inline]
+    pub(crate) fn pop_rest(&mut self) -> Option<Node> {
+        self.rest.as_mut().and_then(|l| l.nodes.pop_front())
+    }
+
+    pub(crate) fn links(&mut self) -> &mut Links {
+        if self.rest.is_none() {
+            self.rest = Some(self.pool().take_links());
+        }
+        self.rest.as_mut().expect("just set")
+    }
+
+    fn free_links(&mut self) {
+        if let Some(mut links) = self.rest.take() {
+            if links.nodes.capacity() <= KEEP_LINKS && links.moves.capacity() <= KEEP_LINKS {
+                links.nodes.clear();
+                links.moves.clear();
+                self.pool().give_links(links);
+            }
+        }
+    }
+
+    /// Drops the nodes at the front that are read to the end. If nothing is left, the front node
+    /// starts over.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            let n = self.front.len();
+            if self.off < n {
+                return;
+            }
+            let Some(next) = self.pop_rest() else {
+                self.restart_front();
+                return;
+            };
+            self.off -= n;
+            let old = std::mem::replace(&mut self.front, next);
+            self.retire(old);
+        }
+    }
+
+    /// All nodes are read to the end and only the front one is left.
+    #[inline]
+    fn restart_front(&mut self) {
+        self.off = 0;
+        match &mut self.front {
+            // Bytes before the handle's own region may be viewed by others; those in it are not.
+            Node::Own(chunk, _) => chunk.clear(),
+            other => *other = Node::VACANT,
+        }
+    }
+
+    /// A node that was read to the end: its chunk becomes the room for the next write if there is
+    /// none.
+    pub(crate) fn retire(&mut self, node: Node) {
+        let Node::Own(mut chunk, class) = node else {
+            return;
+        };
+        if class != Class::UNPOOLED && chunk.capacity() >= KEEP_ROOM && !self.has_room() {
+            chunk.clear();
+            self.links().nodes.push_back(Node::Own(chunk, class));
+        } else {
+            self.pool().give(chunk, class);
+        }
+    }
+
+    /// A node that is not needed any more.
+    pub(crate) fn discard(&mut self, node: Node) {
+        if let Node::Own(chunk, class) = node {
+            self.pool().give(chunk, class);
+        }
+    }
+
+    /// Takes away the empty node at the end that is kept for the next write.
+    pub(crate) fn take_empty_tail(&mut self) -> Option<Node> {
+        if self.has_rest() {
+            let back = self.back_mut();
+            if back.is_own() && back.len() == 0 {
+                return self.rest.as_mut().and_then(|l| l.nodes.pop_back());
+            }
+            return None;
+        }
+        if self.front.is_own() && self.off == self.front.len() {
+            self.restart_front();
+            return Some(std::mem::replace(&mut self.front, Node::VACANT));
+        }
+        None
+    }
+
+    /// Appends a node. Lengths are the caller's business.
+    pub(crate) fn push_node(&mut self, node: Node) {
+        if self.off == self.front.len() && !self.has_rest() {
+            self.off = 0;
+            let old = std::mem::replace(&mut self.front, node);
+            self.discard(old);
+        } else {
+            self.links().nodes.push_back(node);
+        }
+    }
+
+    /// Appends a node, and keeps the room for the next write behind it.
+    pub(crate) fn link(&mut self, node: Node) {
+        let room = self.take_empty_tail();
+        self.push_node(node);
+        self.put_room(room);
+    }
+
+    /// Puts the room for the next write back at the end, unless there is some already.
+    pub(crate) fn put_room(&mut self, room: Option<Node>) {
+        if let Some(room) = room {
+            if self.has_room() {
+                self.discard(room);
+            } else {
+                self.links().nodes.push_back(room);
+            }
+        }
+    }
+
+    /// Drops consumed bytes for good, so that nodes can be moved about.
+    pub(crate) fn trim(&mut self) {
+        self.settle();
+        if self.off > 0 {
+            self.front.advance(self.off);
+            self.off = 0;
+        }
+    }
+}
+
+impl Default for LinkBuffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for LinkBuffer {
+    fn drop(&mut self) {
+        let front = std::mem::replace(&mut self.front, Node::VACANT);
+        self.discard(front);
+        while let Some(node) = self.pop_rest() {
+            self.discard(node);
+        }
+        self.free_links();
+    }
+}
+
+impl fmt::Debug for LinkBuffer {
+    /// Sizes, never contents: what goes over a connection does not belong in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkBuffer")
+            .field("len", &self.len)
+            .field("malloc_len", &self.pending)
+            .field("nodes", &self.nodes().filter(|n| n.capacity() > 0).count())
+            .field("held", &self.held())
+            .finish()
+    }
+}
+
+/// The readable bytes of a [`LinkBuffer`], piece by piece; see [`LinkBuffer::chunks`].
+#[derive(Clone, Debug)]
+pub struct Chunks<'a> {
+    buf: &'a LinkBuffer,
+    /// Index of the next node.
+    next: usize,
+    left: usize,
+}
+
+impl<'a> Iterator for Chunks<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        while self.left > 0 {
+            let bytes = match self.next {
+                0 => &self.buf.front.as_slice()[self.buf.off..],
+                i => self.buf.rest.as_ref()?.nodes.get(i - 1)?.as_slice(),
+            };
+            self.next += 1;
+            let bytes = &bytes[..bytes.len().min(self.left)];
+            self.left -= bytes.len();
+            if !bytes.is_empty() {
+                return Some(bytes);
+            }
+        }
+        None
+    }
+}
+
+/// Largest content that [`LinkBuffer::compact`] copies.
+const COMPACT_UP_TO: usize = 4096;
+/// Longest node list worth keeping.
+const KEEP_LINKS: usize = 256;
+/// Smallest rest of a chunk worth keeping as room for the next write.
+const KEEP_ROOM: usize = 1024;
+/// Least room worth a node of its own.
+pub(crate) const LEAST_ROOM: usize = 64;
+pub(crate) const NEVER: u64 = u64::MAX;

@@ -1,0 +1,425 @@
+//! Where chunks come from and where they go.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::BytesMut;
+use crossbeam_queue::ArrayQueue;
+
+use crate::buffer::Links;
+
+/// Recycles the memory chunks behind [`LinkBuffer`](crate::LinkBuffer)s.
+///
+/// Chunks come in nine size classes, 4 KiB to 1 MiB, each twice the one before. A chunk given back
+/// while views ([`Bytes`](bytes::Bytes)) still point into it is parked, and reused once the last
+/// view is gone. The pool keeps at most [`retain`](Self::with_retain) bytes; what exceeds that is
+/// returned to the allocator.
+///
+/// The pool is a cheap handle: clones share the same chunks. All methods may be called from any
+/// thread, none of them blocks.
+///
+/// # Examples
+///
+/// ```
+/// use linkbuffer::{ChunkPool, LinkBuffer};
+///
+/// let pool = ChunkPool::with_retain(1 << 20);
+/// let mut buf = LinkBuffer::with_pool(&pool);
+/// buf.write_slice(b"hello");
+/// drop(buf);
+/// assert_eq!(pool.stats().retained, 4096);
+/// ```
+#[derive(Clone)]
+pub struct ChunkPool {
+    shared: Arc<Shared>,
+}
+
+/// What a [`ChunkPool`] has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChunkStats {
+    /// Chunks handed out that had been used before.
+    pub reused: u64,
+    /// Chunks handed out that had to be allocated.
+    pub allocated: u64,
+    /// Chunks given back and kept.
+    pub returned: u64,
+    /// Chunks given back and freed, because the pool was full.
+    pub discarded: u64,
+    /// Bytes of memory the pool keeps now, parked chunks included.
+    pub retained: usize,
+}
+
+impl ChunkPool {
+    /// A pool that keeps up to 8 MiB of unused chunks.
+    pub fn new() -> Self {
+        Self::with_retain(DEFAULT_RETAIN)
+    }
+
+    /// A pool that keeps up to `bytes` of unused chunks; with 0 it keeps none.
+    pub fn with_retain(bytes: usize) -> Self {
+        let slots = |class: Class| (bytes / class.size()).clamp(1, MAX_SLOTS);
+        Self {
+            shared: Arc::new(Shared {
+                free: std::array::from_fn(|i| ArrayQueue::new(slots(Class(i as u8)))),
+                parked: ArrayQueue::new(MAX_SLOTS),
+                links: ArrayQueue::new(MAX_SLOTS),
+                retain: bytes,
+                retained: AtomicUsize::new(0),
+                reused: AtomicU64::new(0),
+                allocated: AtomicU64::new(0),
+                returned: AtomicU64::new(0),
+                discarded: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// The pool of every buffer that was not given one. It is made on first use.
+    pub fn global() -> &'static Self {
+        static GLOBAL: OnceLock<ChunkPool> = OnceLock::new();
+        GLOBAL.get_or_init(Self::new)
+    }
+
+    /// An empty chunk with room for at least `size` bytes.
+    ///
+    /// Up to 1 MiB the room is the size class, a power of two; a larger chunk is allocated exactly
+    /// and never pooled.
+    pub fn take(&self, size: usize) -> BytesMut {
+        self.take_class(size).0
+    }
+
+    /// Gives a chunk back; its content is discarded.
+    ///
+    /// It is kept if nothing else points into its memory, if it is 4 KiB to 1 MiB large and if the
+    /// pool is not full, and freed otherwise. A chunk that still has views is better given to
+    /// [`renew`](Self::renew), which knows its size.
+    pub fn put(&self, mut chunk: BytesMut) {
+        chunk.clear();
+        // The handle does not tell how large its allocation is, but an allocation can only be
+        // reclaimed up to its size. Larger than every class: not ours to keep.
+        if chunk.try_reclaim(Class::LARGEST.size() + 1) {
+            return self.count(&self.shared.discarded);
+        }
+        for i in (0..CLASSES as u8).rev() {
+            if chunk.try_reclaim(Class(i).size()) {
+                return self.store(chunk, Class(i));
+            }
+        }
+        self.count(&self.shared.discarded);
+    }
+
+    /// Makes sure that `chunk` has at least `spare` bytes of spare room, for a reader that fills a
+    /// chunk and publishes the filled part with [`BytesMut::split`].
+    ///
+    /// If no view of the chunk is left, its memory is used again from the start. If there are
+    /// views, the chunk is parked until they are gone and replaced by another one of room for
+    /// `size` bytes. `size` must be the size the chunk was taken with. Bytes that are in the chunk
+    /// and were not split off are moved along.
+    pub fn renew(&self, chunk: &mut BytesMut, spare: usize, size: usize) {
+        if chunk.capacity() - chunk.len() >= spare {
+            return;
+        }
+        let need = chunk.len().saturating_add(spare).max(size);
+        if need <= size && chunk.is_empty() && chunk.try_reclaim(size) {
+            return;
+        }
+        let mut fresh = self.take(need);
+        fresh.extend_from_slice(chunk);
+        let old = std::mem::replace(chunk, fresh);
+        if old.capacity() > 0 || size > 0 {
+            self.give(old, Class::of(size));
+        }
+    }
+
+    /// Numbers since the pool was made.
+    pub fn stats(&self) -> ChunkStats {
+        let s = &*self.shared;
+        ChunkStats {
+            reused: s.reused.load(Ordering::Relaxed),
+            allocated: s.allocated.load(Ordering::Relaxed),
+            returned: s.returned.load(Ordering::Relaxed),
+            discarded: s.discarded.load(Ordering::Relaxed),
+            retained: s.retained.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Frees every chunk the pool keeps. Chunks in use are not affected.
+    pub fn clear(&self) {
+        for (i, queue) in self.shared.free.iter().enumerate() {
+            while queue.pop().is_some() {
+                self.uncharge(Class(i as u8));
+            }
+        }
+        while let Some((_, class)) = self.shared.parked.pop() {
+            self.uncharge(class);
+        }
+        while self.shared.links.pop().is_some() {}
+    }
+
+    pub(crate) fn take_class(&self, size: usize) -> (BytesMut, Class) {
+        let class = Class::of(size);
+        if class == Class::UNPOOLED {
+            self.count(&self.shared.allocated);
+            return (BytesMut::with_capacity(size), class);
+        }
+        if let Some(chunk) = self.shared.free[class.0 as usize].pop() {
+            self.uncharge(class);
+            self.count(&self.shared.reused);
+            return (chunk, class);
+        }
+        if let Some(chunk) = self.unpark(class) {
+            self.count(&self.shared.reused);
+            return (chunk, class);
+        }
+        self.count(&self.shared.allocated);
+        (BytesMut::with_capacity(class.size()), class)
+    }
+
+    /// Takes back the owning handle of a chunk.
+    pub(crate) fn give(&self, mut chunk: BytesMut, class: Class) {
+        if class == Class::UNPOOLED {
+            return;
+        }
+        chunk.clear();
+        if chunk.try_reclaim(class.size()) {
+            return self.store(chunk, class);
+        }
+        if self.charge(class) {
+            match self.shared.parked.push((chunk, class)) {
+                Ok(()) => return self.count(&self.shared.returned),
+                Err(_) => self.uncharge(class),
+            }
+        }
+        self.count(&self.shared.discarded);
+    }
+
+    pub(crate) fn take_links(&self) -> Box<Links> {
+        self.shared.links.pop().unwrap_or_default()
+    }
+
+    /// `links` must be empty.
+    pub(crate) fn give_links(&self, links: Box<Links>) {
+        drop(self.shared.links.push(links));
+    }
+
+    /// Looks through a few parked chunks, the longest parked first.
+    #[cold]
+    fn unpark(&self, class: Class) -> Option<BytesMut> {
+        for _ in 0..PROBES {
+            let (mut chunk, its) = self.shared.parked.pop()?;
+            if chunk.try_reclaim(its.size()) {
+                self.uncharge(its);
+                if its == class {
+                    return Some(chunk);
+                }
+                self.store(chunk, its);
+            } else if self.shared.parked.push((chunk, its)).is_err() {
+                self.uncharge(its);
+            }
+        }
+        None
+    }
+
+    /// Keeps a chunk that is reclaimed to its full size.
+    fn store(&self, chunk: BytesMut, class: Class) {
+        if self.charge(class) {
+            match self.shared.free[class.0 as usize].push(chunk) {
+                Ok(()) => return self.count(&self.shared.returned),
+                Err(_) => self.uncharge(class),
+            }
+        }
+        self.count(&self.shared.discarded);
+    }
+
+    fn charge(&self, class: Class) -> bool {
+        let size = class.size();
+        if self.shared.retained.fetch_add(size, Ordering::Relaxed) + size <= self.shared.retain {
+            return true;
+        }
+        self.uncharge(class);
+        false
+    }
+
+    fn uncharge(&self, class: Class) {
+        self.shared
+            .retained
+            .fetch_sub(class.size(), Ordering::Relaxed);
+    }
+
+    fn count(&self, counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Default for ChunkPool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ChunkPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChunkPool")
+            .field("retain", &self.shared.retain)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+struct Shared {
+    /// Reclaimed chunks, by class.
+    free: [ArrayQueue<BytesMut>; CLASSES],
+    /// Chunks with views still alive.
+    parked: ArrayQueue<(BytesMut, Class)>,
+    /// Node lists of buffers that were released.
+    links: ArrayQueue<Box<Links>>,
+    retain: usize,
+    retained: AtomicUsize,
+    reused: AtomicU64,
+    allocated: AtomicU64,
+    returned: AtomicU64,
+    discarded: AtomicU64,
+}
+
+/// Size class of a chunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Class(u8);
+
+impl Class {
+    pub(crate) const SMALLEST: Self = Self(0);
+    pub(crate) const LARGEST: Self = Self(CLASSES as u8 - 1);
+    /// Allocated to measure and freed after use.
+    pub(crate) const UNPOOLED: Self = Self(u8::MAX);
+
+    /// The smallest class with room for `size` bytes.
+    #[inline]
+    pub(crate) const fn of(size: usize) -> Self {
+        if size <= Self::SMALLEST.size() {
+            Self::SMALLEST
+        } else if size > Self::LARGEST.size() {
+            Self::UNPOOLED
+        } else {
+            Self((usize::BITS - (size - 1).leading_zeros()) as u8 - SMALLEST_SHIFT)
+        }
+    }
+
+    /// Bytes of one chunk; meaningless for [`Class::UNPOOLED`].
+    #[inline]
+    pub(crate) const fn size(self) -> usize {
+        1 << (self.0 + SMALLEST_SHIFT)
+    }
+}
+
+const CLASSES: usize = 9;
+const SMALLEST_SHIFT: u8 = 12;
+const MAX_SLOTS: usize = 64;
+const PROBES: usize = 4;
+const DEFAULT_RETAIN: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_powers_of_two() {
+        for (size, class) in [
+            (0, 4 << 10),
+            (1, 4 << 10),
+            (4096, 4 << 10),
+            (4097, 8 << 10),
+            (8192, 8 << 10),
+            (65536, 64 << 10),
+            (65537, 128 << 10),
+            (1 << 20, 1 << 20),
+        ] {
+            assert_eq!(Class::of(size).size(), class, "{size}");
+        }
+        assert!(Class::of((1 << 20) + 1) == Class::UNPOOLED);
+        assert!(Class::of(usize::MAX) == Class::UNPOOLED);
+    }
+
+    #[test]
+    fn a_chunk_comes_back() {
+        let pool = ChunkPool::new();
+        let chunk = pool.take(5000);
+        assert_eq!(chunk.capacity(), 8192);
+        let at = chunk.as_ptr();
+        pool.put(chunk);
+        assert_eq!(pool.stats().retained, 8192);
+        assert_eq!(pool.take(8192).as_ptr(), at);
+        assert_eq!(pool.stats().retained, 0);
+        assert_eq!((pool.stats().allocated, pool.stats().reused), (1, 1));
+    }
+
+    #[test]
+    fn a_chunk_with_views_is_parked_until_they_are_gone() {
+        let pool = ChunkPool::new();
+        let mut chunk = pool.take(4096);
+        chunk.extend_from_slice(&[7; 4096]);
+        let at = chunk.as_ptr();
+        let view = chunk.split().freeze();
+        pool.renew(&mut chunk, 1, 4096);
+        assert_ne!(chunk.as_ptr(), at);
+        let other = pool.take(4096);
+        assert_ne!(other.as_ptr(), at, "still viewed");
+        assert_eq!(view, vec![7; 4096]);
+        drop(view);
+        assert_eq!(pool.take(4096).as_ptr(), at);
+    }
+
+    #[test]
+    fn renew_starts_over_when_no_view_is_left() {
+        let pool = ChunkPool::new();
+        let mut chunk = pool.take(4096);
+        let at = chunk.as_ptr();
+        for _ in 0..100 {
+            pool.renew(&mut chunk, 1000, 4096);
+            assert!(chunk.capacity() >= 1000);
+            chunk.extend_from_slice(&[1; 1000]);
+            drop(chunk.split());
+        }
+        assert_eq!(pool.stats().allocated, 1);
+        chunk.clear();
+        pool.renew(&mut chunk, 4096, 4096);
+        assert_eq!(chunk.as_ptr(), at);
+    }
+
+    #[test]
+    fn renew_moves_unpublished_bytes_along() {
+        let pool = ChunkPool::new();
+        let mut chunk = pool.take(4096);
+        chunk.extend_from_slice(&[3; 4000]);
+        pool.renew(&mut chunk, 200, 4096);
+        assert_eq!(chunk, vec![3; 4000]);
+        assert!(chunk.capacity() >= 4200);
+    }
+
+    #[test]
+    fn retention_is_bounded() {
+        let pool = ChunkPool::with_retain(3 * 4096);
+        let chunks: Vec<_> = (0..10).map(|_| pool.take(100)).collect();
+        chunks.into_iter().for_each(|c| pool.put(c));
+        let stats = pool.stats();
+        assert_eq!(
+            (stats.retained, stats.returned, stats.discarded),
+            (3 * 4096, 3, 7)
+        );
+        pool.clear();
+        assert_eq!(pool.stats().retained, 0);
+        let none = ChunkPool::with_retain(0);
+        none.put(none.take(1));
+        assert_eq!((none.stats().retained, none.stats().discarded), (0, 1));
+    }
+
+    #[test]
+    fn foreign_chunks_are_kept_by_what_they_hold() {
+        let pool = ChunkPool::new();
+        pool.put(BytesMut::with_capacity(100));
+        pool.put(BytesMut::with_capacity(2 << 20));
+        assert_eq!(pool.stats().retained, 0);
+        pool.put(BytesMut::with_capacity(9000));
+        assert_eq!(pool.stats().retained, 8192);
+        assert!(pool.take(8192).capacity() >= 8192);
+    }
+}

@@ -1,0 +1,369 @@
+//! The reading side.
+
+use std::io;
+
+use bytes::Bytes;
+
+use crate::buffer::LinkBuffer;
+use crate::chunk::Class;
+use crate::error::ShortRead;
+use crate::node::Node;
+
+impl LinkBuffer {
+    /// The next `n` bytes, contiguous, without consuming them.
+    ///
+    /// Copies only if the bytes lie in more than one chunk; they are joined then, once, so that
+    /// peeking again costs nothing. `peek(0)` is the empty slice.
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if fewer than `n` bytes are readable. Nothing is allocated
+    /// for a length that is not there.
+    #[inline]
+    pub fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+        self.contiguous(n)?;
+        Ok(&self.front.as_slice()[self.off..self.off + n])
+    }
+
+    /// The next `n` bytes, contiguous, consumed.
+    ///
+    /// The slice ends with the next call that changes the buffer. Copies as [`peek`](Self::peek)
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if fewer than `n` bytes are readable; none is consumed
+    /// then.
+    #[inline]
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self, n: usize) -> io::Result<&[u8]> {
+        self.contiguous(n)?;
+        let start = self.off;
+        self.off += n;
+        self.len -= n;
+        Ok(&self.front.as_slice()[start..start + n])
+    }
+
+    /// Consumes `n` bytes without looking at them.
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if fewer than `n` bytes are readable; none is consumed
+    /// then.
+    #[inline]
+    pub fn skip(&mut self, n: usize) -> io::Result<()> {
+        self.check(n)?;
+        self.advance_by(n);
+        Ok(())
+    }
+
+    /// The bytes up to and including the first `delim`, consumed; `None` if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// None today; the type is that of the other reads.
+    pub fn until(&mut self, delim: u8) -> io::Result<Option<&[u8]>> {
+        match self.index_of(delim, 0) {
+            Some(i) => self.next(i + 1).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The next `n` bytes as an owned view.
+    ///
+    /// From 512 bytes on nothing is copied if they lie in one chunk: the view shares it, and keeps
+    /// it alive. Fewer bytes are copied, which is as cheap and pins nothing; bytes that lie in
+    /// several chunks are copied together (see [`slice`](Self::slice)).
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if fewer than `n` bytes are readable; none is consumed
+    /// then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// let mut buf = LinkBuffer::from(vec![7; 1000]);
+    /// let body = buf.next_bytes(600)?;
+    /// assert_eq!((body.len(), buf.len()), (600, 400));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn next_bytes(&mut self, n: usize) -> io::Result<Bytes> {
+        self.check(n)?;
+        if n < COPY_BELOW {
+            if n == 0 {
+                return Ok(Bytes::new());
+            }
+            if self.front.len() - self.off >= n {
+                return self.next(n).map(Bytes::copy_from_slice);
+            }
+            return self.read_vec(n).map(Bytes::from);
+        }
+        if self.front.len() - self.off < n {
+            self.settle();
+            if self.front.len() < n {
+                return self.read_vec(n).map(Bytes::from);
+            }
+        }
+        self.len -= n;
+        Ok(self.split_front(n).into_bytes())
+    }
+
+    /// The next `n` bytes as a buffer of its own, already readable. Never copies, whatever chunks
+    /// the bytes lie in, and keeps those chunks alive.
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if fewer than `n` bytes are readable; none is consumed
+    /// then.
+    pub fn slice(&mut self, n: usize) -> io::Result<Self> {
+        self.check(n)?;
+        let mut out = Self::new();
+        out.pool.clone_from(&self.pool);
+        out.len = n;
+        out.written = n as u64;
+        self.len -= n;
+        let mut left = n;
+        while left > 0 {
+            if self.off == self.front.len() {
+                self.settle();
+            }
+            let k = left.min(self.front.len() - self.off);
+            let node = self.split_front(k);
+            out.push_node(node);
+            left -= k;
+        }
+        Ok(out)
+    }
+
+    /// One byte, consumed.
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if nothing is readable.
+    #[inline]
+    pub fn read_u8(&mut self) -> io::Result<u8> {
+        self.next(1).map(|b| b[0])
+    }
+
+    /// The next `n` bytes as text, consumed and copied.
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if fewer than `n` bytes are readable, `InvalidData` if they
+    /// are not UTF-8. Nothing is consumed then.
+    pub fn read_string(&mut self, n: usize) -> io::Result<String> {
+        let text = match std::str::from_utf8(self.peek(n)?) {
+            Ok(text) => text.to_owned(),
+            Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+        };
+        self.advance_by(n);
+        Ok(text)
+    }
+
+    /// The next `n` bytes, consumed and copied.
+    ///
+    /// # Errors
+    ///
+    /// [`ShortRead`] as `UnexpectedEof` if fewer than `n` bytes are readable; none is consumed
+    /// then.
+    pub fn read_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
+        self.check(n)?;
+        let mut out = Vec::with_capacity(n);
+        for chunk in self.chunks() {
+            out.extend_from_slice(&chunk[..chunk.len().min(n - out.len())]);
+            if out.len() == n {
+                break;
+            }
+        }
+        self.advance_by(n);
+        Ok(out)
+    }
+
+    /// One line of text without its end, consumed and copied. The end is `\n` or `\r\n`; a lone
+    /// `\r` is text.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is consumed if there is an error:
+    /// * [`ShortRead`] as `UnexpectedEof` if there is no line end yet,
+    /// * `InvalidData` if the line is longer than `max` bytes, its end not counted. This is known
+    ///   as soon as more than that has arrived, so a peer cannot fill the memory with one line,
+    /// * `InvalidData` if it is not UTF-8.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// let mut buf = LinkBuffer::from(&b"GET / HTTP/1.1\r\nHost: here\r\n"[..]);
+    /// assert_eq!(buf.read_line(100)?, "GET / HTTP/1.1");
+    /// assert!(buf.read_line(5).unwrap_err().to_string().contains("longer than 5"));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn read_line(&mut self, max: usize) -> io::Result<String> {
+        match self.line_end(0, max)? {
+            Some(line) => self.take_line(line),
+            None => Err(ShortRead::new(self.len.saturating_add(1), self.len).into()),
+        }
+    }
+
+    /// Offset of the first `byte` at or behind `from`, counted from the next byte to be read.
+    /// Consumes nothing.
+    pub fn index_of(&self, byte: u8, from: usize) -> Option<usize> {
+        let mut at = 0;
+        for chunk in self.chunks() {
+            let start = from.saturating_sub(at);
+            if start < chunk.len() {
+                if let Some(i) = memchr::memchr(byte, &chunk[start..]) {
+                    return Some(at + start + i);
+                }
+            }
+            at += chunk.len();
+        }
+        None
+    }
+
+    /// Finds the end of the first line, whose first `from` bytes are known to have none.
+    pub(crate) fn line_end(&self, from: usize, max: usize) -> io::Result<Option<Line>> {
+        let Some(at) = self.index_of(b'\n', from) else {
+            // The text, its `\r`, and still no `\n`.
+            if self.len > max.saturating_add(1) {
+                return Err(line_too_long(max, self.len));
+            }
+            return Ok(None);
+        };
+        let text = match at.checked_sub(1) {
+            Some(last) if self.byte_at(last) == Some(b'\r') => last,
+            _ => at,
+        };
+        if text > max {
+            return Err(line_too_long(max, text));
+        }
+        Ok(Some(Line {
+            text,
+            whole: at + 1,
+        }))
+    }
+
+    pub(crate) fn take_line(&mut self, line: Line) -> io::Result<String> {
+        let text = self.read_string(line.text)?;
+        self.advance_by(line.whole - line.text);
+        Ok(text)
+    }
+
+    fn byte_at(&self, mut at: usize) -> Option<u8> {
+        for chunk in self.chunks() {
+            if at < chunk.len() {
+                return Some(chunk[at]);
+            }
+            at -= chunk.len();
+        }
+        None
+    }
+
+    #[inline]
+    pub(crate) fn check(&self, n: usize) -> Result<(), ShortRead> {
+        if n > self.len {
+            Err(ShortRead::new(n, self.len))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Consumes `n` bytes, which are known to be readable.
+    #[inline]
+    pub(crate) fn advance_by(&mut self, n: usize) {
+        self.len -= n;
+        self.off += n;
+        if self.off >= self.front.len() {
+            self.settle();
+        }
+    }
+
+    /// Makes the next `n` bytes lie in the front node.
+    #[inline]
+    fn contiguous(&mut self, n: usize) -> Result<(), ShortRead> {
+        self.check(n)?;
+        if self.front.len() - self.off < n {
+            self.join(n);
+        }
+        Ok(())
+    }
+
+    /// Copies the next `n` readable bytes together into the front node.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn join(&mut self, n: usize) {
+        self.settle();
+        let mut have = self.front.len() - self.off;
+        if have >= n {
+            return;
+        }
+        if self.front.spare() < n - have {
+            // Rounded up to a power of two: a series of ever longer peeks copies each byte a
+            // bounded number of times.
+            let room = n.checked_next_power_of_two().unwrap_or(n);
+            let (mut chunk, class) = self.pool().take_class(room);
+            chunk.extend_from_slice(&self.front.as_slice()[self.off..]);
+            self.off = 0;
+            let old = std::mem::replace(&mut self.front, Node::Own(chunk, class));
+            self.retire(old);
+        }
+        while have < n {
+            let (Some(links), Some(joined)) = (&mut self.rest, self.front.as_mut()) else {
+                return;
+            };
+            let Some(node) = links.nodes.front_mut() else {
+                return;
+            };
+            let k = node.len().min(n - have);
+            joined.extend_from_slice(&node.as_slice()[..k]);
+            have += k;
+            if k < node.len() {
+                node.advance(k);
+            } else if let Some(node) = links.nodes.pop_front() {
+                self.retire(node);
+            }
+        }
+    }
+
+    /// Cuts `n` bytes, which are there, off the front node. Lengths are the caller's business.
+    fn split_front(&mut self, n: usize) -> Node {
+        if self.off > 0 {
+            self.front.advance(self.off);
+            self.off = 0;
+        }
+        // The whole node goes, unless it has room worth keeping.
+        if self.front.len() == n && !(self.front.is_own() && self.front.spare() >= SPARE_WORTH) {
+            return match std::mem::replace(&mut self.front, Node::VACANT) {
+                Node::Own(mut chunk, class) if class != Class::UNPOOLED => {
+                    let view = chunk.split_to(n);
+                    self.pool().give(chunk, class);
+                    Node::Piece(view)
+                }
+                Node::Own(chunk, _) => Node::Piece(chunk),
+                node => node,
+            };
+        }
+        self.front.split_to(n)
+    }
+}
+
+/// A line: bytes of its text and bytes with its end.
+#[derive(Clone, Copy)]
+pub(crate) struct Line {
+    text: usize,
+    whole: usize,
+}
+
+#[cold]
+fn line_too_long(max: usize, len: usize) -> io::Error {
+    let text = format!("line of at least {len} bytes is longer than {max}");
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// Shorter views are copied.
+pub(crate) const COPY_BELOW: usize = 512;
+/// Spare room that is kept when everything in front of it is handed out.
+const SPARE_WORTH: usize = 512;

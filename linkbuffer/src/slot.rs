@@ -1,0 +1,216 @@
+//! Placeholders: bytes whose place is known before their value.
+
+use std::io;
+
+use crate::buffer::LinkBuffer;
+use crate::error::WriteError;
+use crate::traits::Writer;
+
+/// `N` bytes that were reserved in a buffer and are still to be filled in: a length prefix, a
+/// checksum.
+///
+/// A slot belongs to its bytes, not to a distance: what is appended behind it, inserted before it
+/// ([`write_direct`](LinkBuffer::write_direct)) or put in front of the buffer
+/// ([`push_front`](LinkBuffer::push_front)) does not mislead it. It ends when its buffer is
+/// flushed, when [`malloc_ack`](LinkBuffer::malloc_ack) cuts it away, and when `write_direct`
+/// inserts data in the middle of it; filling it after that is an error (a panic with the inherent
+/// methods). Until it is filled its bytes are zero. A slot is meaningful only for the buffer that
+/// made it.
+///
+/// # Examples
+///
+/// ```
+/// use linkbuffer::LinkBuffer;
+///
+/// let mut buf = LinkBuffer::new();
+/// let prefix = buf.reserve_slot::<4>();
+/// buf.write_str("the body");
+/// let len = buf.malloc_len() as u32 - 4;
+/// buf.fill_slot(prefix, len.to_be_bytes());
+/// buf.flush();
+/// assert_eq!(buf, b"\0\0\0\x08the body"[..]);
+/// ```
+///
+/// Through a trait object:
+///
+/// ```
+/// use linkbuffer::{Slot, Writer};
+///
+/// fn encode(w: &mut dyn Writer, body: &str) -> std::io::Result<()> {
+///     let prefix = Slot::<4>::reserve(w)?;
+///     w.write_str(body)?;
+///     prefix.fill(w, (body.len() as u32).to_be_bytes())
+/// }
+/// # let mut buf = linkbuffer::LinkBuffer::new();
+/// # encode(&mut buf, "x").unwrap();
+/// # buf.flush();
+/// # assert_eq!(buf, b"\0\0\0\x01x"[..]);
+/// ```
+#[derive(Debug)]
+#[must_use = "the reserved bytes stay zero until the slot is filled"]
+pub struct Slot<const N: usize>(pub(crate) RawSlot);
+
+/// A [`Slot`] whose size is not part of its type: what [`Writer`] implementations deal in.
+#[derive(Debug)]
+#[must_use = "the reserved bytes stay zero until the slot is filled"]
+pub struct RawSlot {
+    /// Stream position of the first byte when the slot was made.
+    at: u64,
+    len: usize,
+    /// Number of moves recorded before the slot was made.
+    stamp: usize,
+}
+
+/// Something that changed the position of slots.
+#[derive(Clone, Copy)]
+pub(crate) enum Move {
+    /// Everything from this position on was cut away.
+    Cut(u64),
+    /// `n` bytes were inserted at `at`.
+    Insert { at: u64, n: u64 },
+}
+
+impl<const N: usize> Slot<N> {
+    /// Reserves `N` bytes in any writer.
+    ///
+    /// # Errors
+    ///
+    /// Those of the writer.
+    pub fn reserve<W: Writer + ?Sized>(w: &mut W) -> io::Result<Self> {
+        w.reserve_raw(N).map(Self)
+    }
+
+    /// Fills the reserved bytes. `w` must be the writer that made the slot.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::SlotGone`] as `InvalidInput`, and those of the writer.
+    pub fn fill<W: Writer + ?Sized>(self, w: &mut W, data: [u8; N]) -> io::Result<()> {
+        w.fill_raw(self.0, &data)
+    }
+
+    /// Forgets the size.
+    pub fn into_raw(self) -> RawSlot {
+        self.0
+    }
+}
+
+impl RawSlot {
+    /// Bytes reserved.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the slot has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl LinkBuffer {
+    /// Writes `N` zero bytes, contiguous, to be filled in later.
+    pub fn reserve_slot<const N: usize>(&mut self) -> Slot<N> {
+        Slot(self.reserve_raw(N))
+    }
+
+    /// Fills in the bytes that were reserved.
+    ///
+    /// # Panics
+    ///
+    /// If the slot is gone: its buffer was flushed, `malloc_ack` cut it away or `write_direct` tore
+    /// it; see [`Slot`]. [`Slot::fill`] returns an error instead.
+    #[track_caller]
+    pub fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, data: [u8; N]) {
+        if let Err(e) = self.fill_raw(slot.0, &data) {
+            panic!("{e}");
+        }
+    }
+
+    /// [`reserve_slot`](Self::reserve_slot) with a size known at run time.
+    pub fn reserve_raw(&mut self, len: usize) -> RawSlot {
+        let at = self.written;
+        self.malloc(len);
+        self.slot_top = self.slot_top.max(self.written);
+        let stamp = self.rest.as_ref().map_or(0, |l| l.moves.len());
+        RawSlot { at, len, stamp }
+    }
+
+    /// [`fill_slot`](Self::fill_slot) with a size known at run time.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::SlotGone`], and [`WriteError::SlotSize`] if `data` is not as long as the slot.
+    pub fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> Result<(), WriteError> {
+        let len = slot.len;
+        if data.len() != len {
+            return Err(WriteError::SlotSize {
+                given: data.len(),
+                len,
+            });
+        }
+        let at = self.locate(&slot).ok_or(WriteError::SlotGone { len })?;
+        let mut left = (self.written - at) as usize;
+        // Slots are recent: search from the end.
+        for node in self.nodes_mut_rev() {
+            let size = node.len();
+            if left <= size {
+                let start = size - left;
+                let bytes = node.as_mut().ok_or(WriteError::SlotGone { len })?;
+                bytes[start..start + len].copy_from_slice(data);
+                return Ok(());
+            }
+            left -= size;
+        }
+        Err(WriteError::SlotGone { len })
+    }
+
+    /// Where the slot's bytes are now, as a position in the stream.
+    fn locate(&self, slot: &RawSlot) -> Option<u64> {
+        let len = slot.len as u64;
+        let mut at = slot.at;
+        if let Some(links) = &self.rest {
+            for m in links.moves.get(slot.stamp..)? {
+                match *m {
+                    Move::Cut(floor) if at + len > floor => return None,
+                    Move::Insert { at: p, n } if p <= at => at += n,
+                    Move::Insert { at: p, .. } if p < at + len => return None,
+                    _ => {}
+                }
+            }
+        }
+        let flushed = self.written - self.pending as u64;
+        (at >= flushed && at + len <= self.written).then_some(at)
+    }
+
+    /// Remembers a change that may concern slots still open.
+    #[inline]
+    pub(crate) fn record(&mut self, m: Move) {
+        let from = match m {
+            Move::Cut(floor) => floor,
+            Move::Insert { at, .. } => at,
+        };
+        if from < self.slot_top {
+            self.record_move(m);
+        }
+    }
+
+    #[cold]
+    fn record_move(&mut self, m: Move) {
+        self.links().moves.push(m);
+        if let Move::Insert { n, .. } = m {
+            self.slot_top += n;
+        }
+    }
+
+    /// The end of every slot that is open: their bytes are published.
+    #[cold]
+    pub(crate) fn end_slots(&mut self) {
+        // Nothing is unflushed. Positions go on behind every slot there was, so that none of them
+        // can be taken for one of the bytes to come.
+        self.written = self.written.max(self.slot_top) + 1;
+        self.slot_top = 0;
+        if let Some(links) = &mut self.rest {
+            links.moves.clear();
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! What codecs are written against.
+
+use std::io;
+
+use bytes::Bytes;
+
+use crate::buffer::LinkBuffer;
+use crate::chunk::Class;
+use crate::error::ShortRead;
+use crate::slot::{RawSlot, Slot};
+
+/// A source of bytes: a [`LinkBuffer`], a connection, an [`IoReader`](crate::IoReader).
+///
+/// Methods without prefix may wait for the bytes they need, up to the source's timeout; `try_`
+/// methods never wait: they return `None` if the bytes are not there yet, and the source takes the
+/// number asked for as the mark below which it need not try again. A failed or `None` read
+/// consumes nothing.
+///
+/// The trait is object-safe, so one codec serves a socket, a test and a file.
+///
+/// # Examples
+///
+/// ```
+/// use linkbuffer::bytes::Bytes;
+/// use linkbuffer::{LinkBuffer, Reader};
+///
+/// /// A length of four bytes and a body.
+/// fn decode(r: &mut dyn Reader) -> std::io::Result<Option<Bytes>> {
+///     let Some(head) = r.try_peek(4)? else { return Ok(None) };
+///     let len = u32::from_be_bytes(head.try_into().unwrap()) as usize;
+///     let Some(mut frame) = r.try_next_bytes(4 + len)? else { return Ok(None) };
+///     Ok(Some(frame.split_off(4)))
+/// }
+///
+/// # fn main() -> std::io::Result<()> {
+/// let mut buf = LinkBuffer::from(&b"\0\0\0\x02hi\0\0\0\x09half"[..]);
+/// assert_eq!(decode(&mut buf)?.unwrap(), "hi");
+/// assert!(decode(&mut buf)?.is_none());
+/// # Ok(())
+/// # }
+/// ```
+pub trait Reader {
+    /// Bytes that can be read without waiting.
+    fn available(&self) -> usize;
+
+    /// Waits until `n` bytes are available.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the source ends first; what has arrived stays readable. Others as the
+    /// source has them, such as `TimedOut`.
+    fn fill(&mut self, n: usize) -> io::Result<()>;
+
+    /// Whether `n` bytes are available, without waiting. If not, the source remembers `n` as its
+    /// wake-up mark.
+    ///
+    /// # Errors
+    ///
+    /// As [`fill`](Self::fill), if it is known that `n` bytes will never be there.
+    fn try_fill(&mut self, n: usize) -> io::Result<bool>;
+
+    /// The buffer the bytes are in.
+    #[doc(hidden)]
+    fn chain(&mut self) -> &mut LinkBuffer;
+
+    /// The next `n` bytes, contiguous, not consumed; see [`LinkBuffer::peek`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+        self.fill(n)?;
+        Reader::chain(self).peek(n)
+    }
+
+    /// The next `n` bytes, contiguous, consumed; see [`LinkBuffer::next`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn next(&mut self, n: usize) -> io::Result<&[u8]> {
+        self.fill(n)?;
+        Reader::chain(self).next(n)
+    }
+
+    /// Consumes `n` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn skip(&mut self, n: usize) -> io::Result<()> {
+        self.fill(n)?;
+        Reader::chain(self).skip(n)
+    }
+
+    /// The bytes up to and including the first `delim`, consumed. The source's own bounds limit
+    /// how much it collects on the way.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn until(&mut self, delim: u8) -> io::Result<&[u8]> {
+        let mut seen = 0;
+        loop {
+            if let Some(i) = Reader::chain(self).index_of(delim, seen) {
+                return Reader::chain(self).next(i + 1);
+            }
+            seen = Reader::chain(self).len();
+            self.fill(seen + 1)?;
+        }
+    }
+
+    /// The next `n` bytes as an owned view; see [`LinkBuffer::next_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn next_bytes(&mut self, n: usize) -> io::Result<Bytes> {
+        self.fill(n)?;
+        Reader::chain(self).next_bytes(n)
+    }
+
+    /// The next `n` bytes as a buffer of its own, never copied; see [`LinkBuffer::slice`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn slice(&mut self, n: usize) -> io::Result<LinkBuffer> {
+        self.fill(n)?;
+        Reader::chain(self).slice(n)
+    }
+
+    /// One byte, consumed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn read_u8(&mut self) -> io::Result<u8> {
+        self.fill(1)?;
+        Reader::chain(self).read_u8()
+    }
+
+    /// The next `n` bytes as text; see [`LinkBuffer::read_string`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill), and `InvalidData` if the bytes are not UTF-8.
+    fn read_string(&mut self, n: usize) -> io::Result<String> {
+        self.fill(n)?;
+        Reader::chain(self).read_string(n)
+    }
+
+    /// The next `n` bytes, copied.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
+    fn read_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
+        self.fill(n)?;
+        Reader::chain(self).read_vec(n)
+    }
+
+    /// One line of at most `max` bytes, without its `\n` or `\r\n`; see [`LinkBuffer::read_line`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill), and `InvalidData` if the line is longer or not UTF-8.
+    fn read_line(&mut self, max: usize) -> io::Result<String> {
+        let mut seen = 0;
+        loop {
+            if let Some(line) = Reader::chain(self).line_end(seen, max)? {
+                return Reader::chain(self).take_line(line);
+            }
+            seen = Reader::chain(self).len();
+            self.fill(seen + 1)?;
+        }
+    }
+
+    /// [`peek`](Self::peek) without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill).
+    fn try_peek(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
+        if self.try_fill(n)? {
+            Reader::chain(self).peek(n).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// [`next`](Self::next) without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill).
+    fn try_next(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
+        if self.try_fill(n)? {
+            Reader::chain(self).next(n).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// [`skip`](Self::skip) without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill).
+    fn try_skip(&mut self, n: usize) -> io::Result<Option<()>> {
+        if self.try_fill(n)? {
+            Reader::chain(self).skip(n).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// [`until`](Self::until) without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill).
+    fn try_until(&mut self, delim: u8) -> io::Result<Option<&[u8]>> {
+        let mut seen = 0;
+        loop {
+            if let Some(i) = Reader::chain(self).index_of(delim, seen) {
+                return Reader::chain(self).next(i + 1).map(Some);
+            }
+            seen = Reader::chain(self).len();
+            if !self.try_fill(seen + 1)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// [`next_bytes`](Self::next_bytes) without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill).
+    fn try_next_bytes(&mut self, n: usize) -> io::Result<Option<Bytes>> {
+        if self.try_fill(n)? {
+            Reader::chain(self).next_bytes(n).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// [`slice`](Self::slice) without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill).
+    fn try_slice(&mut self, n: usize) -> io::Result<Option<LinkBuffer>> {
+        if self.try_fill(n)? {
+            Reader::chain(self).slice(n).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// [`read_line`](Self::read_line) without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill), and `InvalidData` if the line is longer than `max`
+    /// or not UTF-8.
+    fn try_read_line(&mut self, max: usize) -> io::Result<Option<String>> {
+        let mut seen = 0;
+        loop {
+            if let Some(line) = Reader::chain(self).line_end(seen, max)? {
+                return Reader::chain(self).take_line(line).map(Some);
+            }
+            seen = Reader::chain(self).len();
+            if !self.try_fill(seen + 1)? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// A sink of bytes: a [`LinkBuffer`], a connection, an [`IoWriter`](crate::IoWriter).
+///
+/// Nothing goes out before [`flush`](Self::flush). The trait is object-safe; length prefixes are
+/// written through [`Slot::reserve`] and [`Slot::fill`], which take any writer.
+///
+/// # Examples
+///
+/// ```
+/// use linkbuffer::bytes::Bytes;
+/// use linkbuffer::{LinkBuffer, Writer};
+///
+/// fn encode(w: &mut dyn Writer, body: Bytes) -> std::io::Result<()> {
+///     w.write_slice(&(body.len() as u32).to_be_bytes())?;
+///     w.write_bytes(body)?;
+///     w.flush()
+/// }
+///
+/// # fn main() -> std::io::Result<()> {
+/// let mut buf = LinkBuffer::new();
+/// encode(&mut buf, Bytes::from_static(b"hi"))?;
+/// assert_eq!(buf, *b"\0\0\0\x02hi");
+/// # Ok(())
+/// # }
+/// ```
+pub trait Writer {
+    /// `n` new bytes, contiguous and zeroed, to be written in place; see [`LinkBuffer::malloc`].
+    ///
+    /// # Errors
+    ///
+    /// `OutOfMemory` if the allocator has no `n` bytes. Others as the sink has them.
+    fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]>;
+
+    /// Keeps the first `n` unflushed bytes; see [`LinkBuffer::malloc_ack`].
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if `n` is more than [`malloc_len`](Self::malloc_len).
+    fn malloc_ack(&mut self, n: usize) -> io::Result<()>;
+
+    /// Appends a copy of `data`.
+    ///
+    /// # Errors
+    ///
+    /// As the sink has them; none for a [`LinkBuffer`].
+    fn write_slice(&mut self, data: &[u8]) -> io::Result<()>;
+
+    /// Appends `data`, linked from 4 KiB on; see [`LinkBuffer::write_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As the sink has them; none for a [`LinkBuffer`].
+    fn write_bytes(&mut self, data: Bytes) -> io::Result<()>;
+
+    /// Inserts `data` before the last `remain` unflushed bytes; see [`LinkBuffer::write_direct`].
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if `remain` is more than [`malloc_len`](Self::malloc_len).
+    fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()>;
+
+    /// Appends everything in `other`, readable and unflushed; see [`LinkBuffer::append`].
+    ///
+    /// # Errors
+    ///
+    /// As the sink has them; none for a [`LinkBuffer`].
+    fn append(&mut self, other: LinkBuffer) -> io::Result<()>;
+
+    /// Reserves `len` bytes to be filled in later; [`Slot::reserve`] is the typed form.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`malloc`](Self::malloc).
+    fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot>;
+
+    /// Fills reserved bytes; [`Slot::fill`] is the typed form.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the slot is gone or `data` has another length; see [`Slot`].
+    fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()>;
+
+    /// Bytes written and not flushed yet.
+    fn malloc_len(&self) -> usize;
+
+    /// Publishes what was written: makes it readable, or sends it.
+    ///
+    /// # Errors
+    ///
+    /// As the sink has them; none for a [`LinkBuffer`].
+    fn flush(&mut self) -> io::Result<()>;
+
+    /// Appends one byte.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write_slice`](Self::write_slice).
+    fn write_u8(&mut self, byte: u8) -> io::Result<()> {
+        self.write_slice(&[byte])
+    }
+
+    /// Appends the bytes of `text`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write_slice`](Self::write_slice).
+    fn write_str(&mut self, text: &str) -> io::Result<()> {
+        self.write_slice(text.as_bytes())
+    }
+
+    /// [`Slot::reserve`] as a method, where the writer's type is known.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`malloc`](Self::malloc).
+    fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>>
+    where
+        Self: Sized,
+    {
+        Slot::reserve(self)
+    }
+
+    /// [`Slot::fill`] as a method, where the writer's type is known.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the slot is gone; see [`Slot`].
+    fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, data: [u8; N]) -> io::Result<()>
+    where
+        Self: Sized,
+    {
+        slot.fill(self, data)
+    }
+}
+
+impl Reader for LinkBuffer {
+    #[inline]
+    fn available(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    fn fill(&mut self, n: usize) -> io::Result<()> {
+        self.check(n).map_err(ShortRead::into)
+    }
+
+    #[inline]
+    fn try_fill(&mut self, n: usize) -> io::Result<bool> {
+        Ok(n <= self.len)
+    }
+
+    #[inline]
+    fn chain(&mut self) -> &mut LinkBuffer {
+        self
+    }
+}
+
+impl Writer for LinkBuffer {
+    fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
+        self.check_room(n)?;
+        Ok(Self::malloc(self, n))
+    }
+
+    #[inline]
+    fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
+        Ok(self.try_malloc_ack(n)?)
+    }
+
+    #[inline]
+    fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
+        Self::write_slice(self, data);
+        Ok(())
+    }
+
+    #[inline]
+    fn write_bytes(&mut self, data: Bytes) -> io::Result<()> {
+        Self::write_bytes(self, data);
+        Ok(())
+    }
+
+    fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
+        Ok(self.try_write_direct(data, remain)?)
+    }
+
+    fn append(&mut self, other: LinkBuffer) -> io::Result<()> {
+        Self::append(self, other);
+        Ok(())
+    }
+
+    fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
+        self.check_room(len)?;
+        Ok(Self::reserve_raw(self, len))
+    }
+
+    fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
+        Ok(Self::fill_raw(self, slot, data)?)
+    }
+
+    #[inline]
+    fn malloc_len(&self) -> usize {
+        self.pending
+    }
+
+    #[inline]
+    fn flush(&mut self) -> io::Result<()> {
+        Self::flush(self);
+        Ok(())
+    }
+}
+
+impl LinkBuffer {
+    /// Asks the allocator for a large chunk in a way that may fail, where the caller can be told.
+    fn check_room(&mut self, n: usize) -> io::Result<()> {
+        if Class::of(n) != Class::UNPOOLED || self.back_mut().spare() >= n {
+            return Ok(());
+        }
+        Vec::<u8>::new().try_reserve_exact(n).map_err(|e| {
+            io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                format!("no room for {n} bytes: {e}"),
+            )
+        })
+    }
+}

@@ -1,0 +1,256 @@
+//! The socket side: vectored sending and receiving in place.
+
+use std::io::IoSlice;
+
+use bytes::BytesMut;
+
+use crate::buffer::{LinkBuffer, NEVER};
+use crate::node::Node;
+use crate::read::COPY_BELOW;
+
+impl LinkBuffer {
+    /// Points `out` at the readable bytes, in order, and returns how many entries it used.
+    ///
+    /// Entries behind that number are left as they were. If `out` is too short for all chunks it
+    /// covers the first ones.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::{IoSlice, Write};
+    /// # use linkbuffer::LinkBuffer;
+    /// fn send(buf: &mut LinkBuffer, mut socket: impl Write) -> std::io::Result<()> {
+    ///     while !buf.is_empty() {
+    ///         let mut slices = [IoSlice::new(&[]); 16];
+    ///         let used = buf.io_slices(&mut slices);
+    ///         let sent = socket.write_vectored(&slices[..used])?;
+    ///         buf.consume(sent);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # let mut out = Vec::new();
+    /// # send(&mut LinkBuffer::from(&b"abc"[..]), &mut out).unwrap();
+    /// # assert_eq!(out, b"abc");
+    /// ```
+    #[inline]
+    pub fn io_slices<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
+        let mut used = 0;
+        for (entry, chunk) in out.iter_mut().zip(self.chunks()) {
+            *entry = IoSlice::new(chunk);
+            used += 1;
+        }
+        used
+    }
+
+    /// Consumes `n` readable bytes: those that were sent.
+    ///
+    /// # Panics
+    ///
+    /// If `n` is more than [`len`](Self::len); [`skip`](Self::skip) returns an error instead.
+    #[inline]
+    #[track_caller]
+    pub fn consume(&mut self, n: usize) {
+        if let Err(e) = self.check(n) {
+            panic!("consume: {e}");
+        }
+        self.advance_by(n);
+    }
+
+    /// Appends a received piece as readable bytes, without copying (very short pieces apart).
+    ///
+    /// Pieces that follow each other in one chunk, as [`BytesMut::split`] cuts them, become one
+    /// chunk again. Short pieces that do not are copied into a chunk of this buffer, so that a
+    /// trickle of small packets neither makes a long chain nor pins many chunks.
+    ///
+    /// Unflushed bytes written before become readable too, as by [`flush`](Self::flush).
+    #[inline]
+    pub fn push_chunk(&mut self, piece: BytesMut) {
+        let n = piece.len();
+        if n == 0 {
+            return;
+        }
+        if self.pending != 0 {
+            self.flush();
+        }
+        self.written += n as u64;
+        self.len += n;
+        if self.len == n && !self.front.is_own() && !self.has_rest() {
+            self.front = Node::Piece(piece);
+            self.off = 0;
+        } else {
+            self.push_piece(piece);
+        }
+    }
+
+    #[inline(never)]
+    fn push_piece(&mut self, piece: BytesMut) {
+        let n = piece.len();
+        let others = self.len > n;
+        let back = self.back_mut();
+        let Some(tail) = back.as_mut() else {
+            return self.link_piece(piece, others);
+        };
+        if let Err(piece) = tail.try_unsplit(piece) {
+            if n < COPY_BELOW && tail.capacity() - tail.len() >= n {
+                tail.extend_from_slice(&piece);
+            } else {
+                self.link_piece(piece, others);
+            }
+        }
+    }
+
+    fn link_piece(&mut self, piece: BytesMut, others: bool) {
+        if piece.len() < COPY_BELOW && others {
+            self.reserve(piece.len());
+            self.tail().extend_from_slice(&piece);
+        } else {
+            self.link(Node::Piece(piece));
+        }
+    }
+
+    /// Lends room for receiving: an empty chunk with spare room, which, once filled and given to
+    /// [`landed`](Self::landed), continues the readable bytes without a gap.
+    ///
+    /// With the room for the rest of a message of known length, the whole message ends up in one
+    /// chunk and is never joined. What is readable now is moved into a larger chunk for that, if
+    /// it has to be and if it is not much longer than what is to come.
+    ///
+    /// The room is at least `want` bytes, up to 8 MiB. For more than that it is lent in steps of at
+    /// least 64 KiB and grows with the data received, so that a length that a peer merely claims
+    /// costs nothing. Unflushed bytes become readable, as by [`flush`](Self::flush).
+    ///
+    /// The room is a value of its own: the buffer may be used meanwhile, even on another thread.
+    /// Dropping it instead of giving it back loses some spare room and nothing else.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// # fn recv(into: &mut bytes::BytesMut) { into.extend_from_slice(&[1; 4000]); }
+    /// let mut buf = LinkBuffer::from(&[0, 0, 0x40, 0][..]); // the length of a body: 16 KiB
+    /// while buf.len() < 4 + (16 << 10) {
+    ///     let mut room = buf.landing(4 + (16 << 10) - buf.len());
+    ///     recv(&mut room); // a socket would receive into `room.spare_capacity_mut()`
+    ///     buf.landed(room);
+    /// }
+    /// assert!(buf.is_single_chunk());
+    /// ```
+    pub fn landing(&mut self, want: usize) -> BytesMut {
+        if self.pending != 0 {
+            self.flush();
+        }
+        self.compacted = NEVER;
+        let len = self.len;
+        let split = self.has_rest();
+        let back = self.back_mut();
+        let elsewhere = split && back.len() < len;
+        // A room of many MiB is used up before it is enlarged, which may copy what is there.
+        let enough = if want > LANDING_ROOM {
+            LANDING_STEP
+        } else {
+            want.max(1)
+        };
+        if back.spare() < enough || (elsewhere && worth_moving(len, want)) {
+            self.make_landing(want.clamp(1, LANDING_ROOM.max(len)));
+        }
+        match self.back_mut().as_mut() {
+            Some(tail) => tail.split_off(tail.len()),
+            None => unreachable!("a landing is not shared memory"),
+        }
+    }
+
+    /// Takes back the room that [`landing`](Self::landing) lent, and makes what was received
+    /// readable. Any chunk may be given here, like in [`push_chunk`](Self::push_chunk).
+    pub fn landed(&mut self, room: BytesMut) {
+        let n = room.len();
+        if n > 0 && self.pending != 0 {
+            self.flush();
+        }
+        if n > 0 {
+            self.written += n as u64;
+            self.len += n;
+        }
+        let rejoined = match self.back_mut().as_mut() {
+            Some(tail) => tail.try_unsplit(room),
+            None => Err(room),
+        };
+        if let Err(room) = rejoined {
+            if n > 0 {
+                self.link_piece(room, self.len > n);
+            }
+        }
+    }
+
+    /// Puts everything in `other` in front of the readable bytes, as readable bytes, in a time
+    /// that depends on the number of chunks: for output that could not be sent after all.
+    ///
+    /// Slots of this buffer stay valid, those of `other` end.
+    pub fn push_front(&mut self, mut other: Self) {
+        let n = other.len + other.pending;
+        if n == 0 {
+            return;
+        }
+        other.trim();
+        self.trim();
+        self.len += n;
+        self.compacted = NEVER;
+        let front = std::mem::replace(&mut other.front, Node::VACANT);
+        let old = std::mem::replace(&mut self.front, front);
+        (other.len, other.pending) = (0, 0);
+        if old.len() == 0 && !self.has_rest() && !other.has_rest() {
+            return self.put_room(old.is_own().then_some(old));
+        }
+        let nodes = &mut self.links().nodes;
+        if old.len() > 0 || old.is_own() {
+            nodes.push_front(old);
+        }
+        if let Some(links) = &mut other.rest {
+            while let Some(node) = links.nodes.pop_back() {
+                nodes.push_front(node);
+            }
+        }
+    }
+
+    /// Provides a last node with room for `want` bytes, and moves what is readable into it if that
+    /// is worth it.
+    #[cold]
+    #[inline(never)]
+    fn make_landing(&mut self, want: usize) {
+        if self.len > 0 && worth_moving(self.len, want) {
+            return self.gather(want);
+        }
+        if let Some(room) = self.take_empty_tail() {
+            match self.enlarge(room, want) {
+                Ok(room) => return self.push_node(room),
+                Err(room) => self.discard(room),
+            }
+        }
+        let (chunk, class) = self.pool().take_class(want);
+        self.push_node(Node::Own(chunk, class));
+    }
+
+    /// Moves all readable bytes into one chunk with room for `want` more.
+    fn gather(&mut self, want: usize) {
+        let (mut chunk, class) = self.pool().take_class(self.len + want);
+        for bytes in self.chunks() {
+            chunk.extend_from_slice(bytes);
+        }
+        self.off = 0;
+        let old = std::mem::replace(&mut self.front, Node::Own(chunk, class));
+        self.discard(old);
+        while let Some(node) = self.pop_rest() {
+            self.discard(node);
+        }
+    }
+}
+
+/// Whether to move `len` bytes so that `want` more can follow them in one chunk. Reading the whole
+/// in one piece would move all of it; but a few more bytes are no reason to move many.
+fn worth_moving(len: usize, want: usize) -> bool {
+    len / 4 <= want
+}
+
+/// Room lent at once for a message whose length is only claimed so far.
+const LANDING_ROOM: usize = 8 << 20;
+/// Least room lent for a message that is longer than that.
+const LANDING_STEP: usize = 64 << 10;
