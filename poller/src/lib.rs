@@ -9,6 +9,8 @@ mod context;
 
 mod group;
 mod handle;
+#[cfg(all(test, loom))]
+mod models;
 mod monitor;
 mod operator;
 mod poller;

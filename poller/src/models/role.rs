@@ -1,0 +1,185 @@
+//! The role: never lost, never left behind by a runner that waits, watched whenever it must be.
+
+use std::sync::Arc;
+
+use crate::{
+    role::Role,
+    sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
+};
+
+/// The core of these models: counts those who hold it.
+struct Core {
+    holders: Arc<AtomicUsize>,
+}
+
+impl Core {
+    fn take(&self) {
+        assert_eq!(
+            self.holders.fetch_add(1, Ordering::SeqCst),
+            0,
+            "two leaders"
+        );
+    }
+
+    fn leave(&self) {
+        self.holders.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A role whose first leader is the caller, and its core.
+fn led() -> (Arc<Role<Core>>, Box<Core>) {
+    let role = Arc::new(Role::new(Box::new(Core {
+        holders: Arc::default(),
+    })));
+    let core = role.accept().expect("the first leader is wanted");
+    core.take();
+    (role, core)
+}
+
+fn deposit(role: &Role<Core>, core: Box<Core>) -> u64 {
+    core.leave();
+    role.deposit(core, 1).0
+}
+
+/// A promoted thread.
+fn accept(role: &Role<Core>) -> Option<Box<Core>> {
+    let core = role.accept()?;
+    core.take();
+    Some(core)
+}
+
+#[test]
+fn loom_a_waiting_runner_is_replaced_once() {
+    loom::model(|| {
+        let (role, core) = led();
+        let number = deposit(&role, core);
+        // The runner says that it waits, the monitor finds out at the same time.
+        let askers: Vec<_> = (0..2)
+            .map(|_| {
+                let role = role.clone();
+                thread::spawn(move || role.want(number).then(|| accept(&role).is_some()))
+            })
+            .collect();
+        let sent: Vec<_> = askers
+            .into_iter()
+            .filter_map(|asker| asker.join().unwrap())
+            .collect();
+        assert_eq!(sent, [true], "one thread is sent and becomes the leader");
+        assert!(role.reclaim(number).is_none());
+    });
+}
+
+#[test]
+fn loom_a_late_promotion_does_not_miss_the_next_waiting_run() {
+    loom::model(|| {
+        let (role, core) = led();
+        let first = deposit(&role, core);
+        // The monitor suspects the first run, which ends just now.
+        let monitor = thread::spawn({
+            let role = role.clone();
+            move || {
+                role.want(first)
+                    .then(|| accept(&role).is_some())
+                    .unwrap_or(false)
+            }
+        });
+        let mut leads = false;
+        if let Some(core) = role.reclaim(first) {
+            core.take();
+            let second = deposit(&role, core);
+            // This run waits for ever, after saying so.
+            leads = role
+                .want(second)
+                .then(|| accept(&role).is_some())
+                .unwrap_or(false);
+        }
+        let monitor_leads = monitor.join().unwrap();
+        assert!(
+            leads ^ monitor_leads,
+            "exactly one thread took over: {leads} {monitor_leads}"
+        );
+    });
+}
+
+#[test]
+fn loom_a_returning_runner_replaces_a_promotion_that_does_not_arrive() {
+    loom::model(|| {
+        let (role, core) = led();
+        let first = deposit(&role, core);
+        assert!(role.want(first));
+        // The promoted thread leads, and its own run waits; the thread sent for that is queued
+        // behind a full pool.
+        let promoted = thread::spawn({
+            let role = role.clone();
+            move || {
+                let core = accept(&role)?;
+                let second = deposit(&role, core);
+                assert!(role.want(second));
+                Some(second)
+            }
+        });
+        let returned = role.reclaim(first);
+        if let Some(core) = &returned {
+            core.take();
+        }
+        let waiting = promoted.join().unwrap();
+        match (returned, waiting) {
+            // The runner was back before, or after, the second run began to wait: it leads.
+            (Some(core), _) => {
+                drop(core);
+                assert!(accept(&role).is_none());
+            }
+            // It was back in between and has left: the queued thread will lead.
+            (None, Some(_)) => assert!(accept(&role).is_some()),
+            (None, None) => panic!("the role is lost"),
+        }
+    });
+}
+
+#[test]
+fn loom_no_deposit_goes_unwatched() {
+    loom::model(|| {
+        let (role, core) = led();
+        role.watch();
+        let (seen, called) = (1, Arc::new((Mutex::new(false), Condvar::new())));
+        let monitor = thread::spawn({
+            let (role, called) = (role.clone(), called.clone());
+            move || {
+                if role.unwatch(seen) {
+                    let mut there = called.0.lock();
+                    while !*there {
+                        called.1.wait(&mut there);
+                    }
+                }
+                // Awake: sees the deposit, or will look again.
+            }
+        });
+        core.leave();
+        let (_, unwatched) = role.deposit(core, 1);
+        if unwatched {
+            *called.0.lock() = true;
+            called.1.notify_one();
+        }
+        monitor.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_promotion_races_reclaim_and_nobody_leads_twice() {
+    loom::model(|| {
+        let (role, core) = led();
+        let number = deposit(&role, core);
+        let promoted = thread::spawn({
+            let role = role.clone();
+            move || {
+                if role.want_any() { accept(&role) } else { None }
+            }
+        });
+        let reclaimed = role.reclaim(number);
+        if let Some(core) = &reclaimed {
+            core.take();
+        }
+        let promoted = promoted.join().unwrap();
+        assert!(reclaimed.is_some() ^ promoted.is_some());
+    });
+}
