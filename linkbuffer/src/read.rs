@@ -102,7 +102,7 @@ impl LinkBuffer {
         }
         if self.front.len() - self.off < n {
             self.settle();
-            if self.front.len() < n {
+            if self.front.len() - self.off < n {
                 return self.read_vec(n).map(Bytes::from);
             }
         }
