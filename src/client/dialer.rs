@@ -1,0 +1,248 @@
+//! Opens connections.
+
+use crate::{
+    config::{Limits, OnFull},
+    connection::{self, Connection, ConnectionHandle},
+    context::Context,
+    dispatch::{Dispatch, Runner},
+    handler::{Handler, sessions},
+    net::{self, Address, Socket, SocketOptions},
+    stats::Stats,
+};
+use poller::PollerGroup;
+use std::{
+    fmt, io,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+/// Opens connections to servers.
+///
+/// A dialled connection without a handler belongs to the caller, who reads and writes it with
+/// blocking calls on its own thread; the pollers only watch for its end, so that
+/// [`is_active`](Connection::is_active) is true knowledge. With a handler
+/// ([`dial_with`](Self::dial_with)) it is driven like a server's connection.
+///
+/// Clones share their pollers and figures.
+///
+/// ```no_run
+/// use netpoll::{Address, Dialer};
+/// use std::time::Duration;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let dialer = Dialer::new().connect_timeout(Duration::from_secs(1));
+/// let mut conn = dialer.dial_connection("localhost:6379".parse::<Address>()?)?;
+/// conn.write_str("PING\r\n")?;
+/// conn.flush()?;
+/// assert_eq!(conn.until(b'\n')?, b"+PONG\r\n");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct Dialer {
+    connect_timeout: Option<Duration>,
+    local: Option<Address>,
+    socket: SocketOptions,
+    retries: u32,
+    group: Option<PollerGroup>,
+    dispatch: Dispatch,
+    limits: Limits,
+    context: OnceLock<Arc<Context>>,
+}
+
+impl Dialer {
+    /// A dialer with default options: no timeout, no retries, the process-wide pollers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How long opening a connection may take in all, name resolution by the system excepted.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Binds the local side before connecting.
+    pub fn local_addr(mut self, address: impl Into<Address>) -> Self {
+        self.local = Some(address.into());
+        self
+    }
+
+    /// Socket options, set before connecting.
+    pub fn socket(mut self, options: SocketOptions) -> Self {
+        self.socket = options;
+        self
+    }
+
+    /// How often a refused or failed attempt is repeated within the timeout. Default: never.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// The pollers that watch the connections. Default: the process-wide group.
+    pub fn pollers(self, group: PollerGroup) -> Self {
+        Self { group: Some(group), ..self.unshared() }
+    }
+
+    /// Where callbacks of connections with a handler run. Default: [`Dispatch::Adaptive`].
+    pub fn dispatch(self, dispatch: Dispatch) -> Self {
+        Self { dispatch, ..self.unshared() }
+    }
+
+    /// Read timeout that connections start with. Default: none.
+    pub fn read_timeout(self, timeout: Duration) -> Self {
+        self.limit(|limits| limits.read_timeout = Some(timeout))
+    }
+
+    /// Write timeout that connections start with. Default: none.
+    pub fn write_timeout(self, timeout: Duration) -> Self {
+        self.limit(|limits| limits.write_timeout = Some(timeout))
+    }
+
+    /// Idle timeout of connections with a handler. Default: none.
+    pub fn idle_timeout(self, timeout: Duration) -> Self {
+        self.limit(|limits| limits.idle_timeout = Some(timeout))
+    }
+
+    /// Input bounds in bytes, as [`Builder::input_limits`](crate::Builder::input_limits).
+    pub fn input_limits(self, pause_at: usize, max: usize) -> Self {
+        self.limit(|limits| {
+            limits.pause_at = pause_at.max(1);
+            limits.max_input = max.max(1);
+        })
+    }
+
+    /// Output bound, as [`Builder::output_limit`](crate::Builder::output_limit).
+    pub fn output_limit(self, bytes: usize, on_full: OnFull) -> Self {
+        self.limit(|limits| {
+            limits.max_output = bytes;
+            limits.on_full = on_full;
+        })
+    }
+
+    /// Output bound in messages, as
+    /// [`Builder::output_messages`](crate::Builder::output_messages).
+    pub fn output_messages(self, messages: usize) -> Self {
+        self.limit(|limits| limits.max_messages = messages)
+    }
+
+    /// What happens after a close, as [`Builder::linger`](crate::Builder::linger).
+    pub fn linger(self, time: Duration, bytes: usize) -> Self {
+        self.limit(|limits| {
+            limits.linger = time;
+            limits.linger_bytes = bytes;
+        })
+    }
+
+    /// Opens a connection for the caller's own use. Waits, at most the connect timeout; callable
+    /// from any callback that may block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DialTimeout`](crate::Error::DialTimeout),
+    /// [`Error::SelfConnect`](crate::Error::SelfConnect), `ConnectionRefused` and what else the
+    /// system reports, with the address in the text;
+    /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) on a poller's thread that must not
+    /// wait.
+    pub fn dial_connection(&self, address: impl Into<Address>) -> io::Result<Connection> {
+        let address = address.into();
+        let context = self.context()?;
+        let (socket, peer) = self.connect(&address)?;
+        connection::dialled(&context, socket, peer)
+    }
+
+    /// Opens a connection that `handler` drives. Waits for the connect as
+    /// [`dial_connection`](Self::dial_connection) does, not for `on_connect`.
+    ///
+    /// # Errors
+    ///
+    /// As [`dial_connection`](Self::dial_connection), and what `on_prepare` returns.
+    pub fn dial_with(
+        &self,
+        address: impl Into<Address>,
+        handler: impl Handler,
+    ) -> io::Result<ConnectionHandle> {
+        let address = address.into();
+        let context = self.context()?;
+        let (socket, peer) = self.connect(&address)?;
+        connection::accepted(&context, socket, peer, sessions(handler)())
+    }
+
+    /// Figures of this dialer and its clones.
+    ///
+    /// # Errors
+    ///
+    /// What the system reports when the pollers cannot be started.
+    pub fn stats(&self) -> io::Result<Stats> {
+        Ok(self.context()?.stats())
+    }
+
+    fn connect(&self, address: &Address) -> io::Result<(Socket, Address)> {
+        if poller::must_not_block() {
+            return Err(crate::Error::WouldDeadlock.into());
+        }
+        let deadline = self.connect_timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut attempt = 0;
+        loop {
+            match net::connect(address, &self.socket, self.local.as_ref(), deadline) {
+                Ok(socket) => {
+                    let peer = match address {
+                        // A name may stand for several addresses: ask which one answered.
+                        Address::Host(..) => socket.peer_address().unwrap_or(Address::Unnamed),
+                        other => other.clone(),
+                    };
+                    return Ok((socket, peer));
+                }
+                Err(error) if attempt < self.retries && repeatable(&error) => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn context(&self) -> io::Result<Arc<Context>> {
+        if let Some(context) = self.context.get() {
+            return Ok(Arc::clone(context));
+        }
+        let group = match &self.group {
+            Some(group) => group.clone(),
+            None => PollerGroup::global()?.clone(),
+        };
+        let runner = Runner::new(self.dispatch.clone())?;
+        let context = Arc::new(Context::new(self.limits.clone(), runner, group));
+        Ok(Arc::clone(self.context.get_or_init(|| context)))
+    }
+
+    fn limit(self, change: impl FnOnce(&mut Limits)) -> Self {
+        let mut dialer = self.unshared();
+        change(&mut dialer.limits);
+        dialer
+    }
+
+    /// Options that connections share are fixed by the first dial: changed ones need their own.
+    fn unshared(self) -> Self {
+        Self { context: OnceLock::new(), ..self }
+    }
+}
+
+fn repeatable(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::AddrNotAvailable
+            | io::ErrorKind::NotFound
+    )
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("local", &self.local)
+            .field("retries", &self.retries)
+            .field("dispatch", &self.dispatch)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,7 @@
+//! Clients: dialling, and keeping connections for the next call.
+
+mod dialer;
+mod pool;
+
+pub use dialer::Dialer;
+pub use pool::{Pool, PoolStats, Pooled};

@@ -1,0 +1,60 @@
+//! What a connection is allowed to hold and how long it may wait: one copy per loop or dialer.
+
+use std::time::Duration;
+
+/// What happens when a connection's output queue is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnFull {
+    /// The call that would overfill it fails with [`Error::OutputFull`](crate::Error::OutputFull);
+    /// nothing of the message is accepted.
+    #[default]
+    Error,
+    /// The call waits for room, at most the write timeout.
+    Block,
+    /// The connection is closed at once with
+    /// [`CloseReason::OutputFull`](crate::CloseReason::OutputFull), as an
+    /// [`abort`](crate::ConnectionHandle::abort).
+    Close,
+}
+
+/// The limits a connection starts with.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) read_timeout: Option<Duration>,
+    pub(crate) write_timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
+    /// No more is read on the connection's behalf while this many bytes are unread.
+    pub(crate) pause_at: usize,
+    /// A single request for more than this many bytes is an error.
+    pub(crate) max_input: usize,
+    /// Bytes that may be queued behind a full socket.
+    pub(crate) max_output: usize,
+    /// Messages that may be queued behind a full socket.
+    pub(crate) max_messages: usize,
+    pub(crate) on_full: OnFull,
+    /// How long a closed connection may take to hand over its last bytes and to drain its input.
+    pub(crate) linger: Duration,
+    /// How much unwanted input is read after a close before it is cut.
+    pub(crate) linger_bytes: usize,
+    /// Whether the end of input leaves the connection open until the handler closes it.
+    pub(crate) half_open: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            read_timeout: None,
+            write_timeout: None,
+            idle_timeout: None,
+            pause_at: 1 << 20,
+            max_input: 64 << 20,
+            max_output: 8 << 20,
+            max_messages: usize::MAX,
+            on_full: OnFull::Error,
+            linger: Duration::from_secs(5),
+            linger_bytes: 256 << 10,
+            half_open: false,
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! How a connection ends: who decides why, who runs the callbacks, who lets go of the socket.
+//!
+//! The first reason wins. The end itself ([`conclude`]) is reached once, by the thread that has
+//! the owner's role, and the role is never given back afterwards. It goes
+//! `on_disconnect` -> `CLOSED` -> close callbacks -> FIN or reset -> descriptor.
+//!
+//! After a graceful close the peer may still be sending. Closing the descriptor now would
+//! answer that with a reset, which may destroy our last bytes on their way (measured: 12 KiB of
+//! 500 KB arrived). So the operator stays for a while (`LINGER`), reads and drops, and closes
+//! when the peer's FIN is there, a byte limit is passed or the time is up.
+
+use super::{
+    input::End,
+    output::Loss,
+    process::Owner,
+    shared::{For, Shared},
+    state::{self, State},
+};
+use crate::{
+    error::{CloseReason, Error},
+    sync::Ordering,
+    trace,
+};
+use poller::Interest;
+use std::{
+    fmt, io,
+    net::Shutdown,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+type Callback = Box<dyn FnOnce(CloseReason) + Send>;
+
+/// Why a connection ends, and who wants to hear of it.
+#[derive(Default)]
+pub(crate) struct Ending {
+    reason: Option<CloseReason>,
+    callbacks: Vec<Callback>,
+    /// The callbacks were taken; later ones run at once.
+    over: bool,
+}
+
+impl Ending {
+    /// Sets the reason unless there is one.
+    pub(crate) fn decide(&mut self, reason: CloseReason) -> CloseReason {
+        *self.reason.get_or_insert(reason)
+    }
+
+    pub(crate) fn reason(&self) -> Option<CloseReason> {
+        self.reason
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ending")
+            .field("reason", &self.reason)
+            .field("callbacks", &self.callbacks.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Asks for a graceful close: what was flushed is sent, then FIN.
+    pub(crate) fn close_with(&self, reason: CloseReason) {
+        self.end_with(reason, state::CLOSE);
+    }
+
+    /// Asks for an immediate close: what is queued is dropped, the peer sees a reset.
+    pub(crate) fn abort_with(&self, reason: CloseReason) {
+        self.end_with(reason, state::ABORT);
+    }
+
+    fn end_with(&self, reason: CloseReason, bit: u32) {
+        {
+            let mut ending = self.ending.lock();
+            if ending.over {
+                return;
+            }
+            ending.decide(reason);
+        }
+        let before = self.word.set(bit);
+        if before & (state::CLOSED | bit) == 0 {
+            if bit == state::ABORT {
+                self.outbox.discard(&self.word);
+            }
+            if before & state::OWNED != 0 {
+                self.interrupt_owner();
+            }
+            self.attend(0);
+        }
+        self.notify_all();
+    }
+
+    /// A user may be waiting for input on the descriptor itself: end that wait.
+    fn interrupt_owner(&self) {
+        if let Some(socket) = self.socket() {
+            if let Err(error) = socket.shutdown(Shutdown::Read) {
+                trace::debug!("connection {}: interrupting a reader: {error}", self.id);
+            }
+        }
+    }
+
+    /// Runs `callback` when the connection is over, at once if it is.
+    pub(crate) fn on_close(&self, callback: Callback) {
+        let mut ending = self.ending.lock();
+        if !ending.over {
+            ending.callbacks.push(callback);
+            return;
+        }
+        let reason = ending.reason.unwrap_or(CloseReason::Local);
+        drop(ending);
+        self.run_callback(callback, reason);
+    }
+
+    fn run_callback(&self, callback: Callback, reason: CloseReason) {
+        self.contain("close callback", || callback(reason));
+    }
+
+    /// Runs user code; a panic is counted, logged and turned into `None`.
+    pub(crate) fn contain<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
+        match catch_unwind(AssertUnwindSafe(code)) {
+            Ok(value) => Some(value),
+            Err(payload) => {
+                self.context.counters.panics.fetch_add(1, Ordering::Relaxed);
+                let text = panic_text(&*payload);
+                trace::error!("connection {}: panic in {what}: {text}", self.id);
+                // A payload's own drop may panic; that must not get out either.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                None
+            }
+        }
+    }
+
+    /// The result that [`Done`] gives: `None` while the connection is not over.
+    fn outcome(&self) -> Option<io::Result<()>> {
+        let ending = self.ending.lock();
+        if !ending.over {
+            return None;
+        }
+        let reason = ending.reason.unwrap_or(CloseReason::Local);
+        Some(match reason {
+            CloseReason::Local | CloseReason::Abort => Ok(()),
+            other => Err(Error::Closed(other).into()),
+        })
+    }
+}
+
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no text)")
+}
+
+/// Ends the connection. The caller has the owner's role and keeps it for good.
+pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason) {
+    let end = owner.conn.rx.end;
+    finish(shared, owner, reason);
+    let_go(shared, end);
+    shared.context.ended(shared);
+}
+
+/// The callbacks of the end; the socket stays.
+pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseReason) {
+    let reason = shared.ending.lock().decide(reason);
+    shared.word.set(state::CLOSE);
+    let loss = shared.outbox.lost();
+    if loss != Loss::default() {
+        trace::debug!(
+            "connection {}: {} bytes in {} messages were not sent",
+            shared.id, loss.bytes, loss.messages
+        );
+    }
+    owner.disconnect(reason);
+    shared.word.set(state::CLOSED | state::CONNECTED);
+    // User code runs in the drops too; nothing is locked here.
+    shared.contain("drop of connection state", move || drop(owner));
+    let callbacks = {
+        let mut ending = shared.ending.lock();
+        ending.over = true;
+        std::mem::take(&mut ending.callbacks)
+    };
+    for callback in callbacks {
+        shared.run_callback(callback, reason);
+    }
+    shared.notify_all();
+    trace::debug!("connection {} closed: {reason}", shared.id);
+}
+
+/// Lets go of the socket: at once, or after lingering.
+fn let_go(shared: &Arc<Shared>, end: Option<End>) {
+    let Some(socket) = shared.socket() else { return };
+    shared.drop_socket();
+    let registration = shared.registration();
+    let bits = shared.word.load();
+    // Output that was cut must not look complete, so it ends with a reset.
+    let cut = shared.outbox.lost().bytes > 0;
+    if bits & state::ABORT != 0 || cut {
+        if let Err(error) = socket.set_linger_zero() {
+            trace::debug!("connection {}: linger: {error}", shared.id);
+        }
+    } else if end.is_none() && bits & (state::BROKEN | state::PEER_CLOSED) == 0 {
+        let shut = socket.shutdown(Shutdown::Write);
+        let linger = shared.context.limits.linger;
+        if let (Ok(()), Some(registration), false) = (shut, registration, linger.is_zero()) {
+                        shared.word.set(state::LINGER);
+            registration.set_timer(Instant::now().checked_add(linger));
+            let watched = if bits & state::OWNED != 0 {
+                registration.set_interest(Interest::READ | Interest::HANGUP)
+            } else {
+                Ok(())
+            };
+            if watched.is_ok() {
+                // The edge for what is already there was used up: have the operator look.
+                registration.wake();
+                return;
+            }
+        }
+    }
+    match registration {
+        Some(registration) => registration.detach(),
+        None => shared.context.connections.remove(shared),
+    }
+}
+
+/// Tells when a connection is over, and how it ended.
+///
+/// Obtained from [`ConnectionHandle::done`](crate::ConnectionHandle::done); any number of
+/// threads may wait. Once it has a result every read and write of the connection fails.
+#[derive(Clone)]
+pub struct Done {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Done {
+    /// Waits until the connection is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] with the reason unless this side closed or aborted it;
+    /// [`Error::WouldDeadlock`] on a poller's thread that must not wait (inline dispatch).
+    pub fn wait(&self) -> io::Result<()> {
+        self.wait_until(None).unwrap_or(Ok(()))
+    }
+
+    /// Waits until the connection is over, at most `timeout`; `None` if it is still open then.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<io::Result<()>> {
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    /// The result if the connection is over. Never waits.
+    pub fn poll(&self) -> Option<io::Result<()>> {
+        self.shared.outcome()
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Option<io::Result<()>> {
+        if let Some(result) = self.poll() {
+            return Some(result);
+        }
+        if poller::must_not_block() {
+            return Some(Err(Error::WouldDeadlock.into()));
+        }
+        poller::before_blocking();
+        self.shared.wait(For::Output, deadline, || self.shared.outcome().is_some());
+        self.poll()
+    }
+}
+
+impl fmt::Debug for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let over = self.shared.word.state() == State::Disconnected;
+        f.debug_struct("Done").field("id", &self.shared.id).field("over", &over).finish()
+    }
+}

@@ -1,0 +1,207 @@
+//! A connection as every other thread sees it: send, close, wait, watch.
+
+use super::{
+    close::Done,
+    shared::Shared,
+    state::{self, State},
+};
+use crate::{
+    error::{CloseReason, Error},
+    net::Address,
+    stats::ConnectionStats,
+    sync::Ordering,
+};
+use bytes::Bytes;
+use linkbuffer::LinkBuffer;
+use std::{fmt, io, sync::Arc};
+
+/// Sends to, watches and closes a connection from any thread.
+///
+/// A handle does not own the connection: it neither keeps it open nor keeps its descriptor.
+/// Messages of several handles are never mixed, and the order in which one thread sends is kept.
+/// Bytes that the kernel does not take at once wait in a bounded queue that the poller drains;
+/// what happens when it is full is the loop's [`OnFull`](crate::OnFull) policy.
+#[derive(Clone)]
+pub struct ConnectionHandle {
+    shared: Arc<Shared>,
+}
+
+impl ConnectionHandle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The connection's number, unique in the process; it is in every log line about it.
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// Where the peer is.
+    pub fn peer_addr(&self) -> &Address {
+        &self.shared.peer
+    }
+
+    /// Sends one message, or queues it behind what is being sent.
+    ///
+    /// Returns how many bytes were accepted: always the whole message. Accepted bytes are
+    /// written in order, or counted in [`ConnectionStats::lost_bytes`] when the connection ends
+    /// before. Waits only if the queue is full and the policy is
+    /// [`OnFull::Block`](crate::OnFull::Block), at most the write timeout.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] on an ended connection, [`Error::OutputFull`] or
+    /// [`Error::WriteTimeout`] by policy, [`Error::Poisoned`] after a message was cut. Nothing
+    /// of the message was accepted then.
+    pub fn send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
+        let mut message = message.into();
+        message.flush();
+        let len = message.len();
+        self.shared.check_writable()?;
+        if len == 0 {
+            return Ok(0);
+        }
+        let socket = self.shared.socket().ok_or_else(|| self.shared.closed_error())?;
+        self.shared.submit(&socket, &mut message, None, self.shared.context.limits.write_timeout)?;
+        self.touch();
+        Ok(len)
+    }
+
+    /// As [`Self::send`], but never waits, whatever the policy.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`]; a full queue is [`Error::OutputFull`] unless the policy is to close.
+    pub fn try_send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
+        let mut message = message.into();
+        message.flush();
+        let (len, bound) = (message.len(), self.shared.bound());
+        let must_wait = self.shared.context.limits.on_full == crate::OnFull::Block;
+        if must_wait && !self.shared.outbox.has_room(len, bound) {
+            let (queued, limit) = (self.shared.outbox.queued(), bound.bytes);
+            return Err(Error::OutputFull { queued, limit }.into());
+        }
+        self.send(message)
+    }
+
+    /// Sends bytes as one message: [`Self::send`] without building a buffer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub fn send_bytes(&self, message: Bytes) -> io::Result<usize> {
+        self.send(LinkBuffer::from(message))
+    }
+
+    /// Waits until the kernel has everything that was accepted before this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WriteTimeout`] when the write timeout passes first (the connection is poisoned
+    /// then: what went out may end inside a message), [`Error::Closed`] when the connection ends
+    /// first, [`Error::WouldDeadlock`] on a poller's thread that must not wait.
+    pub fn flush(&self) -> io::Result<()> {
+        let mark = self.shared.outbox.mark();
+        self.shared.wait_sent(mark, None, self.shared.context.limits.write_timeout)
+    }
+
+    /// Tells when the connection is over, and how it ended.
+    pub fn done(&self) -> Done {
+        Done { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Figures of this connection.
+    pub fn stats(&self) -> ConnectionStats {
+        self.shared.stats()
+    }
+
+    /// Where the connection is in its life.
+    pub fn state(&self) -> State {
+        self.shared.word.state()
+    }
+
+    /// Whether the connection is open and the peer has not closed its side, as far as is known.
+    /// A load; it costs nothing to ask before every use.
+    pub fn is_active(&self) -> bool {
+        self.shared.is_active()
+    }
+
+    /// Closes gracefully: what was sent before goes out (at most the linger time), then FIN.
+    /// Idempotent, returns at once, callable from any thread and any callback.
+    pub fn close(&self) {
+        self.shared.close_with(CloseReason::Local);
+    }
+
+    /// Closes at once: queued output is dropped and the peer sees a reset. Idempotent, returns
+    /// at once, callable from any thread and any callback.
+    pub fn abort(&self) {
+        self.shared.abort_with(CloseReason::Abort);
+    }
+
+    /// Calls `callback` once when the connection is over, in the order of registration; at once
+    /// on this thread if it is over already.
+    pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) {
+        self.shared.on_close(Box::new(callback));
+    }
+
+    /// Promises output: until the guard is dropped a half-closed connection stays open for it,
+    /// and a draining loop counts the connection as busy.
+    ///
+    /// Take one in `on_request` before a reply is left to another thread.
+    pub fn hold(&self) -> Hold {
+        self.shared.holds.fetch_add(1, Ordering::AcqRel);
+        Hold { shared: Arc::clone(&self.shared) }
+    }
+
+    fn touch(&self) {
+        if self.shared.idle_timeout.load(Ordering::Relaxed) != 0 {
+            self.shared.touch(std::time::Instant::now());
+        }
+    }
+}
+
+impl fmt::Debug for ConnectionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.shared, f)
+    }
+}
+
+/// A promise of output: see [`ConnectionHandle::hold`].
+#[must_use = "the promise ends when the guard is dropped"]
+pub struct Hold {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let before = self.shared.holds.fetch_sub(1, Ordering::AcqRel);
+        if before == 1 && self.shared.word.has(state::PEER_CLOSED | state::DRAIN) {
+            self.shared.attend(0);
+        }
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Hold").field(&self.shared.id).finish()
+    }
+}
+
+impl Shared {
+    pub(crate) fn is_active(&self) -> bool {
+        let gone = state::PEER_CLOSED | state::BROKEN | state::CLOSE | state::ABORT | state::CLOSED;
+        !self.word.has(gone)
+    }
+
+    pub(crate) fn stats(&self) -> ConnectionStats {
+        let lost = self.outbox.lost();
+        ConnectionStats {
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.outbox.bytes_sent(),
+            queued: self.outbox.queued(),
+            messages_out: self.outbox.messages(),
+            lost_bytes: lost.bytes,
+            lost_messages: lost.messages,
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The way in: the owner reads its own socket.
+//!
+//! The poller reports that there is something, the thread that runs the connection receives it
+//! straight into the connection's private buffer. So nothing is locked or handed over between
+//! the kernel and the handler, a slow handler reads nothing (the TCP window closes behind it),
+//! and blocking clients need no other thread.
+//!
+//! Small receives go into the thread's scratch chunk and only the filled part is handed out; a
+//! message of known size is received into one chunk of its own.
+
+use super::{
+    shared::{For, Shared},
+    spare,
+    state::{OWNED, PEER_CLOSED, READABLE},
+};
+use crate::{
+    error::{CloseReason, Error},
+    net::Socket,
+    sync::Ordering,
+};
+use bytes::BytesMut;
+use linkbuffer::LinkBuffer;
+use poller::Interest;
+use std::{
+    cell::RefCell,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What a thread receives small messages into.
+const SCRATCH: usize = 64 << 10;
+/// From this many missing bytes on a message gets a chunk of its own.
+const LANDING: usize = 16 << 10;
+/// The largest room made for a message before any of it has arrived.
+const TRUST: usize = 1 << 20;
+/// Receives per turn, so that one busy connection does not starve the others.
+const TURN_READS: u32 = 16;
+
+thread_local! {
+    static CHUNK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// The receiving side of a connection.
+#[derive(Debug)]
+pub(crate) struct Rx {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) socket: Arc<Socket>,
+    buffer: Option<Box<LinkBuffer>>,
+    /// The kernel may hold input that was not received yet.
+    pub(crate) readable: bool,
+    /// Nothing more will come.
+    pub(crate) end: Option<End>,
+    /// The handler is not run again before this many bytes are here.
+    pub(crate) mark: usize,
+    /// Bytes arrived since the handler last returned.
+    pub(crate) fresh: bool,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) deadline: Option<Instant>,
+    /// Bytes received since the connection began.
+    received: u64,
+    /// Up to this stream offset there is no such byte.
+    scan: (u8, u64),
+}
+
+/// How input ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The peer sent FIN.
+    Eof,
+    /// The socket failed.
+    Failed(io::ErrorKind),
+}
+
+impl Rx {
+    pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
+        let timeout = shared.context.limits.read_timeout;
+        Self {
+            shared,
+            socket,
+            buffer: None,
+            readable: false,
+            end: None,
+            mark: 0,
+            fresh: false,
+            timeout,
+            deadline: None,
+            received: 0,
+            scan: (0, 0),
+        }
+    }
+
+    pub(crate) fn buffer(&mut self) -> &mut LinkBuffer {
+        self.buffer.get_or_insert_with(spare::input)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.as_ref().map_or(0, |buffer| buffer.len())
+    }
+
+    /// What arrived and was not consumed.
+    pub(crate) fn take(&mut self) -> LinkBuffer {
+        self.buffer.take().map_or_else(LinkBuffer::new, |mut buffer| buffer.take())
+    }
+
+    /// Gives back what an idle connection does not need: the buffer if it is empty, otherwise
+    /// the part of its chunks that a small rest would keep.
+    pub(crate) fn settle(&mut self) {
+        match &mut self.buffer {
+            Some(buffer) if buffer.is_empty() => {
+                if let Some(buffer) = self.buffer.take() {
+                    spare::put_input(buffer);
+                }
+            }
+            Some(buffer) => buffer.compact(),
+            None => {}
+        }
+    }
+
+    /// Takes over what the poller learned.
+    pub(crate) fn note(&mut self, bits: u32) {
+        if bits & READABLE != 0 {
+            self.readable = true;
+        }
+    }
+
+    /// Receives until `target` bytes are here, the kernel has no more, or the turn's share is
+    /// used up; in the last case `readable` stays set.
+    pub(crate) fn receive(&mut self, target: usize) {
+        let mut reads = 0;
+        while self.readable && self.end.is_none() && self.len() < target && reads < TURN_READS {
+            reads += 1;
+            let missing = self.mark.saturating_sub(self.len());
+            let received = if missing > LANDING {
+                self.receive_landing(missing)
+            } else {
+                self.receive_scratch()
+            };
+            match received {
+                Ok((0, _)) => self.finish(End::Eof),
+                Ok((n, offered)) => {
+                    self.fresh = true;
+                    self.received += n as u64;
+                    self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                    // A short read emptied the socket; only a hang-up may hide behind it.
+                    if n < offered && !self.shared.word.has(PEER_CLOSED) {
+                        self.readable = false;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Err(e) => self.finish(End::Failed(e.kind())),
+            }
+        }
+    }
+
+    /// Waits until `n` bytes are here.
+    pub(crate) fn fill(&mut self, n: usize) -> io::Result<()> {
+        if self.len() >= n {
+            return Ok(());
+        }
+        self.wanted(n)?;
+        let mut deadline = None;
+        loop {
+            self.refresh();
+            self.receive(n);
+            if self.len() >= n {
+                return Ok(());
+            }
+            self.check_end(n)?;
+            if !self.readable {
+                let deadline = *deadline.get_or_insert_with(|| self.wait_deadline());
+                self.wait_input(deadline)?;
+            }
+        }
+    }
+
+    /// As [`Self::fill`] without waiting: `false` remembers `n` as the wake-up mark.
+    pub(crate) fn try_fill(&mut self, n: usize) -> io::Result<bool> {
+        if self.len() >= n {
+            return Ok(true);
+        }
+        self.wanted(n)?;
+        self.refresh();
+        // Nobody tells the user's own connection that there is more: it has to look.
+        self.readable |= self.shared.word.has(OWNED);
+        self.receive(n);
+        if self.len() >= n {
+            return Ok(true);
+        }
+        self.check_end(n)?;
+        Ok(false)
+    }
+
+    /// How much of what is here is known not to hold `delim`.
+    pub(crate) fn scanned(&self, delim: u8) -> usize {
+        let consumed = self.received - self.len() as u64;
+        let (byte, upto) = self.scan;
+        if byte == delim { upto.saturating_sub(consumed) as usize } else { 0 }
+    }
+
+    /// Remembers that the first `scanned` bytes do not hold `delim`.
+    pub(crate) fn remember(&mut self, delim: u8, scanned: usize) {
+        let consumed = self.received - self.len() as u64;
+        self.scan = (delim, consumed + scanned as u64);
+    }
+
+    /// Records the wish for `n` bytes: it is the wake-up mark and sizes the next chunk.
+    fn wanted(&mut self, n: usize) -> io::Result<()> {
+        let limit = self.shared.context.limits.max_input;
+        if n > limit {
+            return Err(Error::InputLimit { wanted: n, limit }.into());
+        }
+        self.mark = n;
+        Ok(())
+    }
+
+    fn refresh(&mut self) {
+        let word = &self.shared.word;
+        if word.has(READABLE) {
+            word.clear(READABLE);
+            self.readable = true;
+        }
+    }
+
+    fn check_end(&self, wanted: usize) -> io::Result<()> {
+        if self.shared.word.ended() {
+            return Err(self.shared.closed_error());
+        }
+        match self.end {
+            None => Ok(()),
+            Some(End::Eof) => {
+                Err(Error::PeerClosed { wanted, available: self.len() }.into())
+            }
+            Some(End::Failed(kind)) => Err(Error::Closed(CloseReason::Error(kind)).into()),
+        }
+    }
+
+    fn wait_deadline(&self) -> Option<Instant> {
+        self.deadline.or_else(|| self.timeout.and_then(|t| Instant::now().checked_add(t)))
+    }
+
+    fn wait_input(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        if poller::must_not_block() {
+            return Err(Error::WouldDeadlock.into());
+        }
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            return Err(Error::ReadTimeout.into());
+        }
+        poller::before_blocking();
+        let shared = &self.shared;
+        let in_time = if shared.word.has(OWNED) {
+            // Our own descriptor: no other thread takes part.
+            let ready = poller::wait_ready(
+                std::os::fd::AsFd::as_fd(&*self.socket),
+                Interest::READ,
+                deadline,
+            )?;
+            !ready.is_empty()
+        } else {
+            shared.wait(For::Input, deadline, || shared.word.has(READABLE) || shared.word.ended())
+        };
+        if in_time {
+            self.readable = true;
+            Ok(())
+        } else {
+            Err(Error::ReadTimeout.into())
+        }
+    }
+
+    fn finish(&mut self, end: End) {
+        self.readable = false;
+        self.end = Some(end);
+        self.shared.word.set(PEER_CLOSED);
+    }
+
+    fn receive_landing(&mut self, missing: usize) -> io::Result<(usize, usize)> {
+        let room = missing.min(TRUST.max(self.len()));
+        let buffer = self.buffer.get_or_insert_with(spare::input);
+        let mut chunk = buffer.landing(room);
+        let offered = chunk.capacity() - chunk.len();
+        let received = self.socket.recv_into(&mut chunk);
+        buffer.landed(chunk);
+        received.map(|n| (n, offered))
+    }
+
+    fn receive_scratch(&mut self) -> io::Result<(usize, usize)> {
+        CHUNK.with_borrow_mut(|chunk| {
+            // Back to its start if nobody holds a view of it, which keeps it in the cache.
+            if !chunk.try_reclaim(SCRATCH) && chunk.capacity() < SCRATCH / 4 {
+                *chunk = BytesMut::with_capacity(SCRATCH);
+            }
+            let offered = chunk.capacity() - chunk.len();
+            let n = self.socket.recv_into(chunk)?;
+            if n > 0 {
+                let piece = chunk.split_to(n);
+                self.buffer.get_or_insert_with(spare::input).push_chunk(piece);
+            }
+            Ok((n, offered))
+        })
+    }
+}
+
+impl Drop for Rx {
+    fn drop(&mut self) {
+        if let Some(mut buffer) = self.buffer.take() {
+            if !buffer.is_empty() {
+                buffer.take();
+            }
+            spare::put_input(buffer);
+        }
+    }
+}

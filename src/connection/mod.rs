@@ -1,0 +1,287 @@
+//! Connections: the type users hold and everything behind it.
+//!
+//! The way of a byte: `operator` (readiness becomes news) -> `process` (takes the owner's role)
+//! -> `input` (receives) -> the handler -> `tx` (private output) -> `output` (to the kernel).
+
+mod close;
+mod handle;
+mod input;
+mod operator;
+mod output;
+mod process;
+mod reader;
+mod shared;
+mod spare;
+mod split;
+mod start;
+mod state;
+mod tx;
+mod writer;
+
+pub use close::Done;
+pub use handle::{ConnectionHandle, Hold};
+pub use reader::Line;
+pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
+pub use state::State;
+
+pub(crate) use process::{in_callback, run};
+pub(crate) use shared::Shared;
+pub(crate) use start::{accepted, dialled};
+pub(crate) use state::DRAIN;
+
+use crate::{
+    error::{CloseReason, Error},
+    handler::{Handler, Session, sessions},
+    net::{Address, Peek, Socket},
+    stats::ConnectionStats,
+    sync::Ordering,
+};
+use bytes::Bytes;
+use input::Rx;
+use linkbuffer::{LinkBuffer, RawSlot, Slot, Writer};
+use reader::{reading, reading_traits};
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    net::Shutdown,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tx::Tx;
+use writer::{writing, writing_traits};
+
+/// One connection, for whoever may read and write it now.
+///
+/// A handler gets `&mut Connection` in its callbacks; a dialled connection without a handler is
+/// owned by the caller. Reading operations consume from what has arrived and receive more as
+/// needed; writing operations collect output that one [`flush`](Self::flush) sends.
+///
+/// Operations without a prefix may wait, at most the read or write timeout; `try_` operations
+/// never wait. Borrowed views end at the next call on the connection, which the compiler checks;
+/// owned ones ([`next_bytes`](Self::next_bytes), [`slice`](Self::slice)) stay valid as long as
+/// they are kept.
+///
+/// Dropping an owned connection closes it gracefully.
+pub struct Connection {
+    pub(crate) rx: Rx,
+    pub(crate) tx: Tx,
+    /// A handler set by a callback, put in place when the callback returns.
+    next_session: Option<Box<dyn Session>>,
+    /// Declared last: the connection is given up when everything else is gone.
+    guard: Guard,
+}
+
+impl Connection {
+    fn new(shared: &Arc<Shared>, socket: &Arc<Socket>) -> Self {
+        Self {
+            rx: Rx::new(Arc::clone(shared), Arc::clone(socket)),
+            tx: Tx::new(Arc::clone(shared), Arc::clone(socket)),
+            next_session: None,
+            guard: Guard { shared: Arc::clone(shared) },
+        }
+    }
+
+    reading!();
+    writing!();
+
+    /// The connection's number, unique in the process; it is in every log line about it.
+    pub fn id(&self) -> u64 {
+        self.rx.shared.id
+    }
+
+    /// Where the peer is.
+    pub fn peer_addr(&self) -> &Address {
+        &self.rx.shared.peer
+    }
+
+    /// Our own address: one `getsockname(2)`.
+    ///
+    /// # Errors
+    ///
+    /// What the system reports.
+    pub fn local_addr(&self) -> io::Result<Address> {
+        self.rx.socket.local_address()
+    }
+
+    /// Where the connection is in its life.
+    pub fn state(&self) -> State {
+        self.rx.shared.word.state()
+    }
+
+    /// Whether the connection is open and the peer has not closed its side, as far as is known:
+    /// the poller notices a FIN or a reset while nobody reads. A load; never waits.
+    ///
+    /// A peer that vanished without a word is noticed by keepalive or the user timeout only, see
+    /// [`SocketOptions`](crate::SocketOptions).
+    pub fn is_active(&self) -> bool {
+        self.rx.shared.is_active()
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> ConnectionHandle {
+        ConnectionHandle::new(Arc::clone(&self.rx.shared))
+    }
+
+    /// Figures of this connection.
+    pub fn stats(&self) -> ConnectionStats {
+        self.rx.shared.stats()
+    }
+
+    /// Closes the connection once neither side sent or received anything for this long; `None`
+    /// never does. Checked by the poller with a precision of its timer tick, and only after
+    /// pending input was seen. No effect on a connection without a handler.
+    pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
+        let shared = &self.rx.shared;
+        shared.idle_timeout.store(timeout.map_or(0, shared::millis), Ordering::Relaxed);
+        shared.arm_idle(Instant::now());
+    }
+
+    /// Replaces the handler, from inside a callback. When the callback returns the new handler's
+    /// `on_connect` makes its state, and it sees whatever is buffered. The old state is kept
+    /// until the end and its `on_disconnect` is called then.
+    ///
+    /// To give a handler to a connection of your own use [`attach`](Self::attach).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] outside of a callback.
+    pub fn set_handler(&mut self, handler: impl Handler) -> io::Result<()> {
+        if self.rx.shared.word.has(state::OWNED) {
+            let text = "set_handler works in callbacks: attach a handler to your own connection";
+            return Err(Error::Unsupported(text).into());
+        }
+        self.next_session = Some(sessions(handler)());
+        Ok(())
+    }
+
+    /// Gives the connection to a handler and the pollers. Buffered data is seen by the handler.
+    ///
+    /// # Errors
+    ///
+    /// What `on_prepare` returns, [`Error::Closed`] on an ended connection, or what the system
+    /// reports; the connection is closed then.
+    pub fn attach(self, handler: impl Handler) -> io::Result<ConnectionHandle> {
+        start::attach(self, sessions(handler)())
+    }
+
+    /// Shuts one or both directions down, as `shutdown(2)`. After `Write` the peer sees the end
+    /// of our output while we may go on reading; flush first, what is queued or unflushed cannot
+    /// be sent any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutputFull`] if output is still queued, or what the system reports.
+    pub fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
+        let shared = &self.rx.shared;
+        if how != Shutdown::Read {
+            let queued = shared.outbox.queued() + self.tx.pending();
+            if queued > 0 {
+                return Err(Error::OutputFull { queued, limit: 0 }.into());
+            }
+            shared.word.set(state::WRITE_SHUT);
+        }
+        self.rx.socket.shutdown(how)
+    }
+
+    /// The two directions as separate values for one thread at a time each.
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        (ReadHalf { rx: &mut self.rx }, WriteHalf { tx: &mut self.tx })
+    }
+
+    /// The two directions as owned values for two threads. The connection is closed when both
+    /// are dropped.
+    ///
+    /// Both halves receive and send on the calling threads.
+    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        split::into_split(self)
+    }
+
+    /// Closes gracefully: what was flushed is sent, then FIN. Returns at once.
+    ///
+    /// # Errors
+    ///
+    /// None today.
+    pub fn close(self) -> io::Result<()> {
+        self.rx.shared.close_with(CloseReason::Local);
+        Ok(())
+    }
+
+    /// Closes at once: what is queued is dropped and the peer sees a reset.
+    pub fn abort(self) {
+        self.rx.shared.abort_with(CloseReason::Abort);
+    }
+
+    /// Takes the descriptor out of the library's hands, with what was received and not
+    /// consumed. The descriptor stays non-blocking. Close callbacks run with
+    /// [`CloseReason::Local`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutputFull`] if output is still queued, [`Error::Closed`] on an ended connection,
+    /// or what `fcntl(F_DUPFD_CLOEXEC)` reports.
+    pub fn detach(self) -> io::Result<(OwnedFd, LinkBuffer)> {
+        start::detach(self)
+    }
+
+    /// Calls `callback` once when the connection is over, in the order of registration; at once
+    /// on this thread if it is over already.
+    pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) {
+        self.rx.shared.on_close(Box::new(callback));
+    }
+
+    /// What the kernel has for us, without reading it.
+    pub(crate) fn peek_state(&self) -> Peek {
+        self.rx.socket.peek_state()
+    }
+
+    /// Gives buffers back that an idle connection does not need.
+    pub(crate) fn settle(&mut self) {
+        self.rx.settle();
+        self.tx.settle();
+        self.rx.mark = 0;
+    }
+
+    /// Whether nothing is under way in either direction, so that another user may take over.
+    pub(crate) fn is_sound(&self) -> bool {
+        let shared = &self.rx.shared;
+        shared.is_active()
+            && !shared.word.has(state::POISONED | state::WRITE_SHUT)
+            && self.rx.end.is_none()
+            && self.rx.len() == 0
+            && self.tx.pending() == 0
+            && shared.outbox.queued() == 0
+    }
+}
+
+reading_traits!(Connection);
+writing_traits!(Connection);
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.rx.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id())
+            .field("peer", self.peer_addr())
+            .field("state", &self.state())
+            .field("available", &self.available())
+            .field("unflushed", &self.malloc_len())
+            .finish()
+    }
+}
+
+/// Gives a connection up when the user drops it.
+pub(crate) struct Guard {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        start::abandon(&self.shared);
+    }
+}

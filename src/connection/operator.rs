@@ -1,0 +1,178 @@
+//! What the poller calls: readiness becomes news for the owner, room for output is used at
+//! once, timers are judged.
+
+use super::{
+    output::Sent,
+    process,
+    shared::{For, Shared, millis},
+    state::{
+        ATTEND, CLOSE, CLOSED, LINGER, OWNED, PEER_CLOSED, QUEUED, READABLE, READ_WAIT, RUNNING,
+        WRITABLE,
+    },
+};
+use crate::{dispatch::Placed, error::CloseReason, net::Socket, sync::{AtomicUsize, Ordering}};
+use poller::{Budget, Operator, Progress, Readiness};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+/// A connection as its poller sees it. It owns the descriptor for as long as it is registered.
+#[derive(Debug)]
+pub(crate) struct ConnectionOperator {
+    shared: Arc<Shared>,
+    socket: Arc<Socket>,
+    /// Unwanted input read since the close.
+    drained: AtomicUsize,
+}
+
+impl ConnectionOperator {
+    pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
+        Self { shared, socket, drained: AtomicUsize::new(0) }
+    }
+
+    /// Reads and drops until the peer's FIN or the limit.
+    fn linger(&self, readiness: Readiness) -> Progress {
+        let limit = self.shared.context.limits.linger_bytes;
+        if readiness.contains(Readiness::TIMER) {
+            return Progress::Detach;
+        }
+        let mut waste = [0; 4096];
+        loop {
+            match self.socket.recv(&mut waste) {
+                Ok(0) => return Progress::Detach,
+                Ok(n) => {
+                    if self.drained.fetch_add(n, Ordering::Relaxed) + n > limit {
+                        return Progress::Detach;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Drained,
+                Err(_) => return Progress::Detach,
+            }
+        }
+    }
+
+    /// Uses room in the socket. `true`: the share is used up and more is queued.
+    fn drive(&self) -> bool {
+        let shared = &self.shared;
+        let sent = shared.outbox.drive(&shared.word, &*self.socket);
+        shared.after_send(sent);
+        if sent == Sent::All {
+            shared.drained();
+        }
+        sent == Sent::Share
+    }
+
+    /// Judges the connection's one timer: end of a graceful close, or idleness.
+    fn timer(&self, budget: &mut Budget<'_>) -> u32 {
+        let shared = &self.shared;
+        if shared.word.has(CLOSE) {
+            return ATTEND;
+        }
+        let Some(deadline) = shared.idle_deadline() else {
+            return 0;
+        };
+        let now = budget.now();
+        let bits = shared.word.load();
+        if bits & (RUNNING | READABLE | QUEUED) != 0 {
+            // Something is going on: not idle, look again after a whole period.
+            let period = shared.idle_timeout.load(Ordering::Relaxed);
+            budget.set_timer(now.checked_add(std::time::Duration::from_millis(period)));
+            return 0;
+        }
+        if deadline > now {
+            budget.set_timer(Some(deadline));
+            return 0;
+        }
+        shared.ending.lock().decide(CloseReason::IdleTimeout);
+        CLOSE | ATTEND
+    }
+}
+
+impl Operator for ConnectionOperator {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
+        let hangup = Readiness::READ_CLOSED | Readiness::WRITE_CLOSED | Readiness::ERROR;
+        let shared = &self.shared;
+        let bits = shared.word.load();
+        if bits & LINGER != 0 {
+            return self.linger(readiness);
+        }
+        if bits & CLOSED != 0 {
+            return Progress::Drained;
+        }
+        let mut news = 0;
+        if readiness.intersects(Readiness::READABLE | hangup) && bits & OWNED == 0 {
+            news |= READABLE;
+            shared.touch(budget.now());
+        }
+        if readiness.intersects(hangup) {
+            news |= PEER_CLOSED;
+        }
+        if readiness.contains(Readiness::WRITABLE) {
+            news |= WRITABLE;
+        }
+        if readiness.contains(Readiness::TIMER) {
+            news |= self.timer(budget);
+        }
+        let (before, taken) = if bits & OWNED != 0 {
+            (shared.word.set(news), false)
+        } else {
+            shared.word.post(news)
+        };
+        if before & READ_WAIT != 0 {
+            shared.notify(For::Input);
+        }
+        let more = before & QUEUED != 0 && news & WRITABLE != 0 && self.drive();
+        let progress = if taken {
+            match shared.context.runner.place(shared, budget) {
+                Placed::Elsewhere => Progress::Drained,
+                Placed::Here => match process::run(shared) {
+                    Progress::Yield => {
+                        // The next round takes the role anew.
+                        shared.word.set(READABLE);
+                        shared.word.release();
+                        Progress::Yield
+                    }
+                    other => other,
+                },
+            }
+        } else {
+            Progress::Drained
+        };
+        if more { Progress::Yield } else { progress }
+    }
+
+    fn run(&self) -> Progress {
+        process::run(&self.shared)
+    }
+
+    fn on_detached(&self) {
+        let shared = &self.shared;
+        if !shared.word.has(CLOSED) {
+            // The poller goes away under a live connection.
+            shared.fail(CloseReason::Poller);
+            if shared.word.acquire() {
+                process::run(shared);
+            }
+        }
+        shared.context.connections.remove(shared);
+    }
+}
+
+impl Shared {
+    /// Arms the idle timer from now on.
+    pub(crate) fn arm_idle(&self, now: std::time::Instant) {
+        self.last_active.store(
+            millis(now.saturating_duration_since(self.context.epoch)),
+            Ordering::Relaxed,
+        );
+        if let (Some(registration), Some(at)) = (self.registration(), self.idle_deadline()) {
+            registration.set_timer(Some(at));
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The way out: direct sends, what did not fit, and who may hand bytes to the kernel.
+//!
+//! One thread at a time holds the flusher's role (`FLUSHING`). It sends its own bytes without a
+//! copy and without a lock, then everything others queued meanwhile, in one vectored send. When
+//! the socket is full the rest goes to the front of the queue and the role is free until the
+//! poller reports room. Whoever queues something while nobody flushes takes the role itself, so
+//! queued bytes are never forgotten:
+//!
+//! * a message is pushed and `QUEUED` is set under the queue's lock;
+//! * the flusher looks at the queue and gives the role back under the same lock;
+//! * a full socket parks the queue only in the step that also sees that `WRITABLE` was not
+//!   reported in between.
+//!
+//! Progress is counted in queue offsets. A directly sent rest that must be queued *before*
+//! what is there already moves the `sent` mark back, so offsets that others wait for stay true.
+
+use super::state::{ABORT, BROKEN, CLOSED, FLUSHING, POISONED, QUEUED, WRITABLE, Word};
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use linkbuffer::LinkBuffer;
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+};
+
+/// Scatter lists longer than this are sent in several calls.
+const SLICES: usize = 64;
+/// The most one poller turn sends for one connection before others get theirs.
+const TURN_BYTES: u64 = 1 << 20;
+
+/// Where the flusher's bytes go: a socket, or a script in tests.
+pub(crate) trait Sink {
+    /// Hands over what it can; `WouldBlock` when the sink is full.
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+/// What became of a turn of the flusher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// Nothing is left.
+    All,
+    /// The sink is full, the poller continues.
+    Parked,
+    /// The turn's share is used up; somebody must call [`Outbox::drive`] again.
+    Share,
+    /// The sink failed or sending is over; the queue was dropped.
+    Failed(io::ErrorKind),
+}
+
+/// The queued output of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    queue: Mutex<Queue>,
+    bytes: AtomicU64,
+    messages: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Bytes nobody is sending yet.
+    chain: Option<Box<LinkBuffer>>,
+    /// Queue offset behind the last accepted byte.
+    accepted: i64,
+    /// Queue offset behind the last byte the sink took.
+    sent: i64,
+    /// Offsets behind each queued message, oldest first.
+    ends: VecDeque<i64>,
+    /// Bytes and messages that were accepted and then dropped.
+    lost: Loss,
+}
+
+/// Accepted output that will never be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Loss {
+    pub(crate) bytes: u64,
+    pub(crate) messages: u64,
+}
+
+/// How much may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub(crate) bytes: usize,
+    pub(crate) messages: usize,
+}
+
+/// A place in the queue: everything before it has been sent once `sent` has passed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Mark(i64);
+
+/// The queue has no room; the bytes that wait in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full(pub(crate) usize);
+
+impl Outbox {
+    /// Sends `chain` (its flushed bytes), or queues it behind others.
+    ///
+    /// Returns where the chain ends in the queue, and what became of the flusher's turn
+    /// (`Parked` too when another thread is the flusher). The chain is left empty unless the
+    /// queue is full.
+    pub(crate) fn send(
+        &self,
+        word: &Word,
+        sink: &impl Sink,
+        chain: &mut LinkBuffer,
+        bound: Bound,
+    ) -> Result<(Mark, Sent), Full> {
+        if word.try_flush_first() {
+            self.messages.fetch_add(1, Ordering::Relaxed);
+            return Ok(self.direct(word, sink, chain));
+        }
+        let (mark, flusher) = self.enqueue(word, chain, bound)?;
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        let sent = if flusher { self.flush(word, sink) } else { Sent::Parked };
+        Ok((mark, sent))
+    }
+
+    /// One call to the sink with the caller's own slices, if nothing is before them. Returns how
+    /// many bytes were taken.
+    pub(crate) fn send_slices(
+        &self,
+        word: &Word,
+        sink: &impl Sink,
+        slices: &[IoSlice<'_>],
+    ) -> (usize, Sent) {
+        if !word.try_flush_first() {
+            return (0, Sent::Parked);
+        }
+        let taken = match sink.send(slices) {
+            Ok(n) => Ok(n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(e) => Err(e.kind()),
+        };
+        let n = match taken {
+            Ok(n) => n,
+            Err(kind) => return (0, self.fail(word, Sent::Failed(kind))),
+        };
+        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+        if word.give_back_flush() {
+            return (n, Sent::All);
+        }
+        (n, self.flush(word, sink))
+    }
+
+    /// Sends what is queued if nobody does: for the poller when the sink has room again.
+    pub(crate) fn drive(&self, word: &Word, sink: &impl Sink) -> Sent {
+        if !word.has(QUEUED) {
+            return Sent::All;
+        }
+        if !word.try_flush() {
+            return Sent::Parked;
+        }
+        self.flush(word, sink)
+    }
+
+    /// Where the queue ends now.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.queue.lock().accepted)
+    }
+
+    /// Whether everything before `mark` was sent.
+    pub(crate) fn passed(&self, mark: Mark) -> bool {
+        self.queue.lock().sent >= mark.0
+    }
+
+    /// Bytes that were accepted but not sent yet, those being sent right now included.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.lock().bytes()
+    }
+
+    /// Whether `len` more bytes as one message have room.
+    pub(crate) fn has_room(&self, len: usize, bound: Bound) -> bool {
+        self.queue.lock().room(len, bound).is_ok()
+    }
+
+    /// Bytes the sink took.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Messages accepted, queued or sent directly.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
+    /// What was accepted and dropped.
+    pub(crate) fn lost(&self) -> Loss {
+        self.queue.lock().lost
+    }
+
+    /// Drops what is queued because sending is over. What a flusher holds right now it drops
+    /// itself when it sees the word.
+    pub(crate) fn discard(&self, word: &Word) {
+        let chain = self.queue.lock().discard(word, 0);
+        drop(chain);
+    }
+
+    fn direct(&self, word: &Word, sink: &impl Sink, chain: &mut LinkBuffer) -> (Mark, Sent) {
+        let end = self.transmit(word, sink, chain, &mut 0);
+        if end == Sent::All {
+            // The common end: nothing was queued behind us.
+            if word.give_back_flush() {
+                return (Mark(i64::MIN), Sent::All);
+            }
+            return (Mark(i64::MIN), self.flush(word, sink));
+        }
+        let mut queue = self.queue.lock();
+        let mark = Mark(queue.sent);
+        queue.sent -= chain.len() as i64;
+        queue.ends.push_front(mark.0);
+        queue.put_back(chain);
+        word.set(QUEUED);
+        drop(queue);
+        let sent = match end {
+            Sent::Parked => self.park(word, sink),
+            other => self.fail(word, other),
+        };
+        (mark, sent)
+    }
+
+    fn enqueue(
+        &self,
+        word: &Word,
+        chain: &mut LinkBuffer,
+        bound: Bound,
+    ) -> Result<(Mark, bool), Full> {
+        let mut queue = self.queue.lock();
+        queue.room(chain.len(), bound)?;
+        queue.accepted += chain.len() as i64;
+        let end = queue.accepted;
+        queue.ends.push_back(end);
+        let mut tail = queue.chain.take().unwrap_or_default();
+        tail.append(std::mem::take(chain));
+        tail.flush();
+        queue.chain = Some(tail);
+        let flusher = word.queue_and_try_flush();
+        Ok((Mark(end), flusher))
+    }
+
+    /// Sends the queue until it is empty, the sink is full or the share is used up. The caller
+    /// holds the role; it is given back on every way out.
+    fn flush(&self, word: &Word, sink: &impl Sink) -> Sent {
+        let mut share = 0;
+        loop {
+            let taken = {
+                let mut queue = self.queue.lock();
+                match queue.chain.take() {
+                    Some(chain) if !chain.is_empty() => Some(chain),
+                    empty => {
+                        queue.chain = empty;
+                        word.clear(QUEUED | FLUSHING);
+                        None
+                    }
+                }
+            };
+            let Some(mut chain) = taken else {
+                return Sent::All;
+            };
+            let len = chain.len();
+            let end = self.transmit(word, sink, &mut chain, &mut share);
+            let mut queue = self.queue.lock();
+            queue.progress(len - chain.len());
+            if !chain.is_empty() || queue.chain.is_none() {
+                queue.put_back(&mut chain);
+            }
+            drop(queue);
+            match end {
+                Sent::All if share >= TURN_BYTES => {
+                    word.clear(FLUSHING);
+                    return Sent::Share;
+                }
+                Sent::All => {}
+                Sent::Parked => return self.park(word, sink),
+                other => return self.fail(word, other),
+            }
+        }
+    }
+
+    /// Gives the role back with bytes still queued, unless room was reported meanwhile.
+    fn park(&self, word: &Word, sink: &impl Sink) -> Sent {
+        if word.park_flush() {
+            return Sent::Parked;
+        }
+        word.clear(WRITABLE);
+        self.flush(word, sink)
+    }
+
+    fn fail(&self, word: &Word, end: Sent) -> Sent {
+        let chain = self.queue.lock().discard(word, FLUSHING);
+        drop(chain);
+        end
+    }
+
+    /// The send loop, without any lock.
+    fn transmit(
+        &self,
+        word: &Word,
+        sink: &impl Sink,
+        chain: &mut LinkBuffer,
+        share: &mut u64,
+    ) -> Sent {
+        let mut full_before = false;
+        while !chain.is_empty() {
+            if word.has(ABORT | BROKEN | POISONED | CLOSED) {
+                return Sent::Failed(io::ErrorKind::NotConnected);
+            }
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = chain.io_slices(&mut slices);
+            match sink.send(&slices[..count]) {
+                Ok(n) => {
+                    chain.consume(n);
+                    self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+                    *share += n as u64;
+                    full_before = false;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if full_before {
+                        return Sent::Parked;
+                    }
+                    // Old news of room is used up; try once more so that only an edge that
+                    // comes from now on counts.
+                    full_before = true;
+                    word.clear(WRITABLE);
+                }
+                Err(e) => return Sent::Failed(e.kind()),
+            }
+        }
+        Sent::All
+    }
+}
+
+impl Queue {
+    fn bytes(&self) -> usize {
+        let lost = self.lost.bytes as i64;
+        usize::try_from(self.accepted - self.sent - lost).unwrap_or(0)
+    }
+
+    fn room(&self, len: usize, bound: Bound) -> Result<(), Full> {
+        let queued = self.bytes();
+        let fits = queued.saturating_add(len) <= bound.bytes && self.ends.len() < bound.messages;
+        if fits || queued == 0 { Ok(()) } else { Err(Full(queued)) }
+    }
+
+    fn progress(&mut self, n: usize) {
+        self.sent += n as i64;
+        while self.ends.front().is_some_and(|&end| end <= self.sent) {
+            self.ends.pop_front();
+        }
+    }
+
+    fn put_back(&mut self, chain: &mut LinkBuffer) {
+        let rest = std::mem::take(chain);
+        self.chain.get_or_insert_default().push_front(rest);
+    }
+
+    fn discard(&mut self, word: &Word, role: u32) -> Option<Box<LinkBuffer>> {
+        let chain = self.chain.take();
+        self.lost.bytes += chain.as_ref().map_or(0, |chain| chain.len() as u64);
+        self.lost.messages += self.ends.len() as u64;
+        self.ends.clear();
+        word.clear(QUEUED | role);
+        chain
+    }
+}

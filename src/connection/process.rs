@@ -1,0 +1,351 @@
+//! Runs a connection's callbacks: one at a time, on whatever thread has the owner's role.
+//!
+//! The role is a bit of the state word; taking it means taking the [`Owner`] out of its slot.
+//! A turn is: note the news, connect if that is still due, receive a bounded share, run the
+//! handler if it has something to see, act on its result. It ends when there is no news left
+//! (the role goes back in the same step that looks for news), when the share is used up
+//! (`Progress::Yield`), or with the connection.
+//!
+//! The handler runs when
+//! * bytes arrived since it last returned and its wake-up mark is reached, or
+//! * it consumed something and left bytes that it has not asked more of, or
+//! * the end of input has not been shown to it yet and unread bytes are left.
+//!
+//! So a handler that returns without consuming waits for more input and never spins.
+
+use super::{
+    Connection,
+    close::conclude,
+    handle::ConnectionHandle,
+    input::End,
+    shared::Shared,
+    state::{
+        ABORT, ATTEND, BROKEN, CLOSE, CONNECTED, DRAIN, READABLE, WROTE,
+    },
+};
+use crate::{
+    error::{CloseReason, Error},
+    handler::Session,
+    sync::Ordering,
+};
+use poller::Progress;
+use std::{cell::Cell, io, sync::Arc, time::Instant};
+
+/// What the role stands for: the connection and the callbacks' state.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) conn: Connection,
+    session: Option<Box<dyn Session>>,
+    /// Sessions of replaced handlers; they hear of the end too.
+    past: Vec<Box<dyn Session>>,
+    /// `on_connect` returned Ok.
+    connected: bool,
+    /// The handler was run with the end of input in sight.
+    end_shown: bool,
+    /// When a graceful close stops waiting for queued output.
+    close_deadline: Option<Instant>,
+}
+
+enum Turn {
+    /// No more to do for now.
+    Idle,
+    /// There is more, others first.
+    More,
+    /// The end.
+    Over(CloseReason),
+}
+
+thread_local! {
+    /// Callbacks of connections this thread is inside of.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether the current thread runs some connection's callback.
+pub(crate) fn in_callback() -> bool {
+    DEPTH.get() > 0
+}
+
+struct Inside;
+
+impl Inside {
+    fn enter() -> Self {
+        DEPTH.set(DEPTH.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+    }
+}
+
+/// Runs the owner until there is no news. The caller has the owner's role; on `Yield` it still
+/// has it, otherwise it was given back or the connection is over.
+pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
+    let _inside = Inside::enter();
+    loop {
+        let Some(mut owner) = shared.owner.lock().take() else {
+            return Progress::Drained;
+        };
+        match owner.turn(shared) {
+            Turn::Over(reason) => {
+                conclude(shared, owner, reason);
+                return Progress::Drained;
+            }
+            Turn::More => {
+                *shared.owner.lock() = Some(owner);
+                return Progress::Yield;
+            }
+            Turn::Idle => {
+                owner.conn.rx.settle();
+                owner.conn.tx.settle();
+                *shared.owner.lock() = Some(owner);
+                if shared.word.leave() {
+                    return Progress::Drained;
+                }
+            }
+        }
+    }
+}
+
+/// Everything queued reached the kernel: tells the handler.
+pub(crate) fn write_complete(shared: &Arc<Shared>) {
+    let hooks = shared.hooks();
+    if let Some(hooks) = hooks {
+        let handle = ConnectionHandle::new(Arc::clone(shared));
+        if hooks.in_turn() {
+            shared.attend(WROTE);
+        } else {
+            shared.contain("on_write_complete", || hooks.write_complete(&handle));
+        }
+    }
+}
+
+impl Owner {
+    pub(crate) fn new(conn: Connection, session: Option<Box<dyn Session>>) -> Self {
+        Self {
+            conn,
+            session,
+            past: Vec::new(),
+            connected: false,
+            end_shown: false,
+            close_deadline: None,
+        }
+    }
+
+    /// Runs `on_prepare` before anything polls the connection.
+    pub(crate) fn prepare(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.conn.rx.shared);
+        let Self { conn, session, .. } = self;
+        let Some(session) = session else { return Ok(()) };
+        shared
+            .contain("on_prepare", || session.prepare(conn))
+            .unwrap_or_else(|| Err(Error::Closed(CloseReason::HandlerPanic).into()))
+    }
+
+    /// Tells every session of the end, oldest first.
+    pub(crate) fn disconnect(&mut self, reason: CloseReason) {
+        let shared = Arc::clone(&self.conn.rx.shared);
+        let connected = std::mem::take(&mut self.connected);
+        let last = self.session.take().filter(|_| connected);
+        for mut session in self.past.drain(..).chain(last) {
+            shared.context.counters.disconnected.fetch_add(1, Ordering::Relaxed);
+            shared.contain("on_disconnect", || session.disconnect(&mut self.conn, reason));
+        }
+    }
+
+    fn turn(&mut self, shared: &Arc<Shared>) -> Turn {
+        let news = shared.word.clear(READABLE | ATTEND | WROTE);
+        self.conn.rx.note(news);
+        if news & BROKEN != 0 {
+            // Input that came before the failure is still there to read, then comes the error.
+            self.conn.rx.readable = true;
+        }
+        if !self.connected {
+            if let Some(reason) = self.asked_to_end(shared) {
+                return Turn::Over(reason);
+            }
+            if let Err(reason) = self.connect(shared) {
+                return Turn::Over(reason);
+            }
+        }
+        if news & WROTE != 0 {
+            if let Err(reason) = self.call(shared, "on_write_complete", |s, c| s.wrote(c)) {
+                return Turn::Over(reason);
+            }
+        }
+        self.requests(shared)
+    }
+
+    fn connect(&mut self, shared: &Arc<Shared>) -> Result<(), CloseReason> {
+        self.call(shared, "on_connect", |session, conn| session.connect(conn))?;
+        self.connected = true;
+        shared.word.set(CONNECTED);
+        shared.context.counters.connected.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Receives and runs the handler as long as it has something new to see.
+    fn requests(&mut self, shared: &Arc<Shared>) -> Turn {
+        let limits = &shared.context.limits;
+        let mut again = false;
+        let mut received = false;
+        loop {
+            if let Some(turn) = self.ending(shared) {
+                return turn;
+            }
+            let rx = &mut self.conn.rx;
+            if !received {
+                // One share of input a turn; the mark may ask for more than the pause limit.
+                received = true;
+                rx.receive(limits.pause_at.max(rx.mark));
+            }
+            let available = rx.len();
+            let enough = available >= rx.mark.max(1);
+            let unseen_end = rx.end.is_some() && !self.end_shown;
+            let run = (enough && (rx.fresh || again))
+                || (unseen_end && (available > 0 || limits.half_open));
+            if !run {
+                return self.rest(shared, available);
+            }
+            rx.fresh = false;
+            rx.mark = 0;
+            self.end_shown = rx.end.is_some();
+            let result = self.call(shared, "on_request", |session, conn| session.request(conn));
+            if let Err(reason) = result {
+                return Turn::Over(reason);
+            }
+            match self.replace_session(shared) {
+                Ok(replaced) => again = replaced || self.progressed(available),
+                Err(reason) => return Turn::Over(reason),
+            }
+        }
+    }
+
+    /// Whether the handler consumed something and left bytes it has not asked more of.
+    fn progressed(&self, before: usize) -> bool {
+        let rx = &self.conn.rx;
+        let left = rx.len();
+        left > 0 && left < before && left >= rx.mark
+    }
+
+    /// What to do when the handler has nothing new to see.
+    fn rest(&mut self, shared: &Arc<Shared>, available: usize) -> Turn {
+        let limits = &shared.context.limits;
+        let rx = &self.conn.rx;
+        match rx.end {
+            Some(End::Failed(kind)) => return Turn::Over(CloseReason::Error(kind)),
+            Some(End::Eof) => {
+                let promised = shared.holds.load(Ordering::Acquire) > 0;
+                if !promised && !limits.half_open {
+                    return self.close(shared, CloseReason::Peer);
+                }
+            }
+            None => {}
+        }
+        if shared.word.has(BROKEN) && !rx.readable {
+            return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
+        }
+        if rx.readable && rx.end.is_none() {
+            let paused = available >= limits.pause_at.max(rx.mark);
+            return if paused { Turn::Over(CloseReason::InputLimit) } else { Turn::More };
+        }
+        if shared.word.has(DRAIN) && shared.holds.load(Ordering::Acquire) == 0 {
+            return self.close(shared, CloseReason::Shutdown);
+        }
+        Turn::Idle
+    }
+
+    /// The end that was asked for from outside, if it is due.
+    fn ending(&mut self, shared: &Arc<Shared>) -> Option<Turn> {
+        if shared.word.has(ABORT) {
+            return self.asked_to_end(shared).map(Turn::Over);
+        }
+        if shared.word.has(CLOSE) {
+            let reason = shared.ending.lock().reason().unwrap_or(CloseReason::Local);
+            return Some(self.close(shared, reason));
+        }
+        None
+    }
+
+    fn asked_to_end(&self, shared: &Shared) -> Option<CloseReason> {
+        shared
+            .word
+            .has(ABORT | CLOSE)
+            .then(|| shared.ending.lock().reason().unwrap_or(CloseReason::Local))
+    }
+
+    /// A graceful close: over as soon as queued output is gone or its time is up.
+    fn close(&mut self, shared: &Arc<Shared>, reason: CloseReason) -> Turn {
+        let reason = shared.ending.lock().decide(reason);
+        shared.word.set(CLOSE);
+        if shared.word.has(BROKEN | ABORT) || shared.outbox.queued() == 0 {
+            return Turn::Over(reason);
+        }
+        let linger = shared.context.limits.linger;
+        let now = Instant::now();
+        match self.close_deadline {
+            Some(deadline) if deadline <= now => {
+                shared.outbox.discard(&shared.word);
+                Turn::Over(reason)
+            }
+            Some(_) => Turn::Idle,
+            None => {
+                self.close_deadline = now.checked_add(linger);
+                if let Some(registration) = shared.registration() {
+                    registration.set_timer(self.close_deadline);
+                }
+                // What drained before the close was visible posts no more news.
+                if shared.outbox.queued() == 0 { Turn::Over(reason) } else { Turn::Idle }
+            }
+        }
+    }
+
+    /// Swaps in the handler that a callback set. `true` if the new one should look at once.
+    fn replace_session(&mut self, shared: &Arc<Shared>) -> Result<bool, CloseReason> {
+        let Some(next) = self.conn.next_session.take() else {
+            return Ok(false);
+        };
+        shared.set_hooks(next.hooks());
+        if let Some(old) = self.session.replace(next) {
+            self.past.push(old);
+        }
+        self.connected = false;
+        self.connect(shared)?;
+        Ok(true)
+    }
+
+    /// Runs one callback. An error or a panic is the reason the connection ends.
+    fn call(
+        &mut self,
+        shared: &Arc<Shared>,
+        what: &str,
+        callback: impl FnOnce(&mut dyn Session, &mut Connection) -> io::Result<()>,
+    ) -> Result<(), CloseReason> {
+        let Self { conn, session, .. } = self;
+        let Some(session) = session else { return Ok(()) };
+        match shared.contain(what, || callback(&mut **session, conn)) {
+            None => Err(CloseReason::HandlerPanic),
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(self.judge(shared, what, &error)),
+        }
+    }
+
+    /// The reason behind a callback's error: what ended the connection anyway, or the handler.
+    fn judge(&self, shared: &Shared, what: &str, error: &io::Error) -> CloseReason {
+        crate::trace::debug!("connection {}: {what}: {error}", shared.id);
+        match Error::from_io(error) {
+            Some(Error::Closed(reason)) => reason,
+            Some(Error::PeerClosed { .. }) => CloseReason::Peer,
+            Some(Error::ReadTimeout) => CloseReason::ReadTimeout,
+            Some(Error::WriteTimeout { .. } | Error::Poisoned) => CloseReason::WriteTimeout,
+            Some(Error::InputLimit { .. }) => CloseReason::InputLimit,
+            Some(Error::OutputFull { .. }) => CloseReason::OutputFull,
+            _ => match self.conn.rx.end {
+                Some(End::Failed(kind)) => CloseReason::Error(kind),
+                _ => CloseReason::HandlerError,
+            },
+        }
+    }
+}

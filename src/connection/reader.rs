@@ -1,0 +1,365 @@
+//! Reading operations, once for a connection and for its read halves.
+
+use super::input::Rx;
+use linkbuffer::LinkBuffer;
+use std::io;
+
+impl Rx {
+    /// Waits for `delim`, returns how many bytes end with it.
+    pub(crate) fn find(&mut self, delim: u8) -> io::Result<usize> {
+        let mut scanned = 0;
+        loop {
+            if let Some(n) = self.find_here(delim, &mut scanned) {
+                return Ok(n);
+            }
+            self.fill(scanned + 1)?;
+        }
+    }
+
+    /// As [`Self::find`] without waiting; what is here plus one byte becomes the wake-up mark.
+    pub(crate) fn try_find(&mut self, delim: u8) -> io::Result<Option<usize>> {
+        let mut scanned = self.scanned(delim);
+        loop {
+            if let Some(n) = self.find_here(delim, &mut scanned) {
+                return Ok(Some(n));
+            }
+            self.remember(delim, scanned);
+            if !self.try_fill(scanned + 1)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn find_here(&mut self, delim: u8, scanned: &mut usize) -> Option<usize> {
+        let mut start = 0;
+        for chunk in self.buffer().chunks() {
+            let skip = scanned.saturating_sub(start).min(chunk.len());
+            if let Some(at) = memchr::memchr(delim, &chunk[skip..]) {
+                return Some(start + skip + at + 1);
+            }
+            start += chunk.len();
+        }
+        *scanned = start;
+        None
+    }
+
+    /// Waits for at least one byte, then copies what is here; 0 only at the end of input or for
+    /// an empty `dst`.
+    pub(crate) fn read(&mut self, dst: &mut [u8]) -> io::Result<usize> {
+        if dst.is_empty() {
+            return Ok(0);
+        }
+        self.read_at_least(dst, 1)
+    }
+
+    /// Waits for `min` bytes, copies as many as are here and fit.
+    pub(crate) fn read_at_least(&mut self, dst: &mut [u8], min: usize) -> io::Result<usize> {
+        if min > dst.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("read_at_least({min}) into {} bytes: ask for no more than fits", dst.len()),
+            ));
+        }
+        match self.fill(min) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && self.len() == 0 => return Ok(0),
+            Err(e) => return Err(e),
+        }
+        io::Read::read(self.buffer(), dst)
+    }
+
+    /// A line without its end, and whether only its first part fitted into `max` bytes.
+    pub(crate) fn read_line(&mut self, max: usize) -> io::Result<Line> {
+        let mut scanned = 0;
+        let n = loop {
+            if let Some(n) = self.find_here(b'\n', &mut scanned) {
+                break n;
+            }
+            if scanned > max {
+                break max + 2;
+            }
+            match self.fill(scanned + 1) {
+                Ok(()) => {}
+                // The last line may lack its end.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && scanned > 0 => {
+                    let data = self.buffer().slice(scanned)?;
+                    return Ok(Line { data, is_prefix: false });
+                }
+                Err(e) => return Err(e),
+            }
+        };
+        let text = self.line_text(n)?;
+        if text > max {
+            let data = self.buffer().slice(max)?;
+            return Ok(Line { data, is_prefix: true });
+        }
+        let data = self.buffer().slice(text)?;
+        self.buffer().skip(n - text)?;
+        Ok(Line { data, is_prefix: false })
+    }
+
+    /// Length of a line of `n` bytes without `\n` or `\r\n`.
+    fn line_text(&mut self, n: usize) -> io::Result<usize> {
+        if n < 2 || n > self.len() {
+            return Ok(n - 1);
+        }
+        let line = self.buffer().peek(n)?;
+        Ok(if line[n - 2] == b'\r' { n - 2 } else { n - 1 })
+    }
+}
+
+/// What [`Connection::read_line`](crate::Connection::read_line) returns.
+#[derive(Debug)]
+pub struct Line {
+    /// The line's bytes without its end, not copied.
+    pub data: LinkBuffer,
+    /// The line is longer than the limit and this is its first part; the next call returns the
+    /// part behind it.
+    pub is_prefix: bool,
+}
+
+/// The reading operations of a type with a field `rx`.
+macro_rules! reading {
+    () => {
+        /// Bytes that can be read without waiting and without a system call.
+        pub fn available(&self) -> usize {
+            self.rx.len()
+        }
+
+        /// Waits until `n` bytes are here, at most the read timeout.
+        ///
+        /// # Errors
+        ///
+        /// [`Error::PeerClosed`](crate::Error::PeerClosed) if input ends before (what is here
+        /// stays readable), [`Error::ReadTimeout`](crate::Error::ReadTimeout) with nothing
+        /// consumed, [`Error::InputLimit`](crate::Error::InputLimit) if `n` is above the input
+        /// limit, [`Error::Closed`](crate::Error::Closed) when this side closed,
+        /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) on a poller's thread that must
+        /// not wait (inline dispatch).
+        pub fn fill(&mut self, n: usize) -> io::Result<()> {
+            self.rx.fill(n)
+        }
+
+        /// Whether `n` bytes are here; never waits. `false` also makes `n` the wake-up mark:
+        /// the handler is not run again before that many bytes, or the end of input.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`], without the timeout.
+        pub fn try_fill(&mut self, n: usize) -> io::Result<bool> {
+            self.rx.try_fill(n)
+        }
+
+        /// The next `n` bytes without consuming them; waits for them.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+            self.rx.fill(n)?;
+            self.rx.buffer().peek(n)
+        }
+
+        /// The next `n` bytes, consumed; waits for them. Copied only if they lie in several
+        /// chunks.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn next(&mut self, n: usize) -> io::Result<&[u8]> {
+            self.rx.fill(n)?;
+            self.rx.buffer().next(n)
+        }
+
+        /// Drops the next `n` bytes; waits for them.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn skip(&mut self, n: usize) -> io::Result<()> {
+            self.rx.fill(n)?;
+            self.rx.buffer().skip(n)
+        }
+
+        /// Everything through the next `delim`, consumed; waits for it. Each byte is looked at
+        /// once, however it arrives.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`]; a line above the input limit is
+        /// [`Error::InputLimit`](crate::Error::InputLimit).
+        pub fn until(&mut self, delim: u8) -> io::Result<&[u8]> {
+            let n = self.rx.find(delim)?;
+            self.rx.buffer().next(n)
+        }
+
+        /// The next `n` bytes as an owned view that outlives the connection; waits for them.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn next_bytes(&mut self, n: usize) -> io::Result<Bytes> {
+            self.rx.fill(n)?;
+            self.rx.buffer().next_bytes(n)
+        }
+
+        /// The next `n` bytes as a buffer of their own, never copied; waits for them.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn slice(&mut self, n: usize) -> io::Result<LinkBuffer> {
+            self.rx.fill(n)?;
+            self.rx.buffer().slice(n)
+        }
+
+        /// The next byte; waits for it.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn read_u8(&mut self) -> io::Result<u8> {
+            self.rx.fill(1)?;
+            self.rx.buffer().read_u8()
+        }
+
+        /// The next `n` bytes copied into a string; waits for them.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`]; `InvalidData` if they are not UTF-8.
+        pub fn read_string(&mut self, n: usize) -> io::Result<String> {
+            self.rx.fill(n)?;
+            self.rx.buffer().read_string(n)
+        }
+
+        /// The next `n` bytes copied; waits for them.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn read_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
+            self.rx.fill(n)?;
+            self.rx.buffer().read_vec(n)
+        }
+
+        /// The next line without its `\n` or `\r\n`; waits for it. Of a line longer than `max`
+        /// bytes the first `max` are returned with [`Line::is_prefix`] set. The last line may
+        /// lack its end.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`].
+        pub fn read_line(&mut self, max: usize) -> io::Result<Line> {
+            self.rx.read_line(max)
+        }
+
+        /// Waits for at least `min` bytes and copies as many as are here and fit; 0 only when
+        /// `min` is 0 or input has ended.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`]; `InvalidInput` if `min` is more than `dst` holds.
+        pub fn read_at_least(&mut self, dst: &mut [u8], min: usize) -> io::Result<usize> {
+            self.rx.read_at_least(dst, min)
+        }
+
+        /// [`Self::peek`] that never waits; see [`Self::try_fill`].
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::try_fill`].
+        pub fn try_peek(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
+            if self.rx.try_fill(n)? { self.rx.buffer().peek(n).map(Some) } else { Ok(None) }
+        }
+
+        /// [`Self::next`] that never waits; see [`Self::try_fill`].
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::try_fill`].
+        pub fn try_next(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
+            if self.rx.try_fill(n)? { self.rx.buffer().next(n).map(Some) } else { Ok(None) }
+        }
+
+        /// [`Self::until`] that never waits; one byte more than is here becomes the wake-up mark.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::try_fill`].
+        pub fn try_until(&mut self, delim: u8) -> io::Result<Option<&[u8]>> {
+            match self.rx.try_find(delim)? {
+                Some(n) => self.rx.buffer().next(n).map(Some),
+                None => Ok(None),
+            }
+        }
+
+        /// [`Self::next_bytes`] that never waits; see [`Self::try_fill`].
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::try_fill`].
+        pub fn try_next_bytes(&mut self, n: usize) -> io::Result<Option<Bytes>> {
+            if self.rx.try_fill(n)? { self.rx.buffer().next_bytes(n).map(Some) } else { Ok(None) }
+        }
+
+        /// [`Self::slice`] that never waits; see [`Self::try_fill`].
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::try_fill`].
+        pub fn try_slice(&mut self, n: usize) -> io::Result<Option<LinkBuffer>> {
+            if self.rx.try_fill(n)? { self.rx.buffer().slice(n).map(Some) } else { Ok(None) }
+        }
+
+        /// Limits how long one call waits for input from now on; `None` waits for ever.
+        pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+            self.rx.timeout = timeout;
+            self.rx.deadline = None;
+        }
+
+        /// Ends every wait for input at this instant; it takes the place of the timeout until
+        /// the next call of either. An expired deadline fails only calls that have to wait.
+        pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
+            self.rx.deadline = deadline;
+        }
+
+        /// Whether the peer closed its side and everything it sent has been received. What is
+        /// [`available`](Self::available) can still be read.
+        pub fn is_read_closed(&self) -> bool {
+            self.rx.end.is_some()
+        }
+    };
+}
+
+/// `Reader` and `std::io::Read` for a type with a field `rx`.
+macro_rules! reading_traits {
+    ($($name:tt)+) => {
+        impl linkbuffer::Reader for $($name)+ {
+            fn available(&self) -> usize {
+                self.rx.len()
+            }
+
+            fn fill(&mut self, n: usize) -> io::Result<()> {
+                self.rx.fill(n)
+            }
+
+            fn try_fill(&mut self, n: usize) -> io::Result<bool> {
+                self.rx.try_fill(n)
+            }
+
+            fn chain(&mut self) -> &mut LinkBuffer {
+                self.rx.buffer()
+            }
+        }
+
+        /// Waits for at least one byte; `Ok(0)` is the end of input.
+        impl io::Read for $($name)+ {
+            fn read(&mut self, dst: &mut [u8]) -> io::Result<usize> {
+                self.rx.read(dst)
+            }
+        }
+    };
+}
+
+pub(super) use {reading, reading_traits};

@@ -1,0 +1,297 @@
+//! What every holder of a connection shares: the poller, the owner of the callbacks, handles.
+
+use super::{
+    close::Ending,
+    output::{Bound, Outbox, Sent, Sink},
+    process::Owner,
+    state::{self, Word},
+};
+use crate::{
+    context::Context,
+    error::CloseReason,
+    handler::Hooks,
+    net::{Address, Socket},
+    sync::{AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering},
+};
+use poller::{Interest, Registration};
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+/// The part of a connection that outlives its owner: handles keep it, the socket they do not.
+pub(crate) struct Shared {
+    pub(crate) word: Word,
+    pub(crate) id: u64,
+    pub(crate) peer: Address,
+    pub(crate) context: Arc<Context>,
+    /// Index in the context's table of live connections.
+    pub(crate) key: usize,
+    pub(crate) outbox: Outbox,
+    /// Input side and callbacks while nobody runs them.
+    pub(crate) owner: Mutex<Option<Box<Owner>>>,
+    pub(crate) ending: Mutex<Ending>,
+    pub(crate) bytes_in: AtomicU64,
+    /// Guards that promise later output: see `ConnectionHandle::hold`.
+    pub(crate) holds: AtomicU32,
+    /// Milliseconds since [`Context::epoch`]; kept only while an idle timeout is set.
+    pub(crate) last_active: AtomicU64,
+    /// Milliseconds, 0 for none.
+    pub(crate) idle_timeout: AtomicU64,
+    /// Taken out when the connection is over, so that handles do not keep the descriptor.
+    socket: Mutex<Option<Arc<Socket>>>,
+    registration: OnceLock<Registration>,
+    hooks: Mutex<Option<Arc<dyn Hooks>>>,
+    waiters: Mutex<Waiters>,
+    changed: Condvar,
+}
+
+/// How many threads wait on `changed`; the last one clears the wait bits.
+#[derive(Debug, Default)]
+struct Waiters {
+    reading: u32,
+    writing: u32,
+}
+
+/// What a thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    Input,
+    Output,
+}
+
+impl Sink for Socket {
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send_vectored(slices)
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        key: usize,
+        id: u64,
+        socket: Arc<Socket>,
+        peer: Address,
+        bits: u32,
+    ) -> Self {
+        let idle = context.limits.idle_timeout.map_or(0, millis);
+        Self {
+            word: Word::new(bits),
+            id,
+            peer,
+            key,
+            outbox: Outbox::default(),
+            owner: Mutex::new(None),
+            ending: Mutex::new(Ending::default()),
+            bytes_in: AtomicU64::new(0),
+            holds: AtomicU32::new(0),
+            last_active: AtomicU64::new(0),
+            idle_timeout: AtomicU64::new(idle),
+            socket: Mutex::new(Some(socket)),
+            registration: OnceLock::new(),
+            hooks: Mutex::new(None),
+            waiters: Mutex::default(),
+            changed: Condvar::new(),
+            context,
+        }
+    }
+
+    /// The socket, while the connection has one.
+    pub(crate) fn socket(&self) -> Option<Arc<Socket>> {
+        self.socket.lock().clone()
+    }
+
+    pub(crate) fn drop_socket(&self) {
+        let socket = self.socket.lock().take();
+        drop(socket);
+    }
+
+    pub(crate) fn set_registration(&self, registration: Registration) {
+        let fresh = self.registration.set(registration).is_ok();
+        debug_assert!(fresh, "a connection is registered once");
+    }
+
+    pub(crate) fn registration(&self) -> Option<&Registration> {
+        self.registration.get()
+    }
+
+    pub(crate) fn hooks(&self) -> Option<Arc<dyn Hooks>> {
+        self.hooks.lock().clone()
+    }
+
+    pub(crate) fn set_hooks(&self, hooks: Option<Arc<dyn Hooks>>) {
+        let old = std::mem::replace(&mut *self.hooks.lock(), hooks);
+        drop(old);
+    }
+
+    /// Asks the poller to look at this connection again.
+    pub(crate) fn wake_poller(&self) {
+        if let Some(registration) = self.registration.get() {
+            registration.wake();
+        }
+    }
+
+    /// Posts news for the owner and has the poller schedule it unless it runs anyway.
+    pub(crate) fn attend(&self, bits: u32) {
+        let before = self.word.set(bits | state::ATTEND);
+        if before & (state::RUNNING | state::CLOSED) == 0 {
+            self.wake_poller();
+        }
+    }
+
+    // ---------------------------------------------------------------- sending
+
+    pub(crate) fn bound(&self) -> Bound {
+        let limits = &self.context.limits;
+        Bound { bytes: limits.max_output, messages: limits.max_messages }
+    }
+
+    /// Acts on what became of a flusher's turn; `Share` is left to the caller.
+    pub(crate) fn after_send(self: &Arc<Self>, sent: Sent) {
+        match sent {
+            Sent::All => {}
+            Sent::Share => {}
+            Sent::Parked => {
+                if self.word.has(state::OWNED) {
+                    self.watch_output();
+                }
+            }
+            Sent::Failed(kind) => {
+                self.fail(CloseReason::Error(kind));
+            }
+        }
+        if sent != Sent::Parked {
+            self.notify(For::Output);
+        }
+    }
+
+    /// The queue was drained by somebody who found it non-empty.
+    pub(crate) fn drained(self: &Arc<Self>) {
+        if self.word.has(state::CLOSE | state::DRAIN) {
+            self.attend(0);
+        }
+        super::process::write_complete(self);
+    }
+
+    /// A connection held by the user is watched for hang-up only until output has to wait.
+    fn watch_output(&self) {
+        let Some(registration) = self.registration.get() else { return };
+        if let Err(error) = registration.set_interest(Interest::WRITE | Interest::HANGUP) {
+            self.fail(CloseReason::Error(error.kind()));
+        }
+    }
+
+    /// The socket is of no more use: readers see what was received, writers an error.
+    pub(crate) fn fail(&self, reason: CloseReason) {
+        self.ending.lock().decide(reason);
+        self.attend(state::BROKEN | state::PEER_CLOSED);
+        self.notify_all();
+    }
+
+    // ---------------------------------------------------------------- waiting
+
+    /// Waits until `ready` is true or the deadline passes; `false` for the deadline.
+    ///
+    /// `ready` is asked under the waiters' lock, after the wait bit was set: whoever changes
+    /// what it looks at must do so before [`Self::notify`].
+    pub(crate) fn wait(
+        &self,
+        what: For,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> bool,
+    ) -> bool {
+        let mut waiters = self.waiters.lock();
+        self.register_waiter(&mut waiters, what);
+        let mut in_time = true;
+        while !ready() {
+            if !in_time {
+                break;
+            }
+            match deadline {
+                None => self.changed.wait(&mut waiters),
+                Some(deadline) => {
+                    in_time = !self.changed.wait_until(&mut waiters, deadline).timed_out();
+                }
+            }
+        }
+        let done = in_time || ready();
+        self.forget_waiter(&mut waiters, what);
+        done
+    }
+
+    fn register_waiter(&self, waiters: &mut MutexGuard<'_, Waiters>, what: For) {
+        let (count, bit) = waiters.of(what);
+        *count += 1;
+        self.word.set(bit);
+    }
+
+    fn forget_waiter(&self, waiters: &mut MutexGuard<'_, Waiters>, what: For) {
+        let (count, bit) = waiters.of(what);
+        *count -= 1;
+        if *count == 0 {
+            self.word.clear(bit);
+        }
+    }
+
+    /// Wakes the threads that wait for `what`, if there are any.
+    pub(crate) fn notify(&self, what: For) {
+        let bit = match what {
+            For::Input => state::READ_WAIT,
+            For::Output => state::WRITE_WAIT,
+        };
+        if self.word.has(bit) {
+            self.notify_all();
+        }
+    }
+
+    pub(crate) fn notify_all(&self) {
+        let waiters = self.waiters.lock();
+        self.changed.notify_all();
+        drop(waiters);
+    }
+
+    // ---------------------------------------------------------------- idleness
+
+    pub(crate) fn touch(&self, now: Instant) {
+        if self.idle_timeout.load(Ordering::Relaxed) != 0 {
+            let at = millis(now.saturating_duration_since(self.context.epoch));
+            self.last_active.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// When the connection will have been idle for its timeout, judged by what is known now.
+    pub(crate) fn idle_deadline(&self) -> Option<Instant> {
+        let timeout = self.idle_timeout.load(Ordering::Relaxed);
+        let last = self.last_active.load(Ordering::Relaxed);
+        // Rounded up: never early.
+        let due = last.checked_add(timeout)?.checked_add(1)?;
+        (timeout != 0).then(|| self.context.epoch.checked_add(Duration::from_millis(due)))?
+    }
+}
+
+impl Waiters {
+    fn of(&mut self, what: For) -> (&mut u32, u32) {
+        match what {
+            For::Input => (&mut self.reading, state::READ_WAIT),
+            For::Output => (&mut self.writing, state::WRITE_WAIT),
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id)
+            .field("peer", &self.peer)
+            .field("state", &self.word)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whole milliseconds, rounded up, saturating.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,132 @@
+//! The two directions of a connection as separate values.
+
+use super::{
+    Connection, Guard,
+    handle::ConnectionHandle,
+    input::Rx,
+    reader::{Line, reading, reading_traits},
+    tx::Tx,
+    writer::{writing, writing_traits},
+};
+use crate::sync::Ordering;
+use bytes::Bytes;
+use linkbuffer::{LinkBuffer, RawSlot, Slot, Writer};
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    net::Shutdown,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// The reading side of a borrowed connection: see [`Connection::split`].
+pub struct ReadHalf<'a> {
+    pub(super) rx: &'a mut Rx,
+}
+
+/// The writing side of a borrowed connection: see [`Connection::split`].
+pub struct WriteHalf<'a> {
+    pub(super) tx: &'a mut Tx,
+}
+
+/// The reading side of a connection: see [`Connection::into_split`].
+pub struct OwnedReadHalf {
+    rx: Rx,
+    guard: Arc<Guard>,
+}
+
+/// The writing side of a connection: see [`Connection::into_split`].
+pub struct OwnedWriteHalf {
+    tx: Tx,
+    guard: Arc<Guard>,
+}
+
+pub(super) fn into_split(conn: Connection) -> (OwnedReadHalf, OwnedWriteHalf) {
+    let Connection { rx, tx, guard, .. } = conn;
+    let guard = Arc::new(guard);
+    (OwnedReadHalf { rx, guard: Arc::clone(&guard) }, OwnedWriteHalf { tx, guard })
+}
+
+impl ReadHalf<'_> {
+    reading!();
+}
+
+impl WriteHalf<'_> {
+    writing!();
+}
+
+impl OwnedReadHalf {
+    reading!();
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> ConnectionHandle {
+        ConnectionHandle::new(Arc::clone(&self.guard.shared))
+    }
+}
+
+impl OwnedWriteHalf {
+    writing!();
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> ConnectionHandle {
+        ConnectionHandle::new(Arc::clone(&self.guard.shared))
+    }
+
+    /// Ends our output: the peer sees the end after everything flushed before. Waits for queued
+    /// output, at most the write timeout.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flush`], or what `shutdown(2)` reports.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.tx.flush()?;
+        ConnectionHandle::new(Arc::clone(&self.guard.shared)).flush()?;
+        self.tx.shared.word.set(super::state::WRITE_SHUT);
+        self.tx.socket.shutdown(Shutdown::Write)
+    }
+}
+
+reading_traits!(ReadHalf<'_>);
+reading_traits!(OwnedReadHalf);
+writing_traits!(WriteHalf<'_>);
+writing_traits!(OwnedWriteHalf);
+
+impl fmt::Debug for ReadHalf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        debug_read(f, "ReadHalf", self.rx)
+    }
+}
+
+impl fmt::Debug for OwnedReadHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        debug_read(f, "OwnedReadHalf", &self.rx)
+    }
+}
+
+impl fmt::Debug for WriteHalf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        debug_write(f, "WriteHalf", self.tx)
+    }
+}
+
+impl fmt::Debug for OwnedWriteHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        debug_write(f, "OwnedWriteHalf", &self.tx)
+    }
+}
+
+fn debug_read(f: &mut fmt::Formatter<'_>, name: &str, rx: &Rx) -> fmt::Result {
+    let received = rx.shared.bytes_in.load(Ordering::Relaxed);
+    f.debug_struct(name)
+        .field("id", &rx.shared.id)
+        .field("available", &rx.len())
+        .field("received", &received)
+        .finish()
+}
+
+fn debug_write(f: &mut fmt::Formatter<'_>, name: &str, tx: &Tx) -> fmt::Result {
+    f.debug_struct(name)
+        .field("id", &tx.shared.id)
+        .field("unflushed", &tx.pending())
+        .finish()
+}

@@ -1,0 +1,213 @@
+//! How a connection comes to life, changes hands and is given up.
+
+use super::{
+    Connection,
+    close::{conclude, finish},
+    handle::ConnectionHandle,
+    operator::ConnectionOperator,
+    process::Owner,
+    shared::Shared,
+    state::{ATTEND, BROKEN, CLOSE, CLOSED, CONNECTED, DRAIN, OWNED, READABLE, RUNNING, WRITABLE},
+};
+use crate::{
+    context::Context,
+    error::{CloseReason, Error},
+    handler::Session,
+    net::{Address, Socket},
+    sync::{AtomicU64, Ordering},
+    trace,
+};
+use linkbuffer::LinkBuffer;
+use poller::Interest;
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A connected socket with a handler: prepares it, then hands it to a poller. Its `on_connect`
+/// runs wherever the dispatch runs callbacks.
+///
+/// # Errors
+///
+/// What `on_prepare` or the registration failed with; the connection is over then and its close
+/// callbacks have run.
+pub(crate) fn accepted(
+    context: &Arc<Context>,
+    socket: Socket,
+    peer: Address,
+    session: Box<dyn Session>,
+) -> io::Result<ConnectionHandle> {
+    let socket = Arc::new(socket);
+    let shared = insert(context, &socket, peer, RUNNING | ATTEND);
+    let hooks = session.hooks();
+    let conn = Connection::new(&shared, &socket);
+    let mut owner = Box::new(Owner::new(conn, Some(session)));
+    if let Err(error) = owner.prepare() {
+        context.counters.refused.fetch_add(1, Ordering::Relaxed);
+        trace::debug!("connection {} refused: {error}", shared.id);
+        conclude(&shared, owner, CloseReason::Refused);
+        return Err(error);
+    }
+    if shared.word.ended() {
+        let error = shared.closed_error();
+        conclude(&shared, owner, CloseReason::Local);
+        return Err(error);
+    }
+    shared.set_hooks(hooks);
+    *shared.owner.lock() = Some(owner);
+    if let Err(error) = register(&shared, &socket, Interest::READ | Interest::WRITE) {
+        let owner = shared.owner.lock().take();
+        if let Some(owner) = owner {
+            conclude(&shared, owner, CloseReason::Error(error.kind()));
+        }
+        return Err(error);
+    }
+    let handle = ConnectionHandle::new(Arc::clone(&shared));
+    begin(&shared);
+    Ok(handle)
+}
+
+/// A connected socket for the caller's own use: the poller only watches for its end.
+pub(crate) fn dialled(
+    context: &Arc<Context>,
+    socket: Socket,
+    peer: Address,
+) -> io::Result<Connection> {
+    let socket = Arc::new(socket);
+    let shared = insert(context, &socket, peer, RUNNING | OWNED | CONNECTED);
+    let conn = Connection::new(&shared, &socket);
+    register(&shared, &socket, Interest::HANGUP)?;
+    Ok(conn)
+}
+
+/// Gives a connection of the caller's to a handler.
+pub(crate) fn attach(
+    mut conn: Connection,
+    session: Box<dyn Session>,
+) -> io::Result<ConnectionHandle> {
+    let shared = Arc::clone(&conn.rx.shared);
+    if shared.word.ended() {
+        return Err(shared.closed_error());
+    }
+    let hooks = session.hooks();
+    // What was received before counts as new to the handler.
+    conn.rx.fresh = conn.rx.len() > 0;
+    conn.rx.readable = true;
+    let mut owner = Box::new(Owner::new(conn, Some(session)));
+    owner.prepare()?;
+    shared.set_hooks(hooks);
+    *shared.owner.lock() = Some(owner);
+    shared.word.clear(OWNED);
+    if let Some(registration) = shared.registration() {
+        if let Err(error) = registration.set_interest(Interest::READ | Interest::WRITE) {
+            let owner = shared.owner.lock().take();
+            if let Some(owner) = owner {
+                conclude(&shared, owner, CloseReason::Error(error.kind()));
+            }
+            return Err(error);
+        }
+    }
+    let handle = ConnectionHandle::new(Arc::clone(&shared));
+    shared.word.set(ATTEND | READABLE | WRITABLE);
+    begin(&shared);
+    Ok(handle)
+}
+
+/// Takes the descriptor out.
+pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> {
+    let shared = Arc::clone(&conn.rx.shared);
+    shared.check_writable()?;
+    let queued = shared.outbox.queued() + conn.tx.pending();
+    if queued > 0 {
+        return Err(Error::OutputFull { queued, limit: 0 }.into());
+    }
+    let fd = conn.rx.socket.as_fd().try_clone_to_owned()?;
+    let rest = conn.rx.take();
+    finish(&shared, Box::new(Owner::new(conn, None)), CloseReason::Local);
+    shared.drop_socket();
+    match shared.registration() {
+        Some(registration) => registration.detach(),
+        None => shared.context.connections.remove(&shared),
+    }
+    shared.context.ended(&shared);
+    Ok((fd, rest))
+}
+
+/// The user let go of a connection of its own: a graceful close.
+pub(crate) fn abandon(shared: &Arc<Shared>) {
+    if shared.word.load() & (OWNED | CLOSED) != OWNED {
+        return;
+    }
+    let Some(socket) = shared.socket() else { return };
+    let owner = Box::new(Owner::new(Connection::new(shared, &socket), None));
+    let reason = shared.ending.lock().decide(CloseReason::Local);
+    shared.word.set(CLOSE);
+    if shared.outbox.queued() == 0 || shared.word.has(BROKEN | super::state::ABORT) {
+        return conclude(shared, owner, reason);
+    }
+    // Queued output still has to go: the poller owns the connection from here on.
+    *shared.owner.lock() = Some(owner);
+    shared.word.clear(OWNED);
+    let watched = shared
+        .registration()
+        .is_some_and(|r| r.set_interest(Interest::READ | Interest::WRITE).is_ok());
+    if !watched {
+        let owner = shared.owner.lock().take();
+        if let Some(owner) = owner {
+            conclude(shared, owner, reason);
+        }
+        return;
+    }
+    shared.word.set(ATTEND | WRITABLE);
+    begin(shared);
+}
+
+fn insert(
+    context: &Arc<Context>,
+    socket: &Arc<Socket>,
+    peer: Address,
+    bits: u32,
+) -> Arc<Shared> {
+    context.counters.accepted.fetch_add(1, Ordering::Relaxed);
+    let shared = context.connections.insert(|key| {
+        Arc::new(Shared::new(
+            Arc::clone(context),
+            key,
+            next_id(),
+            Arc::clone(socket),
+            peer,
+            bits,
+        ))
+    });
+    if context.is_draining() {
+        shared.word.set(DRAIN);
+    }
+    shared
+}
+
+fn register(shared: &Arc<Shared>, socket: &Arc<Socket>, interest: Interest) -> io::Result<()> {
+    let operator = ConnectionOperator::new(Arc::clone(shared), Arc::clone(socket));
+    let registration = shared.context.group.register(Arc::new(operator), interest)?;
+    shared.set_registration(registration);
+    Ok(())
+}
+
+/// Lets the poller schedule the owner for the first time.
+///
+/// A new registration reports a writable socket. If that came while the role was still ours
+/// nobody acted on it, so the poller must be asked to look again.
+fn begin(shared: &Arc<Shared>) {
+    if shared.idle_timeout.load(Ordering::Relaxed) != 0 {
+        shared.arm_idle(Instant::now());
+    }
+    if shared.word.release() & WRITABLE != 0 {
+        shared.wake_poller();
+    }
+}

@@ -1,0 +1,224 @@
+//! The sending side of a connection: private output until a flush, then the outbox.
+
+use super::{
+    output::{Full, Mark, Sent},
+    shared::{For, Shared},
+    spare,
+    state::{ABORT, BROKEN, CLOSED, POISONED, WRITE_SHUT},
+};
+use crate::{
+    config::OnFull,
+    error::{CloseReason, Error},
+    net::Socket,
+};
+use linkbuffer::LinkBuffer;
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Output that was written and not flushed yet, and where it goes.
+#[derive(Debug)]
+pub(crate) struct Tx {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) socket: Arc<Socket>,
+    pub(super) buffer: Option<Box<LinkBuffer>>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Tx {
+    pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
+        let timeout = shared.context.limits.write_timeout;
+        Self { shared, socket, buffer: None, timeout, deadline: None }
+    }
+
+    /// The output buffer, if the connection may still write.
+    pub(crate) fn buffer(&mut self) -> io::Result<&mut LinkBuffer> {
+        self.shared.check_writable()?;
+        Ok(self.buffer.get_or_insert_with(spare::output))
+    }
+
+    /// The output buffer whatever the connection's state: for operations on what is there.
+    pub(crate) fn raw_buffer(&mut self) -> &mut LinkBuffer {
+        self.buffer.get_or_insert_with(spare::output)
+    }
+
+    /// Bytes written and not flushed.
+    pub(crate) fn pending(&self) -> usize {
+        self.buffer.as_ref().map_or(0, |buffer| buffer.malloc_len())
+    }
+
+    /// Sends everything written so far and waits until the kernel has it.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        match self.submit()? {
+            None => Ok(()),
+            Some(mark) => {
+                let deadline = self.deadline;
+                self.shared.wait_sent(mark, deadline, self.timeout)
+            }
+        }
+    }
+
+    /// Sends what the kernel takes now, leaves the rest to the poller. `true`: nothing is left.
+    pub(crate) fn try_flush(&mut self) -> io::Result<bool> {
+        match self.submit()? {
+            None => Ok(true),
+            Some(mark) => Ok(self.shared.outbox.passed(mark)),
+        }
+    }
+
+    /// `None` when the kernel has everything, otherwise what to wait for.
+    fn submit(&mut self) -> io::Result<Option<Mark>> {
+        self.shared.check_writable()?;
+        let Some(buffer) = self.buffer.as_mut() else {
+            return Ok(None);
+        };
+        buffer.flush();
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        let deadline = self.deadline;
+        self.shared.submit(&self.socket, buffer, deadline, self.timeout)
+    }
+
+    /// Gives an empty buffer back to the thread.
+    pub(crate) fn settle(&mut self) {
+        if self.buffer.as_ref().is_some_and(|b| b.is_empty() && b.malloc_len() == 0) {
+            if let Some(buffer) = self.buffer.take() {
+                spare::put_output(buffer);
+            }
+        }
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+impl Shared {
+    /// Why nothing may be written any more, as an error.
+    pub(crate) fn check_writable(&self) -> io::Result<()> {
+        let bits = self.word.load();
+        if bits & (ABORT | BROKEN | CLOSED | POISONED | WRITE_SHUT | super::state::CLOSE) == 0 {
+            return Ok(());
+        }
+        if bits & POISONED != 0 && bits & CLOSED == 0 {
+            return Err(Error::Poisoned.into());
+        }
+        if bits & WRITE_SHUT != 0 && bits & (ABORT | BROKEN | CLOSED) == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "the sending side was shut down: write before shutdown(Write)",
+            ));
+        }
+        Err(self.closed_error())
+    }
+
+    /// The error of every call on an ended connection.
+    pub(crate) fn closed_error(&self) -> io::Error {
+        let reason = self.ending.lock().reason().unwrap_or(CloseReason::Local);
+        Error::Closed(reason).into()
+    }
+
+    /// Sends a chain or queues it. `None` when the kernel has all of it. Waits for room if the
+    /// policy says so.
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        socket: &Socket,
+        chain: &mut LinkBuffer,
+        deadline: Option<Instant>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Option<Mark>> {
+        let len = chain.len();
+        let mut until = None;
+        loop {
+            match self.outbox.send(&self.word, socket, chain, self.bound()) {
+                Ok((mark, mut sent)) => {
+                    while sent == Sent::Share {
+                        sent = self.outbox.drive(&self.word, socket);
+                    }
+                    self.after_send(sent);
+                    return match sent {
+                        Sent::All => Ok(None),
+                        Sent::Parked | Sent::Share => Ok(Some(mark)),
+                        Sent::Failed(_) => Err(self.write_error()),
+                    };
+                }
+                Err(Full(queued)) => {
+                    let limit = self.context.limits.max_output;
+                    match self.context.limits.on_full {
+                        OnFull::Error => return Err(Error::OutputFull { queued, limit }.into()),
+                        OnFull::Close => {
+                            self.abort_with(CloseReason::OutputFull);
+                            return Err(self.closed_error());
+                        }
+                        OnFull::Block => {
+                            let until = *until
+                                .get_or_insert_with(|| deadline.or_else(|| timeout_at(timeout)));
+                            self.wait_output(until, || {
+                                self.outbox.has_room(len, self.bound())
+                            })?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until the kernel took everything up to `mark`; a timeout poisons the connection.
+    pub(crate) fn wait_sent(
+        self: &Arc<Self>,
+        mark: Mark,
+        deadline: Option<Instant>,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        if self.outbox.passed(mark) {
+            return Ok(());
+        }
+        let until = deadline.or_else(|| timeout_at(timeout));
+        let waited = self.wait_output(until, || self.outbox.passed(mark));
+        match &waited {
+            Err(e) if matches!(Error::from_io(e), Some(Error::WriteTimeout { .. })) => {
+                // What went out so far may end inside a message: nothing may follow it.
+                self.word.set(POISONED);
+                self.outbox.discard(&self.word);
+                self.notify(For::Output);
+            }
+            _ => {}
+        }
+        waited
+    }
+
+    fn wait_output(
+        &self,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> bool,
+    ) -> io::Result<()> {
+        if poller::must_not_block() {
+            return Err(Error::WouldDeadlock.into());
+        }
+        poller::before_blocking();
+        let over = ABORT | BROKEN | CLOSED | POISONED;
+        let in_time = self.wait(For::Output, deadline, || self.word.has(over) || ready());
+        if ready() {
+            Ok(())
+        } else if in_time {
+            Err(self.write_error())
+        } else {
+            let (sent, queued) = (self.outbox.bytes_sent(), self.outbox.queued() as u64);
+            Err(Error::WriteTimeout { sent, queued }.into())
+        }
+    }
+
+    fn write_error(&self) -> io::Error {
+        self.check_writable().err().unwrap_or_else(|| self.closed_error())
+    }
+}
+
+fn timeout_at(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|t| Instant::now().checked_add(t))
+}

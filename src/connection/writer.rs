@@ -1,0 +1,258 @@
+//! Writing operations, once for a connection and for its write halves.
+
+use super::{
+    output::Sent,
+    tx::Tx,
+};
+use std::io::{self, IoSlice};
+
+impl Tx {
+    /// One vectored send of foreign slices, in order behind what was written before.
+    pub(crate) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let shared = &self.shared;
+        shared.check_writable()?;
+        let len: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut done = 0;
+        if self.buffer.as_ref().is_none_or(|b| b.is_empty() && b.malloc_len() == 0) {
+            done = self.direct(slices)?;
+        }
+        if done < len {
+            let buffer = self.buffer()?;
+            let mut skip = done;
+            for slice in slices {
+                let rest = &slice[skip.min(slice.len())..];
+                skip = skip.saturating_sub(slice.len());
+                buffer.write_slice(rest);
+            }
+            self.flush()?;
+        }
+        Ok(len)
+    }
+
+    /// Sends straight from the caller's memory if nothing is before it; what was taken.
+    fn direct(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let shared = &self.shared;
+        let (taken, sent) = shared.outbox.send_slices(&shared.word, &*self.socket, slices);
+        shared.after_send(sent);
+        match sent {
+            Sent::Failed(_) => Err(shared.closed_error()),
+            _ => Ok(taken),
+        }
+    }
+}
+
+/// The writing operations of a type with a field `tx`.
+macro_rules! writing {
+    () => {
+        /// Room for `n` bytes behind what was written, zeroed and contiguous.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::write_slice`].
+        pub fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
+            Ok(self.tx.buffer()?.malloc(n))
+        }
+
+        /// Keeps the first `n` unflushed bytes and drops the rest.
+        ///
+        /// # Errors
+        ///
+        /// `InvalidInput` if fewer than `n` bytes are unflushed; otherwise as
+        /// [`Self::write_slice`].
+        pub fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
+            Writer::malloc_ack(self.tx.buffer()?, n)
+        }
+
+        /// Bytes written and not flushed.
+        pub fn malloc_len(&self) -> usize {
+            self.tx.pending()
+        }
+
+        /// Writes a copy of `data`; nothing is sent before [`Self::flush`].
+        ///
+        /// # Errors
+        ///
+        /// [`Error::Closed`](crate::Error::Closed) on an ended connection,
+        /// [`Error::Poisoned`](crate::Error::Poisoned) after a message was cut, `BrokenPipe`
+        /// after the sending side was shut down.
+        pub fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
+            self.tx.buffer()?.write_slice(data);
+            Ok(())
+        }
+
+        /// Writes `data`, linked without a copy from 4 KiB up.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::write_slice`].
+        pub fn write_bytes(&mut self, data: Bytes) -> io::Result<()> {
+            self.tx.buffer()?.write_bytes(data);
+            Ok(())
+        }
+
+        /// Writes one byte.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::write_slice`].
+        pub fn write_u8(&mut self, byte: u8) -> io::Result<()> {
+            self.tx.buffer()?.write_u8(byte);
+            Ok(())
+        }
+
+        /// Writes a copy of `text`.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::write_slice`].
+        pub fn write_str(&mut self, text: &str) -> io::Result<()> {
+            self.tx.buffer()?.write_str(text);
+            Ok(())
+        }
+
+        /// Links `data` in before the last `remain` unflushed bytes.
+        ///
+        /// # Errors
+        ///
+        /// `InvalidInput` if fewer than `remain` bytes are unflushed; otherwise as
+        /// [`Self::write_slice`].
+        pub fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
+            Writer::write_direct(self.tx.buffer()?, data, remain)
+        }
+
+        /// Links everything in `other`, flushed or not, behind what was written.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::write_slice`].
+        pub fn append(&mut self, other: LinkBuffer) -> io::Result<()> {
+            self.tx.buffer()?.append(other);
+            Ok(())
+        }
+
+        /// Leaves room for `N` bytes that are known later, such as a length prefix.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::write_slice`].
+        pub fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>> {
+            Ok(self.tx.buffer()?.reserve_slot())
+        }
+
+        /// Fills a slot of this connection's unflushed output.
+        ///
+        /// # Panics
+        ///
+        /// If the slot's place was flushed or cut away.
+        pub fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, value: [u8; N]) {
+            self.tx.raw_buffer().fill_slot(slot, value);
+        }
+
+        /// Sends everything written and waits until the kernel has all of it, at most the write
+        /// timeout. It usually does not wait: what fits into the socket is sent by this thread.
+        ///
+        /// # Errors
+        ///
+        /// [`Error::WriteTimeout`](crate::Error::WriteTimeout) with how much was sent (the
+        /// connection is poisoned then), [`Error::OutputFull`](crate::Error::OutputFull) by
+        /// policy, [`Error::Closed`](crate::Error::Closed),
+        /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) if it had to wait on a poller's
+        /// thread that must not (inline dispatch; the rest is still sent).
+        pub fn flush(&mut self) -> io::Result<()> {
+            self.tx.flush()
+        }
+
+        /// Sends what the kernel takes now and leaves the rest to the poller. `true`: nothing is
+        /// left. Never waits unless the queue is full and the policy is to block.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::flush`], without the timeout.
+        pub fn try_flush(&mut self) -> io::Result<bool> {
+            self.tx.try_flush()
+        }
+
+        /// Sends several slices in one system call without joining them; what the socket does
+        /// not take is copied and waited for as in [`Self::flush`]. Returns their total length.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::flush`].
+        pub fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.tx.write_vectored(slices)
+        }
+
+        /// Limits how long one call waits for output to be taken; `None` waits for ever.
+        pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+            self.tx.timeout = timeout;
+            self.tx.deadline = None;
+        }
+
+        /// Ends every wait for output at this instant; it takes the place of the timeout until
+        /// the next call of either.
+        pub fn set_write_deadline(&mut self, deadline: Option<Instant>) {
+            self.tx.deadline = deadline;
+        }
+    };
+}
+
+/// `Writer` and `std::io::Write` for a type with a field `tx`.
+macro_rules! writing_traits {
+    ($($name:tt)+) => {
+        impl linkbuffer::Writer for $($name)+ {
+            fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
+                Ok(self.tx.buffer()?.malloc(n))
+            }
+
+            fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
+                Writer::malloc_ack(self.tx.buffer()?, n)
+            }
+
+            fn malloc_len(&self) -> usize {
+                self.tx.pending()
+            }
+
+            fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
+                Writer::write_slice(self.tx.buffer()?, data)
+            }
+
+            fn write_bytes(&mut self, data: Bytes) -> io::Result<()> {
+                Writer::write_bytes(self.tx.buffer()?, data)
+            }
+
+            fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
+                Writer::write_direct(self.tx.buffer()?, data, remain)
+            }
+
+            fn append(&mut self, other: LinkBuffer) -> io::Result<()> {
+                Writer::append(self.tx.buffer()?, other)
+            }
+
+            fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
+                Writer::reserve_raw(self.tx.buffer()?, len)
+            }
+
+            fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
+                Writer::fill_raw(self.tx.raw_buffer(), slot, data)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                self.tx.flush()
+            }
+        }
+
+        /// `write` copies into the unflushed output, `flush` sends it.
+        impl io::Write for $($name)+ {
+            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+                self.tx.buffer()?.write_slice(data);
+                Ok(data.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                self.tx.flush()
+            }
+        }
+    };
+}
+
+pub(super) use {writing, writing_traits};

@@ -1,0 +1,162 @@
+//! Where callbacks run.
+
+mod workers;
+
+use crate::connection::{self, Shared};
+use poller::{Budget, Progress, WorkerPool};
+use std::{fmt, io, sync::Arc, time::Duration};
+
+/// Where an event loop runs the callbacks of its connections.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Dispatch {
+    /// At once on the thread that polled the connection, which gives its poller to another
+    /// thread if the callback waits. Handlers may block; those that do not pay for no hand-over.
+    #[default]
+    Adaptive,
+    /// On a pool of threads that grows to `max` while all are busy and shrinks after
+    /// `keep_alive`. Handlers may block.
+    Workers {
+        /// The most threads.
+        max: usize,
+        /// How long a thread without work stays.
+        keep_alive: Duration,
+    },
+    /// On the poller's thread. Handlers must not block; calls that would have to wait fail with
+    /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
+    Inline,
+    /// Wherever this executor runs them.
+    Custom(Arc<dyn Executor>),
+}
+
+impl fmt::Debug for Dispatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Adaptive => f.write_str("Adaptive"),
+            Self::Workers { max, keep_alive } => f
+                .debug_struct("Workers")
+                .field("max", max)
+                .field("keep_alive", keep_alive)
+                .finish(),
+            Self::Inline => f.write_str("Inline"),
+            Self::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
+/// Runs tasks for [`Dispatch::Custom`].
+pub trait Executor: Send + Sync + 'static {
+    /// Takes a task to be [run](Task::run) exactly once, soon, on a thread that may block.
+    /// Called on a poller's thread: must not block.
+    ///
+    /// # Errors
+    ///
+    /// The task itself if it cannot be taken; it is then run as with [`Dispatch::Adaptive`].
+    fn execute(&self, task: Task) -> Result<(), Task>;
+}
+
+/// One turn of one connection's callbacks. Dropping it without running it closes the
+/// connection.
+#[must_use = "a task that is dropped closes its connection"]
+pub struct Task {
+    shared: Option<Arc<Shared>>,
+}
+
+impl Task {
+    /// Runs the callbacks that are due.
+    pub fn run(mut self) {
+        if let Some(shared) = self.shared.take() {
+            run_to_rest(&shared);
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.take() {
+            shared.abort_with(crate::CloseReason::HandlerError);
+            run_to_rest(&shared);
+        }
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Task").field(&self.shared.as_ref().map(|shared| shared.id)).finish()
+    }
+}
+
+fn run_to_rest(shared: &Arc<Shared>) {
+    while connection::run(shared) == Progress::Yield {}
+}
+
+/// Where a turn was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placed {
+    /// The caller runs it now, on the poller's thread.
+    Here,
+    /// Somebody else does.
+    Elsewhere,
+}
+
+/// A dispatch at work.
+#[derive(Clone)]
+pub(crate) enum Runner {
+    Adaptive,
+    Inline,
+    Workers(WorkerPool),
+    Custom(Arc<dyn Executor>),
+}
+
+impl Runner {
+    pub(crate) fn new(dispatch: Dispatch) -> io::Result<Self> {
+        Ok(match dispatch {
+            Dispatch::Adaptive => Self::Adaptive,
+            Dispatch::Inline => Self::Inline,
+            Dispatch::Custom(executor) => Self::Custom(executor),
+            Dispatch::Workers { max, keep_alive } => {
+                Self::Workers(workers::pool(max, keep_alive)?)
+            }
+        })
+    }
+
+    /// Places a turn of a connection whose owner's role the caller has.
+    pub(crate) fn place(&self, shared: &Arc<Shared>, budget: &mut Budget<'_>) -> Placed {
+        let refused = match self {
+            Self::Inline => return Placed::Here,
+            Self::Adaptive => true,
+            Self::Workers(pool) => pool.submit(Arc::<Shared>::clone(shared)).is_err(),
+            Self::Custom(executor) => {
+                match executor.execute(Task { shared: Some(Arc::clone(shared)) }) {
+                    Ok(()) => false,
+                    Err(mut task) => {
+                        task.shared = None;
+                        true
+                    }
+                }
+            }
+        };
+        if refused {
+            budget.request_run();
+        }
+        Placed::Elsewhere
+    }
+
+    /// Ends the threads that belong to this runner; from one of them it only asks them to end.
+    pub(crate) fn close(&self) {
+        if let Self::Workers(pool) = self {
+            pool.close();
+        }
+    }
+}
+
+impl fmt::Debug for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adaptive => "Adaptive",
+            Self::Inline => "Inline",
+            Self::Workers(_) => "Workers",
+            Self::Custom(_) => "Custom",
+        })
+    }
+}

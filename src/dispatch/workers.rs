@@ -1,0 +1,29 @@
+//! Connections as jobs of a worker pool.
+
+use crate::{connection::{self, Shared}, error::Error};
+use poller::{Job, Progress, WorkerPool};
+use std::{io, sync::Arc, time::Duration};
+
+/// The pool behind `Dispatch::Workers`.
+pub(super) fn pool(max: usize, keep_alive: Duration) -> io::Result<WorkerPool> {
+    if max == 0 {
+        let text = "Dispatch::Workers needs max >= 1: without a thread no handler could run";
+        return Err(Error::Unsupported(text).into());
+    }
+    Ok(WorkerPool::builder().max_threads(max).keep_alive(keep_alive).name("netpoll-worker").build())
+}
+
+impl Job for Shared {
+    fn run(self: Arc<Self>) {
+        while connection::run(&self) == Progress::Yield {
+            // Others first: behind them in the queue, or on with it if the queue is closed.
+            let pool = match &self.context.runner {
+                super::Runner::Workers(pool) => pool,
+                _ => continue,
+            };
+            if pool.submit(Arc::<Self>::clone(&self)).is_ok() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Accepts connections of one listener, in bounded batches, through every kind of error.
+
+use crate::{
+    connection,
+    context::Context,
+    error::Error,
+    handler::Sessions,
+    net::{AcceptAction, Listener, Socket, Address, accept_action},
+    sync::{AtomicBool, Condvar, Mutex, Ordering},
+    trace,
+};
+use poller::{Budget, Operator, Progress, Readiness, Registration};
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, OnceLock, Weak},
+    time::Instant,
+};
+
+/// Accepts per turn; the other descriptors of the poller are served in between.
+const BATCH: usize = 64;
+
+/// One listener of an event loop.
+pub(crate) struct Acceptor {
+    this: Weak<Self>,
+    listener: Listener,
+    context: Arc<Context>,
+    sessions: Sessions,
+    max_connections: usize,
+    registration: OnceLock<Registration>,
+    /// No accepting before a timer or a callback says so.
+    paused: AtomicBool,
+    end: Mutex<End>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    stopped: bool,
+    /// The listener is out of the poller: nothing is accepted any more.
+    detached: bool,
+    error: Option<io::Error>,
+}
+
+impl Acceptor {
+    pub(crate) fn start(
+        listener: Listener,
+        context: &Arc<Context>,
+        sessions: Sessions,
+        max_connections: usize,
+    ) -> io::Result<Arc<Self>> {
+        let acceptor = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            listener,
+            context: Arc::clone(context),
+            sessions,
+            max_connections,
+            registration: OnceLock::new(),
+            paused: AtomicBool::new(false),
+            end: Mutex::new(End::default()),
+            ended: Condvar::new(),
+        });
+        let operator = Arc::clone(&acceptor) as Arc<dyn Operator>;
+        let registration = context.group.register(operator, poller::Interest::READ)?;
+        // The first event may have run into a pause before the registration was known.
+        registration.wake();
+        if acceptor.registration.set(registration).is_err() {
+            unreachable!("an acceptor is registered once");
+        }
+        Ok(acceptor)
+    }
+
+    /// Stops accepting. Connections in the kernel's backlog are reset when the listener closes.
+    pub(crate) fn stop(&self) {
+        self.end.lock().stopped = true;
+        if let Some(registration) = self.registration.get() {
+            registration.detach();
+        }
+        self.ended.notify_all();
+    }
+
+    /// Waits until the acceptor stopped for good: the error if it stopped by itself.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        let mut end = self.end.lock();
+        while !end.stopped && !end.detached {
+            self.ended.wait(&mut end);
+        }
+        match end.error.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until nothing is accepted any more.
+    pub(crate) fn wait_detached(&self, deadline: Instant) {
+        let mut end = self.end.lock();
+        while !end.detached {
+            if self.ended.wait_until(&mut end, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    fn accept_batch(&self) -> Progress {
+        for _ in 0..BATCH {
+            if self.end.lock().stopped {
+                return Progress::Drained;
+            }
+            if self.is_full() {
+                return Progress::Drained;
+            }
+            match self.listener.accept() {
+                Ok((socket, peer)) => self.start_connection(socket, peer),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Drained,
+                Err(error) => match self.handle_error(error) {
+                    Some(progress) => return progress,
+                    None => continue,
+                },
+            }
+        }
+        Progress::Yield
+    }
+
+    fn start_connection(&self, socket: Socket, peer: Address) {
+        // A refusal is the connection's own affair and has been logged and counted.
+        let _ = connection::accepted(&self.context, socket, peer, (self.sessions)());
+    }
+
+    /// At the limit further connections wait in the kernel's backlog.
+    fn is_full(&self) -> bool {
+        if self.max_connections == usize::MAX {
+            return false;
+        }
+        let acceptor = Weak::clone(&self.this);
+        self.context.connections.wait_for_room(
+            self.max_connections,
+            Box::new(move || {
+                if let Some(registration) =
+                    acceptor.upgrade().as_ref().and_then(|acceptor| acceptor.registration.get())
+                {
+                    registration.wake();
+                }
+            }),
+        )
+    }
+
+    fn handle_error(&self, error: io::Error) -> Option<Progress> {
+        if let Some(errno) = error.raw_os_error() {
+            *self.context.counters.accept_errors.lock().entry(errno).or_insert(0) += 1;
+        }
+        match accept_action(&error) {
+            AcceptAction::Retry => None,
+            AcceptAction::Skip => {
+                trace::debug!("accept: {error}; the connection was gone before it was accepted");
+                None
+            }
+            AcceptAction::Pause(pause) => {
+                if !self.paused.swap(true, Ordering::AcqRel) {
+                    trace::warn!("accept: {error}; accepting again in {pause:?}");
+                }
+                if let Some(registration) = self.registration.get() {
+                    registration.set_timer(Instant::now().checked_add(pause));
+                }
+                Some(Progress::Drained)
+            }
+            AcceptAction::Stop => {
+                trace::error!("accept: {error}; this listener is given up");
+                self.end.lock().error = Some(error);
+                Some(Progress::Detach)
+            }
+        }
+    }
+}
+
+impl Operator for Acceptor {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
+        if readiness.intersects(Readiness::TIMER | Readiness::WAKE) {
+            self.paused.store(false, Ordering::Release);
+        }
+        if !self.paused.load(Ordering::Acquire) {
+            budget.request_run();
+        }
+        Progress::Drained
+    }
+
+    fn run(&self) -> Progress {
+        self.accept_batch()
+    }
+
+    fn on_detached(&self) {
+        let mut end = self.end.lock();
+        if !end.stopped && end.error.is_none() {
+            end.error = Some(Error::Closed(crate::CloseReason::Poller).into());
+        }
+        end.detached = true;
+        self.ended.notify_all();
+    }
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acceptor")
+            .field("listener", &self.listener)
+            .field("end", &*self.end.lock())
+            .finish_non_exhaustive()
+    }
+}

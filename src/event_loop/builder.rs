@@ -1,0 +1,178 @@
+//! Options of an event loop.
+
+use super::EventLoop;
+use crate::{
+    config::{Limits, OnFull},
+    context::Context,
+    dispatch::{Dispatch, Runner},
+    error::Error,
+    handler::{Handler, sessions},
+    net::SocketOptions,
+};
+use poller::{Balance, PollerGroup};
+use std::{fmt, io, sync::Arc, time::Duration};
+
+/// Builds an [`EventLoop`]. Every option has a default that suits a server of small requests.
+#[derive(Debug, Default)]
+#[must_use = "a builder does nothing before `build`"]
+pub struct Builder {
+    pollers: Pollers,
+    balance: Balance,
+    dispatch: Dispatch,
+    max_connections: Option<usize>,
+    socket: SocketOptions,
+    limits: Limits,
+}
+
+/// Which pollers a loop uses: a group, or a number of its own.
+#[derive(Clone, Default)]
+pub struct Pollers(Choice);
+
+#[derive(Clone, Default)]
+enum Choice {
+    #[default]
+    Shared,
+    Own(usize),
+    Group(PollerGroup),
+}
+
+impl From<PollerGroup> for Pollers {
+    fn from(group: PollerGroup) -> Self {
+        Self(Choice::Group(group))
+    }
+}
+
+impl From<usize> for Pollers {
+    fn from(pollers: usize) -> Self {
+        Self(Choice::Own(pollers))
+    }
+}
+
+impl fmt::Debug for Pollers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Choice::Shared => f.write_str("shared"),
+            Choice::Own(n) => write!(f, "{n} of its own"),
+            Choice::Group(_) => f.write_str("a group"),
+        }
+    }
+}
+
+impl Pollers {
+    /// The group, and whether it belongs to the loop alone.
+    fn group(self, balance: Balance) -> io::Result<(PollerGroup, bool)> {
+        match self.0 {
+            Choice::Shared => Ok((PollerGroup::global()?.clone(), false)),
+            Choice::Group(group) => Ok((group, false)),
+            Choice::Own(n) => Ok((PollerGroup::new(n, balance)?, true)),
+        }
+    }
+}
+
+impl Builder {
+    /// The pollers: a [`PollerGroup`] shared with others, or a number of pollers of the loop's
+    /// own that end with it. Default: the process-wide group.
+    pub fn pollers(mut self, pollers: impl Into<Pollers>) -> Self {
+        self.pollers = pollers.into();
+        self
+    }
+
+    /// How connections are spread over the loop's own pollers.
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.balance = balance;
+        self
+    }
+
+    /// Where callbacks run. Default: [`Dispatch::Adaptive`].
+    pub fn dispatch(mut self, dispatch: Dispatch) -> Self {
+        self.dispatch = dispatch;
+        self
+    }
+
+    /// At most this many connections at once; more wait in the kernel's backlog. Default: no
+    /// limit but the descriptors.
+    pub fn max_connections(mut self, max: usize) -> Self {
+        self.max_connections = Some(max);
+        self
+    }
+
+    /// How long one reading call of a handler may wait. Default: for ever.
+    pub fn read_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.read_timeout = Some(timeout);
+        self
+    }
+
+    /// How long one flush or blocked send may wait. Default: for ever.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write_timeout = Some(timeout);
+        self
+    }
+
+    /// Closes connections that neither sent nor received anything for this long. Default: never.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Input bounds in bytes. No more than `pause_at` is received ahead of the handler (default
+    /// 1 MiB; the rest stays in the kernel and slows the peer down), and a single request for
+    /// more than `max` (default 64 MiB) is an error.
+    pub fn input_limits(mut self, pause_at: usize, max: usize) -> Self {
+        self.limits.pause_at = pause_at.max(1);
+        self.limits.max_input = max.max(1);
+        self
+    }
+
+    /// Output bound in bytes queued behind a full socket (default 8 MiB), and what happens when
+    /// it is reached. One message is always accepted by an empty queue.
+    pub fn output_limit(mut self, bytes: usize, on_full: OnFull) -> Self {
+        self.limits.max_output = bytes;
+        self.limits.on_full = on_full;
+        self
+    }
+
+    /// Output bound in messages queued behind a full socket. Default: none.
+    pub fn output_messages(mut self, messages: usize) -> Self {
+        self.limits.max_messages = messages;
+        self
+    }
+
+    /// After a close: how long queued output may take and input is drained, and how many unwanted
+    /// bytes are drained. Default 5 s and 256 KiB; zero closes at once.
+    pub fn linger(mut self, time: Duration, bytes: usize) -> Self {
+        self.limits.linger = time;
+        self.limits.linger_bytes = bytes;
+        self
+    }
+
+    /// Leaves a connection open when the peer ends its side, until the handler closes it.
+    /// Default off: it is closed once the handler has returned, queued output is sent and no
+    /// [`Hold`](crate::Hold) promises more.
+    pub fn half_open(mut self, on: bool) -> Self {
+        self.limits.half_open = on;
+        self
+    }
+
+    /// Socket options of accepted connections.
+    pub fn socket(mut self, options: SocketOptions) -> Self {
+        self.socket = options;
+        self
+    }
+
+    /// Starts the pollers if need be and makes the loop.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for zero pollers, what the system reports when a poller or a thread cannot
+    /// be made, [`Error::Unsupported`] for options that contradict each other.
+    pub fn build(self, handler: impl Handler) -> io::Result<EventLoop> {
+        if self.max_connections == Some(0) {
+            return Err(Error::Unsupported("max_connections needs at least 1").into());
+        }
+        let (group, own_group) = self.pollers.group(self.balance)?;
+        let runner = Runner::new(self.dispatch)?;
+        let context = Arc::new(Context::new(self.limits, runner, group));
+        let max = self.max_connections.unwrap_or(usize::MAX);
+        Ok(EventLoop::start(context, sessions(handler), max, self.socket, own_group))
+    }
+}

@@ -1,0 +1,142 @@
+//! The live connections of a loop or dialer, and waiting for them to end.
+
+use crate::{
+    connection::Shared,
+    sync::{Condvar, Mutex},
+};
+use slab::Slab;
+use std::{fmt, sync::Arc, time::Instant};
+
+/// Called once when a connection is gone and another may take its place.
+pub(crate) type RoomCallback = Box<dyn FnOnce() + Send>;
+
+/// All connections until their descriptor is closed.
+#[derive(Default)]
+pub(crate) struct Connections {
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: Slab<Entry>,
+    /// Entries whose callbacks have not all run.
+    live: usize,
+    room: Vec<RoomCallback>,
+    waiters: usize,
+}
+
+struct Entry {
+    shared: Arc<Shared>,
+    live: bool,
+}
+
+impl Connections {
+    /// Adds the connection that `make` builds for the given key.
+    pub(crate) fn insert(&self, make: impl FnOnce(usize) -> Arc<Shared>) -> Arc<Shared> {
+        let mut table = self.table.lock();
+        let vacant = table.entries.vacant_entry();
+        let shared = make(vacant.key());
+        vacant.insert(Entry { shared: Arc::clone(&shared), live: true });
+        table.live += 1;
+        shared
+    }
+
+    /// The callbacks of a connection have all run.
+    pub(crate) fn ended(&self, shared: &Shared) {
+        let mut table = self.table.lock();
+        if let Some(entry) = table.entry(shared) {
+            if std::mem::take(&mut entry.live) {
+                table.live -= 1;
+            }
+        }
+        self.notify(&table);
+    }
+
+    /// The connection's descriptor is out of the poller.
+    pub(crate) fn remove(&self, shared: &Shared) {
+        let mut table = self.table.lock();
+        if table.entry(shared).is_none() {
+            return;
+        }
+        let entry = table.entries.remove(shared.key);
+        if entry.live {
+            table.live -= 1;
+        }
+        let room = std::mem::take(&mut table.room);
+        self.notify(&table);
+        drop(table);
+        drop(entry);
+        for callback in room {
+            callback();
+        }
+    }
+
+    /// Connections that hold a descriptor.
+    pub(crate) fn len(&self) -> usize {
+        self.table.lock().entries.len()
+    }
+
+    /// All of them now.
+    pub(crate) fn snapshot(&self) -> Vec<Arc<Shared>> {
+        self.table.lock().entries.iter().map(|(_, entry)| Arc::clone(&entry.shared)).collect()
+    }
+
+    /// Registers `callback` if `max` is reached; it is called when a connection is gone.
+    pub(crate) fn wait_for_room(&self, max: usize, callback: RoomCallback) -> bool {
+        let mut table = self.table.lock();
+        let full = table.entries.len() >= max;
+        if full {
+            table.room.push(callback);
+        }
+        full
+    }
+
+    /// Waits until no callbacks are due any more; how many connections are left at the deadline.
+    pub(crate) fn wait_ended(&self, deadline: Option<Instant>) -> usize {
+        self.wait(deadline, |table| table.live)
+    }
+
+    /// Waits until every descriptor is closed; how many are left at the deadline.
+    pub(crate) fn wait_gone(&self, deadline: Option<Instant>) -> usize {
+        self.wait(deadline, |table| table.entries.len())
+    }
+
+    fn wait(&self, deadline: Option<Instant>, left: impl Fn(&Table) -> usize) -> usize {
+        let mut table = self.table.lock();
+        table.waiters += 1;
+        while left(&table) > 0 {
+            match deadline {
+                None => self.changed.wait(&mut table),
+                Some(deadline) => {
+                    if self.changed.wait_until(&mut table, deadline).timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        table.waiters -= 1;
+        left(&table)
+    }
+
+    fn notify(&self, table: &Table) {
+        if table.waiters > 0 {
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Table {
+    /// The entry of this very connection; a key may have been given to another since.
+    fn entry(&mut self, shared: &Shared) -> Option<&mut Entry> {
+        self.entries
+            .get_mut(shared.key)
+            .filter(|entry| std::ptr::eq(Arc::as_ptr(&entry.shared), shared))
+    }
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").field("len", &self.len()).finish_non_exhaustive()
+    }
+}

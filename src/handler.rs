@@ -1,0 +1,214 @@
+//! What a server or client does with its connections.
+
+use crate::{
+    connection::{Connection, ConnectionHandle},
+    error::CloseReason,
+};
+use std::{fmt, io, sync::Arc};
+
+/// The callbacks of a connection, all on one value that every connection shares.
+///
+/// For one connection they come in the order `on_prepare`, `on_connect`, `on_request` any number
+/// of times, `on_disconnect`, close callbacks; never two at once. Which thread calls is the
+/// loop's [`Dispatch`](crate::Dispatch); with the default any callback may block.
+///
+/// An error or a panic in a callback ends that connection and nothing else.
+///
+/// ```
+/// use netpoll::{CloseReason, Connection, Handler};
+/// use std::io;
+///
+/// struct Lines;
+///
+/// impl Handler for Lines {
+///     type State = u64;
+///
+///     fn on_connect(&self, _: &mut Connection) -> io::Result<u64> {
+///         Ok(0)
+///     }
+///
+///     fn on_request(&self, conn: &mut Connection, lines: &mut u64) -> io::Result<()> {
+///         while conn.try_until(b'\n')?.is_some() {
+///             *lines += 1;
+///         }
+///         Ok(())
+///     }
+///
+///     fn on_disconnect(&self, lines: u64, reason: CloseReason) {
+///         println!("{lines} lines, then {reason}");
+///     }
+/// }
+/// ```
+pub trait Handler: Send + Sync + 'static {
+    /// One value per connection, made by `on_connect`.
+    type State: Send + 'static;
+
+    /// Before the connection is polled: set options or timeouts, add close callbacks, or refuse
+    /// it by returning an error. There is no data yet.
+    ///
+    /// # Errors
+    ///
+    /// Any error refuses the connection: it is closed, only its close callbacks run.
+    fn on_prepare(&self, conn: &mut Connection) -> io::Result<()> {
+        let _ = conn;
+        Ok(())
+    }
+
+    /// The connection is open. May read, write and block.
+    ///
+    /// # Errors
+    ///
+    /// Any error closes the connection; `on_disconnect` is not called then, for there is no
+    /// state to give to it.
+    fn on_connect(&self, conn: &mut Connection) -> io::Result<Self::State>;
+
+    /// There is input to look at: new bytes, at least as many as the last unfulfilled `try_`
+    /// call asked for, or unread bytes and the end of input.
+    ///
+    /// Returning without consuming anything waits for more input. Consuming some and leaving
+    /// bytes that no `try_` call has found too few leads to another call at once.
+    ///
+    /// # Errors
+    ///
+    /// Any error closes the connection gracefully: what was flushed is still sent.
+    fn on_request(&self, conn: &mut Connection, state: &mut Self::State) -> io::Result<()>;
+
+    /// Everything that was queued behind a full socket, or sent through a handle, has reached
+    /// the kernel.
+    ///
+    /// Called by the thread that handed over the last byte, possibly while another callback of
+    /// this connection runs. It must not block.
+    fn on_write_complete(&self, conn: &ConnectionHandle) {
+        let _ = conn;
+    }
+
+    /// The connection ended; exactly once if `on_connect` returned Ok, whatever the cause.
+    fn on_disconnect(&self, state: Self::State, reason: CloseReason) {
+        let _ = (state, reason);
+    }
+}
+
+/// A handler from a closure, without per-connection state.
+///
+/// ```
+/// use netpoll::handler_fn;
+///
+/// let echo = handler_fn(|conn| {
+///     let all = conn.slice(conn.available())?;
+///     conn.append(all)?;
+///     conn.flush()
+/// });
+/// # let _ = echo;
+/// ```
+pub fn handler_fn<F>(f: F) -> HandlerFn<F>
+where
+    F: Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+{
+    HandlerFn { f }
+}
+
+/// A closure as a handler: see [`handler_fn`].
+#[derive(Clone)]
+pub struct HandlerFn<F> {
+    f: F,
+}
+
+impl<F> fmt::Debug for HandlerFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HandlerFn")
+    }
+}
+
+impl<F> Handler for HandlerFn<F>
+where
+    F: Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+{
+    type State = ();
+
+    fn on_connect(&self, _: &mut Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn on_request(&self, conn: &mut Connection, (): &mut ()) -> io::Result<()> {
+        (self.f)(conn)
+    }
+}
+
+/// A handler and one connection's state, with the types erased.
+pub(crate) trait Session: Send + fmt::Debug {
+    fn prepare(&mut self, conn: &mut Connection) -> io::Result<()>;
+    fn connect(&mut self, conn: &mut Connection) -> io::Result<()>;
+    fn request(&mut self, conn: &mut Connection) -> io::Result<()>;
+    /// Everything queued was written; called only if the hooks ask for it in turn.
+    fn wrote(&mut self, conn: &mut Connection) -> io::Result<()>;
+    fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason);
+    fn hooks(&self) -> Option<Arc<dyn Hooks>>;
+}
+
+/// What may be called outside of a connection's turn.
+pub(crate) trait Hooks: Send + Sync {
+    /// Whether the handler wants to hear of completed writes in its own turn instead.
+    fn in_turn(&self) -> bool;
+    fn write_complete(&self, conn: &ConnectionHandle);
+}
+
+impl<H: Handler> Hooks for H {
+    fn in_turn(&self) -> bool {
+        false
+    }
+
+    fn write_complete(&self, conn: &ConnectionHandle) {
+        self.on_write_complete(conn);
+    }
+}
+
+/// Makes the session of each new connection.
+pub(crate) type Sessions = Arc<dyn Fn() -> Box<dyn Session> + Send + Sync>;
+
+pub(crate) fn sessions<H: Handler>(handler: H) -> Sessions {
+    let handler = Arc::new(handler);
+    Arc::new(move || Box::new(Typed { handler: Arc::clone(&handler), state: None }))
+}
+
+struct Typed<H: Handler> {
+    handler: Arc<H>,
+    state: Option<H::State>,
+}
+
+impl<H: Handler> fmt::Debug for Typed<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("connected", &self.state.is_some()).finish()
+    }
+}
+
+impl<H: Handler> Session for Typed<H> {
+    fn prepare(&mut self, conn: &mut Connection) -> io::Result<()> {
+        self.handler.on_prepare(conn)
+    }
+
+    fn connect(&mut self, conn: &mut Connection) -> io::Result<()> {
+        self.state = Some(self.handler.on_connect(conn)?);
+        Ok(())
+    }
+
+    fn request(&mut self, conn: &mut Connection) -> io::Result<()> {
+        match &mut self.state {
+            Some(state) => self.handler.on_request(conn, state),
+            None => Ok(()),
+        }
+    }
+
+    fn wrote(&mut self, _: &mut Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self, _: &mut Connection, reason: CloseReason) {
+        if let Some(state) = self.state.take() {
+            self.handler.on_disconnect(state, reason);
+        }
+    }
+
+    fn hooks(&self) -> Option<Arc<dyn Hooks>> {
+        Some(Arc::clone(&self.handler) as Arc<dyn Hooks>)
+    }
+}

@@ -1,0 +1,22 @@
+//! Sockets: where they are, how they are made, and the calls that move bytes.
+//!
+//! Everything that touches the system does so through [`syscall`], so that faults can be put in
+//! its way.
+
+mod accept_error;
+mod address;
+mod connect;
+mod listener;
+mod options;
+mod resolve;
+mod stream;
+mod syscall;
+mod unix_path;
+
+pub(crate) use accept_error::{AcceptAction, classify};
+pub use address::{Address, AddressError};
+pub(crate) use connect::{Dial, connect};
+pub use listener::{ListenOptions, Listener};
+pub use options::SocketOptions;
+pub(crate) use stream::{Peek, Socket, is_shortage};
+pub use syscall::Call;

@@ -1,0 +1,73 @@
+//! Figures: snapshots for users, counters inside.
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// What one connection has done so far. All figures count from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionStats {
+    /// Bytes received from the kernel.
+    pub bytes_in: u64,
+    /// Bytes the kernel accepted.
+    pub bytes_out: u64,
+    /// Bytes that were accepted for sending and wait for room in the socket.
+    pub queued: usize,
+    /// Messages (flushes and sends) accepted.
+    pub messages_out: u64,
+    /// Accepted bytes that will never be sent because the connection ended.
+    pub lost_bytes: u64,
+    /// Messages, whole or in part, among the lost bytes.
+    pub lost_messages: u64,
+}
+
+/// What an event loop or a dialer has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections that are open now, those that still linger after their close included.
+    pub active: usize,
+    /// Connections accepted or dialled.
+    pub accepted: u64,
+    /// Connections refused by `on_prepare`.
+    pub refused: u64,
+    /// `on_connect` calls that returned Ok.
+    pub connected: u64,
+    /// `on_disconnect` calls.
+    pub disconnected: u64,
+    /// Connections whose callbacks have all run.
+    pub closed: u64,
+    /// Panics in handlers and callbacks, all contained.
+    pub panics: u64,
+    /// Failed accepts by error number, most frequent first.
+    pub accept_errors: Vec<(i32, u64)>,
+}
+
+/// The counters behind [`Stats`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) accepted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) connected: AtomicU64,
+    pub(crate) disconnected: AtomicU64,
+    pub(crate) closed: AtomicU64,
+    pub(crate) panics: AtomicU64,
+    pub(crate) accept_errors: crate::sync::Mutex<std::collections::BTreeMap<i32, u64>>,
+}
+
+impl Counters {
+    pub(crate) fn snapshot(&self, active: usize) -> Stats {
+        let mut accept_errors: Vec<_> =
+            self.accept_errors.lock().iter().map(|(&errno, &count)| (errno, count)).collect();
+        accept_errors.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        Stats {
+            active,
+            accepted: self.accepted.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            connected: self.connected.load(Ordering::Relaxed),
+            disconnected: self.disconnected.load(Ordering::Relaxed),
+            closed: self.closed.load(Ordering::Relaxed),
+            panics: self.panics.load(Ordering::Relaxed),
+            accept_errors,
+        }
+    }
+}
