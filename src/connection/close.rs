@@ -176,6 +176,8 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     }
     owner.disconnect(reason);
     shared.word.set(state::CLOSED | state::CONNECTED);
+    // What was queued too late to go out is counted as lost, not kept.
+    shared.outbox.discard(&shared.word);
     // User code runs in the drops too; nothing is locked here.
     shared.contain("drop of connection state", move || drop(owner));
     let callbacks = {

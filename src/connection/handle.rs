@@ -2,6 +2,7 @@
 
 use super::{
     close::Done,
+    process::write_complete,
     shared::Shared,
     state::{self, State},
 };
@@ -62,7 +63,10 @@ impl ConnectionHandle {
             return Ok(0);
         }
         let socket = self.shared.socket().ok_or_else(|| self.shared.closed_error())?;
-        self.shared.submit(&socket, &mut message, None, self.shared.context.limits.write_timeout)?;
+        let timeout = self.shared.context.limits.write_timeout;
+        if self.shared.submit(&socket, &mut message, None, timeout)?.is_none() {
+            write_complete(&self.shared);
+        }
         self.touch();
         Ok(len)
     }

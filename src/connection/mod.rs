@@ -6,6 +6,8 @@
 mod close;
 mod handle;
 mod input;
+#[cfg(all(test, loom))]
+mod models;
 mod operator;
 mod output;
 mod process;

@@ -59,7 +59,7 @@ impl ConnectionOperator {
         let sent = shared.outbox.drive(&shared.word, &*self.socket);
         shared.after_send(sent);
         if sent == Sent::All {
-            shared.drained();
+            process::write_complete(shared);
         }
         sent == Sent::Share
     }

@@ -152,7 +152,12 @@ impl Shared {
     /// Acts on what became of a flusher's turn; `Share` is left to the caller.
     pub(crate) fn after_send(self: &Arc<Self>, sent: Sent) {
         match sent {
-            Sent::All => {}
+            Sent::All => {
+                // A close or a drain may have waited for just this.
+                if self.word.has(state::CLOSE | state::DRAIN) {
+                    self.attend(0);
+                }
+            }
             Sent::Share => {}
             Sent::Parked => {
                 if self.word.has(state::OWNED) {
@@ -166,14 +171,6 @@ impl Shared {
         if sent != Sent::Parked {
             self.notify(For::Output);
         }
-    }
-
-    /// The queue was drained by somebody who found it non-empty.
-    pub(crate) fn drained(self: &Arc<Self>) {
-        if self.word.has(state::CLOSE | state::DRAIN) {
-            self.attend(0);
-        }
-        super::process::write_complete(self);
     }
 
     /// A connection held by the user is watched for hang-up only until output has to wait.

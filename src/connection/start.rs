@@ -14,7 +14,7 @@ use crate::{
     error::{CloseReason, Error},
     handler::Session,
     net::{Address, Socket},
-    sync::{AtomicU64, Ordering},
+    sync::Ordering,
     trace,
 };
 use linkbuffer::LinkBuffer;
@@ -27,7 +27,8 @@ use std::{
 };
 
 fn next_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
+    // A plain counter that orders nothing; loom has no static atomics.
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 

@@ -1,0 +1,184 @@
+//! Loom models of the real state word and outbox.
+
+use super::{
+    output::{Bound, Outbox, Sent, Sink},
+    state::{ATTEND, QUEUED, READABLE, RUNNING, WRITABLE, Word},
+};
+use crate::sync::{AtomicU32, Mutex, Ordering, thread};
+use linkbuffer::LinkBuffer;
+use std::{
+    io::{self, IoSlice},
+    sync::Arc,
+};
+
+const BOUND: Bound = Bound { bytes: usize::MAX, messages: usize::MAX };
+
+/// Takes its news and looks at what it was about, as a turn does.
+struct Turns {
+    word: Word,
+    posted: AtomicU32,
+    seen: AtomicU32,
+    inside: AtomicU32,
+}
+
+impl Turns {
+    fn run(&self) {
+        loop {
+            assert_eq!(self.inside.fetch_add(1, Ordering::AcqRel), 0, "two owners at once");
+            self.word.clear(READABLE | ATTEND);
+            self.seen.store(self.posted.load(Ordering::Acquire), Ordering::Release);
+            self.inside.fetch_sub(1, Ordering::AcqRel);
+            if self.word.leave() {
+                return;
+            }
+        }
+    }
+
+    fn post(&self, news: u32) {
+        self.posted.fetch_add(1, Ordering::AcqRel);
+        if self.word.post(news).1 {
+            self.run();
+        }
+    }
+}
+
+#[test]
+fn loom_every_news_is_seen_by_exactly_one_owner() {
+    loom::model(|| {
+        let turns = Arc::new(Turns {
+            word: Word::new(0),
+            posted: AtomicU32::new(0),
+            seen: AtomicU32::new(0),
+            inside: AtomicU32::new(0),
+        });
+        let other = Arc::clone(&turns);
+        let poster = thread::spawn(move || other.post(READABLE));
+        turns.post(ATTEND);
+        poster.join().unwrap();
+        assert_eq!(turns.seen.load(Ordering::Acquire), 2);
+        assert_eq!(turns.word.load() & (RUNNING | READABLE | ATTEND), 0);
+    });
+}
+
+/// Takes `room` bytes, then is full until somebody makes room.
+struct Script {
+    room: Mutex<usize>,
+    taken: Mutex<Vec<u8>>,
+}
+
+impl Sink for Script {
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut room = self.room.lock();
+        if *room == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut n = 0;
+        let mut taken = self.taken.lock();
+        for slice in slices {
+            let k = slice.len().min(*room);
+            taken.extend_from_slice(&slice[..k]);
+            *room -= k;
+            n += k;
+        }
+        Ok(n)
+    }
+}
+
+struct Link {
+    word: Word,
+    outbox: Outbox,
+    sink: Script,
+}
+
+impl Link {
+    fn new(room: usize) -> Arc<Self> {
+        Arc::new(Self {
+            word: Word::new(0),
+            outbox: Outbox::default(),
+            sink: Script { room: Mutex::new(room), taken: Mutex::new(Vec::new()) },
+        })
+    }
+
+    fn send(&self, bytes: &'static [u8]) {
+        let mut chain = LinkBuffer::from(bytes::Bytes::from_static(bytes));
+        self.outbox.send(&self.word, &self.sink, &mut chain, BOUND).unwrap();
+        assert!(chain.is_empty());
+    }
+
+    /// What the poller does for a writable edge.
+    fn edge(&self, room: usize) {
+        *self.sink.room.lock() += room;
+        if self.word.set(WRITABLE) & QUEUED != 0 {
+            self.outbox.drive(&self.word, &self.sink);
+        }
+    }
+
+    fn check(&self, messages: &[&[u8]]) {
+        let taken = self.sink.taken.lock();
+        let total: usize = messages.iter().map(|m| m.len()).sum();
+        assert_eq!(taken.len(), total, "{:?} {:?}", self.word, self.outbox);
+        for message in messages {
+            assert!(taken.windows(message.len()).any(|w| w == *message), "{taken:?}");
+        }
+        assert_eq!(self.outbox.queued(), 0);
+    }
+}
+
+#[test]
+fn loom_two_senders_neither_mix_nor_forget() {
+    loom::model(|| {
+        let link = Link::new(100);
+        let other = Arc::clone(&link);
+        let sender = thread::spawn(move || other.send(b"aaa"));
+        link.send(b"bbb");
+        sender.join().unwrap();
+        link.check(&[b"aaa", b"bbb"]);
+    });
+}
+
+#[test]
+fn loom_no_edge_is_lost_between_a_full_sink_and_parking() {
+    loom::model(|| {
+        let link = Link::new(1);
+        let other = Arc::clone(&link);
+        let poller = thread::spawn(move || other.edge(100));
+        link.send(b"abc");
+        poller.join().unwrap();
+        link.check(&[b"abc"]);
+    });
+}
+
+#[test]
+fn loom_a_sender_behind_a_full_sink_is_sent_by_the_poller() {
+    loom::model(|| {
+        let link = Link::new(1);
+        let (second, poller) = (Arc::clone(&link), Arc::clone(&link));
+        let second = thread::spawn(move || second.send(b"xyz"));
+        let poller = thread::spawn(move || poller.edge(100));
+        link.send(b"abc");
+        second.join().unwrap();
+        poller.join().unwrap();
+        link.check(&[b"abc", b"xyz"]);
+    });
+}
+
+#[test]
+fn loom_discard_counts_everything_that_is_not_sent() {
+    loom::model(|| {
+        let link = Link::new(1);
+        let other = Arc::clone(&link);
+        let closer = thread::spawn(move || {
+            other.word.set(super::state::ABORT);
+            other.outbox.discard(&other.word);
+        });
+        let mut chain = LinkBuffer::from(bytes::Bytes::from_static(b"abc"));
+        let sent = link.outbox.send(&link.word, &link.sink, &mut chain, BOUND).unwrap().1;
+        closer.join().unwrap();
+        if matches!(sent, Sent::Parked) {
+            link.outbox.discard(&link.word);
+        }
+        let taken = link.sink.taken.lock().len() as u64;
+        assert_eq!(taken + link.outbox.lost().bytes, 3, "{sent:?} {:?}", link.outbox);
+        assert_eq!(link.outbox.queued(), 0);
+    });
+}
