@@ -7,6 +7,8 @@
 /// Defines one macro per level, for both states of the feature.
 macro_rules! levels {
     ($d:tt: $($name:ident = $level:ident),+ $(,)?) => {$(
+        // Some levels may have no user in some combination of features.
+        #[allow(unused_macros)]
         #[cfg(feature = "tracing")]
         macro_rules! $name {
             ($d($d arg:tt)+) => {
@@ -19,6 +21,7 @@ macro_rules! levels {
             };
         }
 
+        #[allow(unused_macros)]
         #[cfg(not(feature = "tracing"))]
         macro_rules! $name {
             ($d($d arg:tt)+) => {
@@ -38,7 +41,6 @@ levels!($:
     trace_ = TRACE,
 );
 
-// Some levels may have no user in some combination of features.
 #[allow(unused_imports)]
 pub(crate) use {
     debug_ as debug, error_ as error, info_ as info, trace_ as trace, warn_ as warn,

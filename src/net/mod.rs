@@ -19,4 +19,5 @@ pub(crate) use connect::{Dial, connect};
 pub use listener::{ListenOptions, Listener};
 pub use options::SocketOptions;
 pub(crate) use stream::{Peek, Socket, is_shortage};
+#[cfg(feature = "fault-injection")]
 pub use syscall::Call;

@@ -1,0 +1,113 @@
+//! The one layer between this crate and the system: signals are retried, faults are injected.
+
+use std::io;
+
+/// A kind of system call, the key of a fault plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+// Only the `fault-injection` feature exports it.
+#[allow(unreachable_pub)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Call {
+    /// `accept4(2)`.
+    Accept,
+    /// `bind(2)`.
+    Bind,
+    /// `connect(2)`.
+    Connect,
+    /// `getsockopt(2)`, the pending error of a socket included.
+    GetOption,
+    /// `listen(2)`.
+    Listen,
+    /// `getsockname(2)` and `getpeername(2)`.
+    Name,
+    /// `recv(2)` that leaves the bytes where they are.
+    Peek,
+    /// `recv(2)`.
+    Receive,
+    /// `send(2)` and `sendmsg(2)`.
+    Send,
+    /// `setsockopt(2)` and the `fcntl(2)` flags.
+    SetOption,
+    /// `shutdown(2)`.
+    Shutdown,
+    /// `socket(2)`.
+    Socket,
+}
+
+/// Makes a call, again after each signal.
+#[inline]
+pub(super) fn call<T>(kind: Call, mut op: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match fault(kind).and_then(|_| op()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Makes a call that moves up to `len` bytes, again after each signal.
+///
+/// `op` gets the count it may move: `len`, or less if a fault cuts it short.
+#[inline]
+pub(super) fn transfer(
+    kind: Call,
+    len: usize,
+    mut op: impl FnMut(usize) -> io::Result<usize>,
+) -> io::Result<usize> {
+    loop {
+        match fault(kind).and_then(|cut| op(cut.map_or(len, |cut| cut.min(len)))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// What the fault plan has for this call: an error, a smaller count, or nothing.
+#[cfg(feature = "fault-injection")]
+fn fault(kind: Call) -> io::Result<Option<usize>> {
+    crate::fault::next(kind)
+}
+
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+fn fault(_: Call) -> io::Result<Option<usize>> {
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn signals_are_retried() {
+        let left = Cell::new(3);
+        let interrupted_thrice = || {
+            if left.replace(left.get() - 1) > 0 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            Ok(7)
+        };
+        assert_eq!(call(Call::Name, interrupted_thrice).unwrap(), 7);
+        left.set(2);
+        assert_eq!(transfer(Call::Send, 9, |_| interrupted_thrice()).unwrap(), 7);
+    }
+
+    #[test]
+    fn other_errors_are_returned_at_once() {
+        let calls = Cell::new(0);
+        let result: io::Result<()> = call(Call::Accept, || {
+            calls.set(calls.get() + 1);
+            Err(io::Error::from_raw_os_error(libc::EMFILE))
+        });
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        assert_eq!(calls.get(), 1);
+    }
+
+    #[test]
+    fn a_transfer_offers_the_whole_length() {
+        assert_eq!(transfer(Call::Receive, 12, Ok).unwrap(), 12);
+    }
+}

@@ -1,0 +1,146 @@
+//! Who owns the file of a unix socket.
+//!
+//! A file is removed in two cases only: at the end of the listener that made it, if it is still
+//! the same file; and before a bind, if it is a socket nobody listens on.
+
+use std::{
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::FileTypeExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+    process,
+    time::Duration,
+};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{
+    address::MAX_PATH,
+    syscall::{Call, call},
+};
+use crate::{sync::thread, trace};
+
+/// The socket file a listener made; removed when this is dropped, if nobody replaced it.
+#[derive(Debug)]
+pub(super) struct OwnedPath {
+    path: PathBuf,
+    file: FileId,
+    keep: bool,
+}
+
+impl OwnedPath {
+    /// Remembers the file that a bind to `path` just made.
+    pub(super) fn claim(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            // So that it is found again after the working directory changed.
+            path: std::path::absolute(path)?,
+            file: FileId::of(path)?,
+            keep: false,
+        })
+    }
+
+    /// Leaves the file to somebody else.
+    pub(super) fn leave(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for OwnedPath {
+    fn drop(&mut self) {
+        if self.keep || !FileId::of(&self.path).is_ok_and(|file| file == self.file) {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            trace::warn!("{}: remove: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes the socket at `path` if it was left behind by a process that is gone.
+///
+/// `false` if it is anything else: a socket somebody listens on or that may not be asked, or no
+/// socket at all. Takes about 20 ms, so that a server that is just starting is not mistaken for a
+/// dead one.
+pub(super) fn remove_stale(path: &Path) -> io::Result<bool> {
+    let Ok(file) = FileId::of(path) else {
+        // Gone meanwhile.
+        return Ok(true);
+    };
+    if !file.is_socket || !refuses(path)? {
+        return Ok(false);
+    }
+    // Between `bind` and `listen` a live server refuses as well.
+    poller::before_blocking();
+    thread::sleep(STARTING);
+    if !refuses(path)? {
+        return Ok(false);
+    }
+    take_away(path, file)
+}
+
+/// Removes `path` if it still is `file`. It is moved aside first and judged there, because
+/// another server may have done all of this a moment ago and be live at `path`.
+fn take_away(path: &Path, file: FileId) -> io::Result<bool> {
+    let aside = aside(path);
+    match fs::rename(path, &aside) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    }
+    if FileId::of(&aside)? == file {
+        fs::remove_file(&aside)?;
+        return Ok(true);
+    }
+    // A link, as it fails where a rename would replace.
+    let restored = fs::hard_link(&aside, path);
+    fs::remove_file(&aside)?;
+    restored.map(|()| false)
+}
+
+/// A name next to `path` that nobody else uses.
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".stale-{}-{:?}", process::id(), std::thread::current().id()));
+    PathBuf::from(name)
+}
+
+/// Whether a connect to the socket at `path` is refused, so nobody listens. A path that is gone
+/// refuses too; one that may not be asked does not.
+fn refuses(path: &Path) -> io::Result<bool> {
+    debug_assert!(path.as_os_str().as_bytes().len() <= MAX_PATH);
+    let address = SockAddr::unix(path)?;
+    let socket = call(Call::Socket, || Socket::new(Domain::UNIX, Type::STREAM, None))?;
+    socket.set_nonblocking(true)?;
+    match call(Call::Connect, || socket.connect(&address)) {
+        Err(error) => Ok(matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+        )),
+        Ok(()) => Ok(false),
+    }
+}
+
+/// Tells one file from another that has its name, and mostly from one that has its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+    /// Of the last change of the content, which for a socket is its making: a file system may
+    /// give the number of a removed file to the next one.
+    made: (i64, i64),
+    is_socket: bool,
+}
+
+impl FileId {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = fs::symlink_metadata(path)?;
+        Ok(Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            made: (meta.mtime(), meta.mtime_nsec()),
+            is_socket: meta.file_type().is_socket(),
+        })
+    }
+}
+
+/// How long a server may take from `bind` to `listen`.
+const STARTING: Duration = Duration::from_millis(20);
