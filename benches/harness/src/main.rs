@@ -1,2 +1,25 @@
-//! Load generator and peers (under construction).
-fn main() {}
+//! Compares servers of one frame under one load generator.
+
+mod cli;
+mod compare;
+mod frame;
+mod load;
+mod net;
+mod peers;
+mod report;
+mod results;
+mod stats;
+mod sys;
+mod work;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("netpoll-bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! `list`: what can be compared, and under what.
+
+use super::Failure;
+use crate::compare::scenario;
+use crate::peers;
+
+pub(super) fn run() -> Result<(), Failure> {
+    println!("peers:");
+    for peer in peers::ALL {
+        println!(
+            "  {:<16} {}; handlers {}",
+            peer.name, peer.design, peer.handlers
+        );
+    }
+    println!("scenarios:");
+    for scenario in scenario::all() {
+        let modes: Vec<_> = scenario.modes.iter().map(|mode| mode.name()).collect();
+        println!(
+            "  {:<16} {} [{}]",
+            scenario.name,
+            scenario.about,
+            modes.join(", ")
+        );
+    }
+    Ok(())
+}

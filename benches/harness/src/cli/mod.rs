@@ -1,0 +1,53 @@
+//! The command line.
+
+mod compare;
+mod list;
+mod load;
+mod serve;
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+
+use lexopt::ValueExt;
+
+/// Anything a command can fail with; its text is for the user.
+pub(crate) type Failure = Box<dyn Error>;
+
+const HELP: &str = "\
+netpoll-bench: a load generator, servers to compare, and their ratios
+
+  compare [options]               run servers in turn under the same loads, and report
+  serve PEER --listen ADDR        run one server until it is killed
+  load --connect ADDR [options]   ask any server of the frame, and print what was seen
+  list                            the peers and the scenarios
+  COMMAND --help                  the options of a command
+";
+
+/// Runs the command the arguments name; the first is the name of the program.
+pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let mut args = lexopt::Parser::from_iter(args);
+    let command = match args.next()? {
+        Some(lexopt::Arg::Value(command)) => command.string()?,
+        Some(lexopt::Arg::Long("help") | lexopt::Arg::Short('h')) | None => "help".into(),
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    match command.as_str() {
+        "compare" => compare::run(args),
+        "serve" => serve::run(args),
+        "load" => load::run(args),
+        "list" => list::run(),
+        "help" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => Err(format!("no command {other:?}; try --help").into()),
+    }
+}
+
+/// The value of an option that is an address such as `127.0.0.1:7000`.
+fn address(args: &mut lexopt::Parser) -> Result<SocketAddr, Failure> {
+    let text = args.value()?.string()?;
+    text.parse()
+        .map_err(|_| format!("{text:?} is not an address such as 127.0.0.1:7000").into())
+}

@@ -1,0 +1,242 @@
+//! Counts instead of times: system calls with strace, instructions and allocations with callgrind.
+//!
+//! A server is run twice under the tool, with few and with more requests, and the difference is
+//! divided by the difference in requests: what start-up and connecting cost falls out. The tools slow
+//! a server down, so that more requests arrive together than otherwise.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use super::point::{self, Times};
+use super::scenario::Shape;
+use super::server::{Server, Settings};
+use crate::load;
+
+/// A tool that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tool {
+    /// `strace -c`: calls by name.
+    Strace,
+    /// `valgrind --tool=callgrind`: instructions, and calls of the allocator.
+    Callgrind,
+}
+
+impl Tool {
+    /// Whether it can be started here.
+    pub(crate) fn is_present(self) -> bool {
+        let program = match self {
+            Self::Strace => "strace",
+            Self::Callgrind => "valgrind",
+        };
+        let mut version = Command::new(program);
+        version
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        version.status().is_ok_and(|status| status.success())
+    }
+
+    /// The command line that runs a program under the tool, its report going to `out`.
+    fn command(self, out: &Path) -> Vec<std::ffi::OsString> {
+        match self {
+            Self::Strace => {
+                let mut line: Vec<std::ffi::OsString> =
+                    ["strace", "-c", "-f", "-o"].map(Into::into).into();
+                line.push(out.into());
+                line
+            }
+            Self::Callgrind => {
+                let mut file = std::ffi::OsString::from("--callgrind-out-file=");
+                file.push(out);
+                vec![
+                    "valgrind".into(),
+                    "-q".into(),
+                    "--tool=callgrind".into(),
+                    "--fair-sched=yes".into(),
+                    file,
+                ]
+            }
+        }
+    }
+
+    /// Few and more requests: the tools differ in how much they slow a server down.
+    fn requests(self) -> (u64, u64) {
+        match self {
+            Self::Strace => (4_000, 16_000),
+            Self::Callgrind => (2_000, 8_000),
+        }
+    }
+}
+
+/// Counts per request of `shape` against `peer`, by name; [`TOTAL`] is among them for callgrind.
+pub(crate) fn count(
+    tool: Tool,
+    peer: &str,
+    shape: &Shape,
+    settings: &Settings,
+) -> io::Result<BTreeMap<String, f64>> {
+    let (few, more) = tool.requests();
+    let less = run(tool, peer, shape, settings, few)?;
+    let most = run(tool, peer, shape, settings, more)?;
+    let requests = (more - few) as f64;
+    let each = |(name, count): (String, u64)| {
+        let before = less.get(&name).copied().unwrap_or(0);
+        (name, (count as f64 - before as f64) / requests)
+    };
+    Ok(most.into_iter().map(each).collect())
+}
+
+/// The name of all instructions in what [`count`] returns.
+pub(crate) const TOTAL: &str = "instructions";
+/// The name of the calls of the allocator in what [`count`] returns.
+pub(crate) const ALLOCATOR: &str = "allocations";
+
+fn run(
+    tool: Tool,
+    peer: &str,
+    shape: &Shape,
+    settings: &Settings,
+    requests: u64,
+) -> io::Result<BTreeMap<String, u64>> {
+    let out = Report::new(tool);
+    let under = tool.command(&out.0);
+    let server = Server::start(
+        peer,
+        &Settings {
+            under,
+            ..settings.clone()
+        },
+    )?;
+    let times = Times {
+        warmup: Duration::ZERO,
+        measure: Duration::ZERO,
+    };
+    let mut plan = point::plan(shape, &server, settings.congestion.as_deref(), times);
+    plan.requests = Some(requests);
+    load::run(&plan, &mut |_| ())?;
+    server.finish()?;
+    let text = fs::read_to_string(&out.0)?;
+    match tool {
+        Tool::Strace => Ok(parse_strace(&text)),
+        Tool::Callgrind => parse_callgrind(&text)
+            .ok_or_else(|| io::Error::other("callgrind has not reported the instructions")),
+    }
+}
+
+/// A file in the temporary directory, gone when dropped.
+struct Report(PathBuf);
+
+impl Report {
+    fn new(tool: Tool) -> Self {
+        let name = format!("netpoll-bench-{}-{tool:?}.out", std::process::id());
+        Self(env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        // Missing when the tool has not written one.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The calls by name in the table `strace -c` writes.
+fn parse_strace(text: &str) -> BTreeMap<String, u64> {
+    let row = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let share: f64 = fields.first()?.parse().ok()?;
+        let name = *fields.last()?;
+        let calls = fields.get(3)?.parse().ok()?;
+        (share <= 100.0 && name != "total").then(|| (name.to_owned(), calls))
+    };
+    text.lines().filter_map(row).collect()
+}
+
+/// The instructions and the calls of the allocator in a profile of callgrind.
+fn parse_callgrind(text: &str) -> Option<BTreeMap<String, u64>> {
+    const ALLOCATING: [&str; 5] = ["malloc", "calloc", "realloc", "memalign", "posix_memalign"];
+    let mut total = None;
+    let mut allocations = 0;
+    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut called = "";
+    for line in text.lines() {
+        if let Some(sum) = line
+            .strip_prefix("totals: ")
+            .or_else(|| line.strip_prefix("summary: "))
+        {
+            total = sum.split_whitespace().next()?.parse().ok();
+        } else if let Some(function) = line
+            .strip_prefix("cfn=")
+            .or_else(|| line.strip_prefix("fn="))
+        {
+            // `(7) name` introduces a name, `(7)` means it again.
+            let (id, name) = function.split_once(' ').unwrap_or((function, ""));
+            if !name.is_empty() {
+                names.insert(id, name);
+            }
+            if line.starts_with('c') {
+                called = names.get(id).copied().unwrap_or("");
+            }
+        } else if let Some(calls) = line.strip_prefix("calls=") {
+            // Recursion is marked behind the name: `malloc'2`.
+            if ALLOCATING.contains(&called.split('\'').next().unwrap_or("")) {
+                allocations += calls.split_whitespace().next()?.parse::<u64>().ok()?;
+            }
+        }
+    }
+    Some(BTreeMap::from([
+        (TOTAL.to_owned(), total?),
+        (ALLOCATOR.to_owned(), allocations),
+    ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_strace_is_read() {
+        let text = "\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.000600           3       200           recvfrom
+ 40.00    0.000400           2       180         7 sendto
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.001000           2       380         7 total
+";
+        let calls = parse_strace(text);
+        assert_eq!(
+            calls,
+            BTreeMap::from([("recvfrom".into(), 200), ("sendto".into(), 180)])
+        );
+    }
+
+    #[test]
+    fn a_profile_of_callgrind_is_read() {
+        let text = "\
+events: Ir
+fn=(1) main
+16 400
+cob=(2) /lib/libc.so.6
+cfn=(7) malloc
+calls=3 0
+16 90
+cfn=(8) free
+calls=5 0
+16 90
+fn=(2) other
+cfn=(7)
+calls=2 0
+16 400
+totals: 12345
+";
+        let counts = parse_callgrind(text).unwrap();
+        assert_eq!(counts[TOTAL], 12345);
+        assert_eq!(counts[ALLOCATOR], 5);
+        assert!(parse_callgrind("events: Ir\n").is_none());
+    }
+}

@@ -1,0 +1,160 @@
+//! The servers that are compared, each on a stack of its own, all answering the frame of
+//! [`crate::frame`].
+//!
+//! Every peer is given a listening socket set up alike, receives a frame whole before it answers,
+//! sends one answer per run of plain frames that came together, and goes on when a connection fails.
+
+mod blocking;
+#[cfg(feature = "peers")]
+mod compio;
+mod echo;
+mod handoff;
+#[cfg(feature = "peers")]
+mod may;
+mod mio;
+#[cfg(feature = "peers")]
+mod monoio;
+mod raw_epoll;
+#[cfg(feature = "peers")]
+mod raw_uring;
+mod threads;
+#[cfg(feature = "peers")]
+mod tokio;
+
+use std::io;
+use std::net::TcpListener;
+
+/// A server that can be started by name.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// The name used on the command line and in reports.
+    pub(crate) name: &'static str,
+    /// How it is built: threads, buffers.
+    pub(crate) design: &'static str,
+    /// What a handler that sleeps or computes does to it.
+    pub(crate) handlers: &'static str,
+    /// Serves for ever.
+    pub(crate) serve: fn(TcpListener) -> io::Result<()>,
+}
+
+/// The peer all others are measured against.
+pub(crate) const REFERENCE: &str = "raw-epoll";
+/// The same server once more: how far it strays from the reference is the noise of a run.
+pub(crate) const SECOND: &str = "raw-epoll-2";
+
+const RAW_EPOLL: &str = "one thread, level-triggered epoll, one 256 KiB receive buffer shared by \
+    all connections, partial frames kept per connection";
+const BLOCKS_LOOP: &str = "block the one thread";
+
+/// All peers, in the order of the reports.
+pub(crate) static ALL: &[Peer] = &[
+    Peer {
+        name: REFERENCE,
+        design: RAW_EPOLL,
+        handlers: BLOCKS_LOOP,
+        serve: raw_epoll::serve,
+    },
+    Peer {
+        name: SECOND,
+        design: "the reference once more; its distance is the noise",
+        handlers: BLOCKS_LOOP,
+        serve: raw_epoll::serve,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "raw-uring",
+        design: "one thread, io_uring: multishot accept and receive, 1024 provided buffers of 64 KiB",
+        handlers: BLOCKS_LOOP,
+        serve: raw_uring::serve,
+    },
+    Peer {
+        name: "handoff",
+        design: "one polling thread (edge-triggered epoll), 64 workers behind a crossbeam channel, \
+            a 64 KiB receive buffer per worker",
+        handlers: "block a worker",
+        serve: handoff::serve,
+    },
+    Peer {
+        name: "threads",
+        design: "a thread per connection (64 KiB stacks), a buffer of 16 KiB each that grows to \
+            64 KiB where data fills it",
+        handlers: "block the connection's thread",
+        serve: threads::serve,
+    },
+    Peer {
+        name: "mio",
+        design: "one thread, edge-triggered, a receive that leaves room ends a turn, one 256 KiB \
+            receive buffer shared by all connections",
+        handlers: BLOCKS_LOOP,
+        serve: mio::serve,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "tokio-mt",
+        design: "multi-thread runtime, a worker per core, a task and a 64 KiB BytesMut per connection",
+        handlers: "sleep on tokio's timer; compute in the task",
+        serve: tokio::multi_thread,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "tokio-blocking",
+        design: "as tokio-mt",
+        handlers: "are blocking code in spawn_blocking, sleeping and computing alike",
+        serve: tokio::multi_thread_blocking,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "tokio-ct",
+        design: "current-thread runtime, a task and a 64 KiB BytesMut per connection",
+        handlers: "sleep on tokio's timer; compute in the task",
+        serve: tokio::current_thread,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "monoio-uring",
+        design: "one thread on io_uring, a task and an owned 64 KiB buffer per connection",
+        handlers: "sleep on monoio's timer; compute in the task",
+        serve: monoio::uring,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "monoio-legacy",
+        design: "one thread on epoll, a task and an owned 64 KiB buffer per connection",
+        handlers: "sleep on monoio's timer; compute in the task",
+        serve: monoio::legacy,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "compio",
+        design: "one thread on io_uring, a task and an owned 64 KiB buffer per connection",
+        handlers: "sleep on compio's timer; compute in the task",
+        serve: compio::serve,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
+        name: "may",
+        design: "a worker per core, a coroutine (32 KiB stack) per connection, buffers as threads",
+        handlers: "sleep on may's timer; compute in the coroutine",
+        serve: may::serve,
+    },
+];
+
+/// The peer called `name`.
+pub(crate) fn find(name: &str) -> Option<&'static Peer> {
+    ALL.iter().find(|peer| peer.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_and_unique() {
+        for peer in ALL {
+            let found = find(peer.name).unwrap();
+            assert!(std::ptr::eq(found, peer), "{} is there twice", peer.name);
+        }
+        assert!(find(REFERENCE).is_some() && find(SECOND).is_some());
+        assert!(find("nobody").is_none());
+    }
+}

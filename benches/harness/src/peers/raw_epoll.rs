@@ -1,0 +1,66 @@
+//! The reference: one thread, level-triggered epoll, one receive and one send per request.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+
+use slab::Slab;
+
+use super::echo::{Echo, Waits};
+use crate::sys::{self, Epoll, Events};
+
+/// Bytes of the one receive buffer all connections share.
+const SCRATCH: usize = 256 << 10;
+/// Receives from one connection before the others have their turn.
+const RECEIVES: usize = 16;
+const LISTENER: u64 = u64::MAX;
+
+struct Entry {
+    echo: Echo<TcpStream>,
+    waits: Waits,
+}
+
+/// Serves `listener` for ever.
+pub(crate) fn serve(listener: TcpListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let epoll = Epoll::new()?;
+    epoll.add(&listener, LISTENER, sys::READ)?;
+    let mut events = Events::with_capacity(1024);
+    let mut connections = Slab::new();
+    let mut scratch = vec![0; SCRATCH];
+    loop {
+        epoll.wait(&mut events, None)?;
+        for event in events.iter() {
+            if event.token == LISTENER {
+                accept(&listener, &epoll, &mut connections)?;
+                continue;
+            }
+            let key = event.token as usize;
+            let entry: &mut Entry = &mut connections[key];
+            match entry.echo.progress(&mut scratch, RECEIVES) {
+                Waits::Closed => drop(connections.remove(key)),
+                waits if waits == entry.waits => {}
+                waits => {
+                    let interest = if waits == Waits::Writable {
+                        sys::WRITE
+                    } else {
+                        sys::READ
+                    };
+                    epoll.modify(entry.echo.stream(), event.token, interest)?;
+                    entry.waits = waits;
+                }
+            }
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, epoll: &Epoll, all: &mut Slab<Entry>) -> io::Result<()> {
+    while let Ok(stream) = sys::accept(listener) {
+        let slot = all.vacant_entry();
+        epoll.add(&stream, slot.key() as u64, sys::READ)?;
+        slot.insert(Entry {
+            echo: Echo::new(stream),
+            waits: Waits::Readable,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,410 @@
+//! README.md of a report: how it was made, the noise, the ratios.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::peers_of;
+use super::table::Table;
+use crate::compare::scenario::{self, Scenario};
+use crate::peers::{self, REFERENCE, SECOND};
+use crate::results::{Place, Results, metric};
+use crate::stats;
+
+/// The whole text; `plots` are the names of the plots beside it.
+pub(super) fn text(results: &Results, plots: &[&str]) -> String {
+    let mut text = String::from("# Benchmarks\n\n");
+    text.push_str(&conditions(results));
+    text.push_str(READING);
+    text.push_str(&tables(results));
+    if !plots.is_empty() {
+        text.push_str("## Plots\n\n");
+        for name in plots {
+            let title = name.trim_end_matches(".svg").replace('-', " ");
+            let _ = writeln!(text, "![{title}]({name})\n");
+        }
+    }
+    text.push_str(&servers());
+    text
+}
+
+const READING: &str = "\
+## How to read this
+
+Every server answers the same frame: four bytes of length, big-endian, and the payload. It receives a
+frame whole before it answers, through its own output path. In every round each server is measured in
+each scenario, the others stopped; a ratio is formed with the reference of the same round, and what is
+shown is the median over the rounds. The reference is the raw epoll loop. It runs twice: how far its
+second copy strays from it is the noise, and differences within that band mean nothing.
+
+CPU is the server's own, user and system, read from its clock in nanoseconds. Latency is that of the
+load generator, from before the send to after the receive. `pinned`: the server on core 0, the load
+generator on core 1; `free`: both on any core. All scenarios with all figures are in
+[details.md](details.md), all samples in [results.json](results.json).
+
+";
+
+fn conditions(results: &Results) -> String {
+    let place = &results.environment;
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "- {name}: {value}");
+    };
+    line("date", &place.date);
+    line(
+        "machine",
+        &format!(
+            "{}, {} cores, Linux {}",
+            place.processor, place.cores, place.kernel
+        ),
+    );
+    line("congestion control of every socket", &place.congestion);
+    let length = format!(
+        "{} rounds of {:.2} s each",
+        place.rounds, place.seconds_per_sample
+    );
+    line("samples", &length);
+    line("versions", &place.versions.join(", "));
+    line(
+        "load average, before and after",
+        &place.load_average.join("; "),
+    );
+    let foreign = results
+        .samples
+        .iter()
+        .filter_map(|one| one.figures.get(metric::FOREIGN));
+    if let Some(median) = stats::median(foreign.copied()) {
+        let value = format!("{:.2} cores (median over all samples)", median.value);
+        line("busy beside server and load generator", &value);
+    }
+    text.push('\n');
+    text
+}
+
+/// All tables of the overview.
+pub(super) fn tables(results: &Results) -> String {
+    let mut text = noise(results);
+    for (title, figure, note) in [
+        (
+            "Server CPU per request",
+            metric::CPU,
+            "microseconds / ratio to the reference; less is better",
+        ),
+        (
+            "Requests per second",
+            metric::RATE,
+            "thousands / ratio to the reference; more is better",
+        ),
+        (
+            "99th percentile of the latency",
+            metric::P99,
+            "microseconds / ratio; less is better",
+        ),
+    ] {
+        let tables = matrices(results, figure);
+        if !tables.is_empty() {
+            let _ = writeln!(text, "## {title}\n\n{note}\n\n{tables}");
+        }
+    }
+    text.push_str(&silent(results));
+    text.push_str(&counted(results));
+    text.push_str(&failures(results));
+    text
+}
+
+fn noise(results: &Results) -> String {
+    let mut table = Table::new([
+        "second copy / reference",
+        "CPU",
+        "90 % interval",
+        "band",
+        "requests/s",
+        "rounds",
+    ]);
+    for mode in ["pinned", "free"] {
+        for scenario in scenario::all() {
+            let place = Place {
+                mode,
+                scenario: &scenario.name,
+                peer: SECOND,
+            };
+            let cpu = results.ratios(&place, metric::CPU, REFERENCE);
+            let Some(median) = stats::median(cpu.iter().copied()) else {
+                continue;
+            };
+            let rate = stats::median(results.ratios(&place, metric::RATE, REFERENCE));
+            table.row([
+                Some(format!("{} {mode}", scenario.name)),
+                Some(format!("{:.2}", median.value)),
+                Some(format!("{:.2} - {:.2}", median.low, median.high)),
+                stats::band(cpu).map(|band| format!("x {band:.2}")),
+                rate.map(|rate| format!("{:.2}", rate.value)),
+                Some(median.count.to_string()),
+            ]);
+        }
+    }
+    if table.is_empty() {
+        return String::new();
+    }
+    format!(
+        "## The noise: the reference against itself\n\nThe band is the factor within which the middle \
+         half of the rounds lies. A target is missed when a ratio lies outside target x band.\n\n{}\n",
+        table.text()
+    )
+}
+
+/// Per mode and group of scenarios a table: servers down, scenarios across.
+fn matrices(results: &Results, figure: &str) -> String {
+    let mut text = String::new();
+    for mode in ["pinned", "free"] {
+        for (group, scenarios) in columns(results, mode, figure) {
+            let mut table = Table::new(
+                ["server".to_owned()]
+                    .into_iter()
+                    .chain(scenarios.iter().map(|s| s.name.clone())),
+            );
+            for peer in peers_of(results) {
+                let cell = |scenario: &Scenario| {
+                    cell(
+                        results,
+                        &Place {
+                            mode,
+                            scenario: &scenario.name,
+                            peer,
+                        },
+                        figure,
+                    )
+                };
+                table.row(
+                    [Some(peer.to_owned())]
+                        .into_iter()
+                        .chain(scenarios.iter().map(cell)),
+                );
+            }
+            let _ = writeln!(text, "### {group}, {mode}\n\n{}", table.text());
+        }
+    }
+    text
+}
+
+/// The groups of scenarios that have results, split so that a table stays readable.
+fn columns(results: &Results, mode: &str, figure: &str) -> Vec<(String, Vec<Scenario>)> {
+    let has = |scenario: &Scenario| {
+        let place = Place {
+            mode,
+            scenario: &scenario.name,
+            peer: REFERENCE,
+        };
+        !results.values(&place, figure).is_empty()
+    };
+    let mut groups: Vec<(String, Vec<Scenario>)> = Vec::new();
+    for scenario in scenario::all().into_iter().filter(has) {
+        let size = scenario
+            .name
+            .strip_prefix("pp-")
+            .and_then(|rest| rest.split_once('-'));
+        let group = match size {
+            Some((_, size)) => format!("{} of {size}", scenario.group),
+            None => scenario.group.to_owned(),
+        };
+        match groups.last_mut() {
+            Some((last, members)) if *last == group => members.push(scenario),
+            _ => groups.push((group, vec![scenario])),
+        }
+    }
+    groups
+}
+
+fn cell(results: &Results, place: &Place<'_>, figure: &str) -> Option<String> {
+    let value = stats::median(results.values(place, figure).into_values())?.value;
+    let value = if figure == metric::RATE {
+        value / 1e3
+    } else {
+        value
+    };
+    let ratio = stats::median(results.ratios(place, figure, REFERENCE));
+    let ratio = ratio.map_or_else(|| "-".into(), |ratio| format!("{:.2}", ratio.value));
+    Some(format!("{} / {ratio}", short(value)))
+}
+
+fn silent(results: &Results) -> String {
+    let mut text = String::new();
+    for name in ["idle-10000", "idle-1000"] {
+        let head = [
+            "server",
+            "B each, connected",
+            "B each, after a request",
+            "CPU cores",
+            "threads",
+        ];
+        let mut table = Table::new(head);
+        for peer in peers_of(results) {
+            let place = Place {
+                mode: "pinned",
+                scenario: name,
+                peer,
+            };
+            let value =
+                |figure| Some(stats::median(results.values(&place, figure).into_values())?.value);
+            let Some(connected) = value(metric::BYTES_CONNECTED) else {
+                continue;
+            };
+            table.row([
+                Some(peer.to_owned()),
+                Some(format!("{connected:.0}")),
+                value(metric::BYTES_USED).map(|bytes| format!("{bytes:.0}")),
+                value(metric::IDLE_CPU).map(|cores| format!("{cores:.4}")),
+                value(metric::THREADS).map(|threads| format!("{threads:.0}")),
+            ]);
+        }
+        if !table.is_empty() {
+            let connections = name.trim_start_matches("idle-");
+            let _ = writeln!(
+                text,
+                "## {connections} silent connections\n\nPrivate user memory that is backed by real \
+                 memory; buffers the kernel keeps are not in it.\n\n{}",
+                table.text()
+            );
+        }
+    }
+    text
+}
+
+fn counted(results: &Results) -> String {
+    let head = [
+        "server",
+        "system calls, 1 connection",
+        "system calls, 100",
+        "user instructions, 100",
+        "allocations, 100",
+        "most frequent calls, 100",
+    ];
+    let mut table = Table::new(head);
+    for peer in peers_of(results) {
+        let value = |scenario, figure| {
+            let place = Place {
+                mode: "counted",
+                scenario,
+                peer,
+            };
+            Some(stats::median(results.values(&place, figure).into_values())?.value)
+        };
+        let calls = results.calls.get(&format!("pp-100-1k {peer}"));
+        table.row([
+            Some(peer.to_owned()),
+            value("pp-1-1k", metric::SYSCALLS).map(|count| format!("{count:.2}")),
+            value("pp-100-1k", metric::SYSCALLS).map(|count| format!("{count:.2}")),
+            value("pp-100-1k", metric::INSTRUCTIONS).map(|count| format!("{count:.0}")),
+            value("pp-100-1k", metric::ALLOCATIONS).map(|count| format!("{count:.2}")),
+            calls.map(frequent),
+        ]);
+    }
+    if table.is_empty() {
+        return String::new();
+    }
+    format!(
+        "## Counts per request\n\nPing-pong of 1 KiB; strace and callgrind, which slow a server down, \
+         so that more requests arrive at once than otherwise.\n\n{}\n",
+        table.text()
+    )
+}
+
+/// The calls made at least once in a hundred requests.
+fn frequent(calls: &BTreeMap<String, f64>) -> String {
+    let mut calls: Vec<_> = calls.iter().filter(|(_, count)| **count >= 0.01).collect();
+    calls.sort_by(|a, b| b.1.total_cmp(a.1));
+    let one = |(name, count): &(&String, &f64)| format!("{name} {count:.2}");
+    calls.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn failures(results: &Results) -> String {
+    if results.failed.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("## What could not be measured\n\n");
+    for one in &results.failed {
+        let _ = writeln!(
+            text,
+            "- {} {} {}, round {}: {}",
+            one.mode,
+            one.scenario,
+            one.peer,
+            one.round + 1,
+            one.reason
+        );
+    }
+    text.push('\n');
+    text
+}
+
+fn servers() -> String {
+    let mut text = String::from("## The servers\n\n");
+    for peer in peers::ALL {
+        let _ = writeln!(
+            text,
+            "- **{}**: {}. Handlers that wait or compute {}.",
+            peer.name, peer.design, peer.handlers
+        );
+    }
+    text
+}
+
+/// A number with three digits that count.
+pub(super) fn short(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => format!("{value:.0}"),
+        medium if medium >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Sample;
+
+    fn results() -> Results {
+        let mut samples = Vec::new();
+        for round in 0..3 {
+            for (peer, cpu) in [(REFERENCE, 10.0), (SECOND, 11.0), ("mio", 8.0)] {
+                samples.push(Sample {
+                    mode: "pinned".into(),
+                    scenario: "pp-100-1k".into(),
+                    peer: peer.into(),
+                    round,
+                    figures: BTreeMap::from([(metric::CPU.to_owned(), cpu + round as f64)]),
+                });
+            }
+        }
+        Results {
+            samples,
+            ..Results::default()
+        }
+    }
+
+    #[test]
+    fn the_overview_shows_noise_and_ratios() {
+        let text = text(&results(), &["cpu-pinned.svg"]);
+        assert!(text.contains("| pp-100-1k pinned"));
+        assert!(
+            text.contains("11.0 / 1.00") && text.contains("9.00 / 0.82"),
+            "{text}"
+        );
+        assert!(text.contains("![cpu pinned](cpu-pinned.svg)"));
+        assert!(!text.contains("could not be measured"));
+    }
+
+    #[test]
+    fn frequent_calls_come_first_and_rare_ones_not_at_all() {
+        let calls = [
+            ("sendto", 1.0),
+            ("futex", 0.001),
+            ("epoll_wait", 0.02),
+            ("recvfrom", 1.5),
+        ];
+        let calls = calls.map(|(name, count)| (name.to_owned(), count)).into();
+        assert_eq!(
+            frequent(&calls),
+            "recvfrom 1.50, sendto 1.00, epoll_wait 0.02"
+        );
+    }
+}

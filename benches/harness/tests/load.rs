@@ -1,0 +1,220 @@
+//! The program as it is used: a server in one process, the load generator in another.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_netpoll-bench");
+
+struct Server {
+    child: Child,
+    addr: String,
+}
+
+impl Server {
+    fn start(peer: &str) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .args(["serve", peer, "--listen", "127.0.0.1:0", "--with-parent"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let addr = line
+            .split_whitespace()
+            .nth(1)
+            .expect("an address")
+            .to_owned();
+        Self { child, addr }
+    }
+
+    fn load(&self, options: &[&str]) -> serde_json::Value {
+        let output = program(&[&["load", "--connect", &self.addr, "--json"], options].concat());
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn program(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).output().unwrap()
+}
+
+/// Every kind of load the two servers without further dependencies have to bear.
+fn bear(peer: &str) {
+    let server = Server::start(peer);
+    let short = ["--seconds", "0.2", "--warmup", "0.02"];
+    let plain = server.load(&[&short[..], &["--verify", "--connections", "8"]].concat());
+    let (requests, seconds) = (
+        plain["requests"].as_u64().unwrap(),
+        plain["seconds"].as_f64().unwrap(),
+    );
+    assert!(requests > 8 && seconds >= 0.2, "{plain}");
+    assert_eq!(plain["latency"]["count"].as_u64().unwrap(), requests);
+    let latency = |quantile: &str| plain["latency"][quantile].as_f64().unwrap();
+    assert!(0.0 < latency("p50_us") && latency("p50_us") <= latency("p999_us"));
+
+    for (options, exact) in [
+        (
+            &["--requests", "3000", "--connections", "4", "--depth", "100"][..],
+            false,
+        ),
+        (
+            &[
+                "--requests",
+                "20",
+                "--connections",
+                "2",
+                "--size",
+                "1000000",
+            ],
+            false,
+        ),
+        (
+            &[
+                "--requests",
+                "20",
+                "--depth",
+                "2",
+                "--size",
+                "1000000",
+                "--kind",
+                "sink",
+            ],
+            false,
+        ),
+        (
+            &["--requests", "300", "--connections", "5", "--churn"],
+            true,
+        ),
+    ] {
+        let asked: u64 = options[1].parse().unwrap();
+        let counted = server.load(options)["requests"].as_u64().unwrap();
+        let tolerance = if exact { 5 } else { 400 };
+        assert!(
+            (asked..asked + tolerance).contains(&counted),
+            "{options:?}: {counted}"
+        );
+    }
+
+    let split = [
+        "--requests",
+        "500",
+        "--connections",
+        "10",
+        "--size",
+        "1000",
+        "--split",
+        "0.05",
+    ];
+    let split = server.load(&split);
+    assert!(split["marked"]["count"].as_u64().unwrap() > 0, "{split}");
+    assert!(
+        split["marked"]["p50_us"].as_f64().unwrap() >= 10_000.0,
+        "{split}"
+    );
+
+    let slow = ["--requests", "500", "--connections", "4", "--slow", "2"];
+    assert!(server.load(&slow)["requests"].as_u64().unwrap() >= 500);
+}
+
+#[test]
+fn the_raw_loop_bears_every_load() {
+    bear("raw-epoll");
+}
+
+#[test]
+fn threads_bear_every_load() {
+    bear("threads");
+}
+
+#[test]
+fn the_hand_off_bears_every_load() {
+    bear("handoff");
+}
+
+#[test]
+fn mio_bears_every_load() {
+    bear("mio");
+}
+
+#[test]
+fn mistakes_are_explained() {
+    for (arguments, word) in [
+        (&["load"][..], "--connect"),
+        (&["serve", "nobody", "--listen", "127.0.0.1:0"], "nobody"),
+        (&["load", "--connect", "nowhere"], "nowhere"),
+        (
+            &["load", "--connect", "127.0.0.1:1", "--split", "2"],
+            "share",
+        ),
+        (&["compare", "--scenario", "none"], "none"),
+        (&["fly"], "fly"),
+    ] {
+        let output = program(arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && text.contains(word),
+            "{arguments:?}: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_comparison_leaves_a_report() {
+    let out = std::env::temp_dir().join(format!("netpoll-bench-report-{}", std::process::id()));
+    let path = out.to_str().unwrap();
+    let run = [
+        "compare",
+        "--scenario",
+        "pp-10-1k,pp-100-1k,idle-1000",
+        "--peers",
+        "threads",
+    ];
+    let how = [
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.03",
+        "--pin",
+        "--no-counts",
+        "--out",
+        path,
+    ];
+    let output = program(&[&run[..], &how].concat());
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let overview = std::fs::read_to_string(out.join("README.md")).unwrap();
+    for expected in [
+        "raw-epoll-2",
+        "threads",
+        "pp-100-1k pinned",
+        "1000 silent connections",
+    ] {
+        assert!(overview.contains(expected), "{expected}: {overview}");
+    }
+    let results = std::fs::read_to_string(out.join("results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&results).unwrap();
+    assert_eq!(results["samples"].as_array().unwrap().len(), 2 * 2 * 3 + 3);
+    assert!(
+        results["failed"].as_array().unwrap().is_empty(),
+        "{}",
+        results["failed"]
+    );
+    assert!(out.join("latency-pinned.svg").exists());
+    std::fs::remove_dir_all(out).unwrap();
+}
