@@ -273,9 +273,9 @@ impl fmt::Display for Error {
                 f,
                 "the peer ended its stream: {wanted} bytes wanted, {available} came"
             ),
-            Self::ReadTimeout => f.write_str(
-                "the read timeout passed, nothing was consumed: read again or close",
-            ),
+            Self::ReadTimeout => {
+                f.write_str("the read timeout passed, nothing was consumed: read again or close")
+            }
             Self::WriteTimeout { sent, queued } => write!(
                 f,
                 "the write timeout passed with {sent} bytes sent and {queued} left: close the \
@@ -292,9 +292,9 @@ impl fmt::Display for Error {
                 "{queued} of {limit} bytes of output are queued and the message does not fit: \
                  send it later, or raise the output limit"
             ),
-            Self::Poisoned => f.write_str(
-                "an earlier write was cut inside a message: close the connection",
-            ),
+            Self::Poisoned => {
+                f.write_str("an earlier write was cut inside a message: close the connection")
+            }
             Self::PoolExhausted => f.write_str(
                 "all connections of the pool are in use: return one or raise its maximum",
             ),
@@ -438,7 +438,10 @@ mod tests {
         let expected = [
             (Error::Closed(CloseReason::Local), ErrorKind::NotConnected),
             (Error::Closed(CloseReason::Abort), ErrorKind::NotConnected),
-            (Error::Closed(CloseReason::Shutdown), ErrorKind::NotConnected),
+            (
+                Error::Closed(CloseReason::Shutdown),
+                ErrorKind::NotConnected,
+            ),
             (Error::Closed(CloseReason::Peer), ErrorKind::BrokenPipe),
             (
                 Error::Closed(CloseReason::Error(ErrorKind::ConnectionReset)),

@@ -180,7 +180,11 @@ struct Table {
 
 impl Table {
     fn judge(&self, call: Call) -> Option<Fault> {
-        if self.plan.thread.is_some_and(|id| id != thread::current().id()) {
+        if self
+            .plan
+            .thread
+            .is_some_and(|id| id != thread::current().id())
+        {
             return None;
         }
         let number = self.calls[call as usize].fetch_add(1, Ordering::Relaxed) + 1;
@@ -226,7 +230,9 @@ mod tests {
 
     fn faults(plan: Plan, call: Call, calls: usize) -> Vec<bool> {
         let _installed = plan.this_thread().install();
-        (0..calls).map(|_| !matches!(next(call), Ok(None))).collect()
+        (0..calls)
+            .map(|_| !matches!(next(call), Ok(None)))
+            .collect()
     }
 
     #[test]
@@ -260,8 +266,14 @@ mod tests {
             let _ = next(Call::Send);
             let _ = next(Call::Accept);
         }
-        assert_eq!((installed.calls(Call::Send), installed.hits(Call::Send)), (5, 2));
-        assert_eq!((installed.calls(Call::Accept), installed.hits(Call::Accept)), (5, 0));
+        assert_eq!(
+            (installed.calls(Call::Send), installed.hits(Call::Send)),
+            (5, 2)
+        );
+        assert_eq!(
+            (installed.calls(Call::Accept), installed.hits(Call::Accept)),
+            (5, 0)
+        );
     }
 
     #[test]

@@ -42,9 +42,7 @@ levels!($:
 );
 
 #[allow(unused_imports)]
-pub(crate) use {
-    debug_ as debug, error_ as error, info_ as info, trace_ as trace, warn_ as warn,
-};
+pub(crate) use {debug_ as debug, error_ as error, info_ as info, trace_ as trace, warn_ as warn};
 
 #[cfg(test)]
 mod tests {

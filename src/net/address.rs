@@ -305,7 +305,9 @@ fn parse_tcp(text: &str) -> Result<Address, InvalidAddress> {
         return Ok(Address::Ip(address));
     }
     let (host, port) = text.rsplit_once(':').ok_or(InvalidAddress::NoPort)?;
-    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
     if bracketed.is_none() && host.contains(':') {
         // Several colons: an address without brackets, or one without a port.
         return Err(InvalidAddress::BadBrackets);
@@ -378,4 +380,4 @@ fn check_length(bytes: &[u8]) -> Result<(), InvalidAddress> {
 /// Bytes in the longest unix path: 107 on Linux, 103 elsewhere. The byte that is left is for the
 /// zero at the end of a path, or at the start of an abstract name.
 pub(super) const MAX_PATH: usize =
-    mem::size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+    size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;

@@ -12,11 +12,10 @@ use socket2::{Domain, SockAddr, SockRef};
 
 use super::{
     address::Address,
-    listener::new_socket,
     options::SocketOptions,
     resolve::resolve,
     stream::Socket,
-    syscall::{Call, call},
+    syscall::{Call, call, new_socket},
 };
 use crate::{
     error::{Error, InvalidAddress, with_context},
@@ -49,9 +48,11 @@ pub(crate) struct Dial<'a> {
 /// the text. No descriptor is left behind.
 pub(crate) fn connect(address: &Address, dial: Dial<'_>) -> io::Result<Socket> {
     let result = match address {
+        _ if dial.is_late() => Err(Error::DialTimeout.into()),
         Address::Ip(ip) => dial.connect_tcp(*ip, dial.deadline),
-        Address::Host(host, port) => resolve(host, *port, dial.deadline)
-            .and_then(|addresses| dial.connect_any(&addresses)),
+        Address::Host(host, port) => {
+            resolve(host, *port, dial.deadline).and_then(|addresses| dial.connect_any(&addresses))
+        }
         Address::Unix(_) | Address::Abstract(_) | Address::Unnamed => dial.connect_unix(address),
     };
     result.map_err(|error| with_context(format!("connect to {address}"), error))
@@ -193,6 +194,11 @@ impl Dial<'_> {
         }
     }
 
+    fn is_late(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
     fn check_cancelled(&self) -> io::Result<()> {
         if self.cancelled.is_some_and(|cancelled| cancelled()) {
             return Err(Error::ShuttingDown.into());
@@ -223,7 +229,10 @@ fn unreachable(error: &io::Error) -> bool {
 
 /// Whether the connection is being made. `EALREADY` comes if a signal made us ask twice.
 fn in_progress(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINPROGRESS | libc::EALREADY)
+    )
 }
 
 /// How often a dial is made that ends at itself.

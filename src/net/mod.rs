@@ -5,6 +5,7 @@
 
 mod accept_error;
 mod address;
+mod bind;
 mod connect;
 mod listener;
 mod options;
@@ -15,8 +16,9 @@ mod unix_path;
 
 pub(crate) use accept_error::{AcceptAction, classify};
 pub use address::{Address, AddressError};
+pub use bind::ListenOptions;
 pub(crate) use connect::{Dial, connect};
-pub use listener::{ListenOptions, Listener};
+pub use listener::Listener;
 pub use options::SocketOptions;
 pub(crate) use stream::{Peek, Socket, is_shortage};
 #[cfg(feature = "fault-injection")]

@@ -8,7 +8,9 @@ use super::{
     stream::Socket,
     syscall::{Call, call},
 };
-use crate::error::{Error, with_context};
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use crate::error::Error;
+use crate::error::with_context;
 
 /// What to set on the sockets of a server or a dialer.
 ///
@@ -97,7 +99,7 @@ impl SocketOptions {
 
     /// How long sent bytes may stay unacknowledged, or a full peer may take nothing, before the
     /// connection is given up. `TCP_USER_TIMEOUT`, milliseconds; Linux only, elsewhere applying
-    /// it fails with [`Error::Unsupported`].
+    /// it fails with [`Error::Unsupported`](crate::Error::Unsupported).
     pub fn user_timeout(mut self, timeout: Duration) -> Self {
         self.user_timeout = Some(timeout);
         self
@@ -134,7 +136,7 @@ impl SocketOptions {
     }
 
     /// The congestion control algorithm by name, `bbr` for example. `TCP_CONGESTION`; Linux and
-    /// FreeBSD only, elsewhere applying it fails with [`Error::Unsupported`].
+    /// FreeBSD only, elsewhere applying it fails with [`Error::Unsupported`](crate::Error::Unsupported).
     pub fn congestion(mut self, name: &str) -> Self {
         self.congestion = Some(name.into());
         self
@@ -142,14 +144,14 @@ impl SocketOptions {
 
     /// How many unsent bytes the system takes before it says that the socket is full, which
     /// keeps the delay of urgent output short. `TCP_NOTSENT_LOWAT`; Linux only, elsewhere
-    /// applying it fails with [`Error::Unsupported`].
+    /// applying it fails with [`Error::Unsupported`](crate::Error::Unsupported).
     pub fn unsent_low_mark(mut self, bytes: u32) -> Self {
         self.unsent_low_mark = Some(bytes);
         self
     }
 
     /// How long a wait for input may poll the network device by itself. `SO_BUSY_POLL`,
-    /// microseconds; Linux only (elsewhere applying it fails with [`Error::Unsupported`]), and
+    /// microseconds; Linux only (elsewhere applying it fails with [`Error::Unsupported`](crate::Error::Unsupported)), and
     /// raising it needs the `CAP_NET_ADMIN` capability.
     pub fn busy_poll(mut self, time: Duration) -> Self {
         self.busy_poll = Some(time);
@@ -160,7 +162,7 @@ impl SocketOptions {
     ///
     /// # Errors
     ///
-    /// What the system reports, with the name of the option; [`Error::Unsupported`].
+    /// What the system reports, with the name of the option; [`Error::Unsupported`](crate::Error::Unsupported).
     pub(crate) fn apply(&self, socket: &Socket) -> io::Result<()> {
         self.apply_to(&SockRef::from(socket), socket.is_tcp())
     }
@@ -216,7 +218,9 @@ impl SocketOptions {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn apply_system_specific(&self, socket: &SockRef<'_>) -> io::Result<()> {
         if let Some(timeout) = self.user_timeout {
-            set("TCP_USER_TIMEOUT", || socket.set_tcp_user_timeout(Some(timeout)))?;
+            set("TCP_USER_TIMEOUT", || {
+                socket.set_tcp_user_timeout(Some(timeout))
+            })?;
         }
         if let Some(bytes) = self.unsent_low_mark {
             set("TCP_NOTSENT_LOWAT", || socket.set_tcp_notsent_lowat(bytes))?;
@@ -250,8 +254,10 @@ impl SocketOptions {
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 fn set_congestion(socket: &SockRef<'_>, name: &str) -> io::Result<()> {
-    call(Call::SetOption, || socket.set_tcp_congestion(name.as_bytes()))
-        .map_err(|error| with_context(format!("set TCP_CONGESTION to {name:?}"), error))
+    call(Call::SetOption, || {
+        socket.set_tcp_congestion(name.as_bytes())
+    })
+    .map_err(|error| with_context(format!("set TCP_CONGESTION to {name:?}"), error))
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]

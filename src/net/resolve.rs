@@ -96,7 +96,9 @@ where
             return Ok(Err(Error::DialTimeout.into()));
         }
     }
-    Ok(result.take().unwrap_or_else(|| Err(Error::DialTimeout.into())))
+    Ok(result
+        .take()
+        .unwrap_or_else(|| Err(Error::DialTimeout.into())))
 }
 
 struct Task<T, F> {
@@ -187,7 +189,10 @@ mod tests {
     #[test]
     fn results_and_errors_come_through() {
         static RUNNING: AtomicUsize = AtomicUsize::new(0);
-        assert_eq!(in_time(soon(), &RUNNING, || Ok(3)).ok().unwrap().unwrap(), 3);
+        assert_eq!(
+            in_time(soon(), &RUNNING, || Ok(3)).ok().unwrap().unwrap(),
+            3
+        );
         let error: io::Result<()> = in_time(soon(), &RUNNING, || {
             Err(io::ErrorKind::PermissionDenied.into())
         })

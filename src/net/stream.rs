@@ -76,7 +76,10 @@ impl Socket {
     pub(crate) fn recv_into(&self, buf: &mut BytesMut) -> io::Result<usize> {
         let room = buf.spare_capacity_mut();
         let n = self.receive(room)?;
-        assert!(n <= room.len(), "the system received more than there is room for");
+        assert!(
+            n <= room.len(),
+            "the system received more than there is room for"
+        );
         // SAFETY: the first `n` bytes of the spare capacity were initialised by `recv(2)`, and `n`
         // was checked to be within it.
         #[allow(unsafe_code)]
@@ -133,7 +136,9 @@ impl Socket {
     /// ([`is_shortage`] tells the two apart); else what the system reports.
     pub(crate) fn send_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let bufs = &bufs[..bufs.len().min(MAX_SLICES)];
-        let total = bufs.iter().fold(0_usize, |sum, buf| sum.saturating_add(buf.len()));
+        let total = bufs
+            .iter()
+            .fold(0_usize, |sum, buf| sum.saturating_add(buf.len()));
         if total == 0 {
             return Ok(0);
         }
@@ -241,7 +246,9 @@ impl Socket {
     /// Where sending has no flag against `SIGPIPE` the socket has an option.
     #[cfg(target_vendor = "apple")]
     fn silence(&self) -> io::Result<()> {
-        call(Call::SetOption, || SockRef::from(&self.fd).set_nosigpipe(true))
+        call(Call::SetOption, || {
+            SockRef::from(&self.fd).set_nosigpipe(true)
+        })
     }
 
     #[cfg(not(target_vendor = "apple"))]

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
 /// A kind of system call, the key of a fault plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -63,6 +65,63 @@ pub(super) fn transfer(
     }
 }
 
+/// A stream socket that is close-on-exec and non-blocking, both from birth where the system can.
+pub(super) fn new_socket(domain: Domain) -> io::Result<Socket> {
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "freebsd",
+        target_os = "dragonfly",
+        target_os = "netbsd",
+        target_os = "openbsd",
+    ))]
+    {
+        call(Call::Socket, || {
+            Socket::new(domain, Type::STREAM.nonblocking(), None)
+        })
+    }
+    #[cfg(not(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "freebsd",
+        target_os = "dragonfly",
+        target_os = "netbsd",
+        target_os = "openbsd",
+    )))]
+    {
+        let socket = call(Call::Socket, || Socket::new(domain, Type::STREAM, None))?;
+        call(Call::SetOption, || socket.set_nonblocking(true))?;
+        Ok(socket)
+    }
+}
+
+/// One call on systems that have `accept4`.
+#[cfg(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_os = "netbsd",
+    target_os = "openbsd",
+))]
+pub(super) fn accept_prepared(listener: &SockRef<'_>) -> io::Result<(Socket, SockAddr)> {
+    listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
+}
+
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_os = "netbsd",
+    target_os = "openbsd",
+)))]
+pub(super) fn accept_prepared(listener: &SockRef<'_>) -> io::Result<(Socket, SockAddr)> {
+    let (socket, peer) = listener.accept()?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, peer))
+}
+
 /// What the fault plan has for this call: an error, a smaller count, or nothing.
 #[cfg(feature = "fault-injection")]
 fn fault(kind: Call) -> io::Result<Option<usize>> {
@@ -92,7 +151,10 @@ mod tests {
         };
         assert_eq!(call(Call::Name, interrupted_thrice).unwrap(), 7);
         left.set(2);
-        assert_eq!(transfer(Call::Send, 9, |_| interrupted_thrice()).unwrap(), 7);
+        assert_eq!(
+            transfer(Call::Send, 9, |_| interrupted_thrice()).unwrap(),
+            7
+        );
     }
 
     #[test]

@@ -99,7 +99,11 @@ fn take_away(path: &Path, file: FileId) -> io::Result<bool> {
 /// A name next to `path` that nobody else uses.
 fn aside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".stale-{}-{:?}", process::id(), std::thread::current().id()));
+    name.push(format!(
+        ".stale-{}-{:?}",
+        process::id(),
+        thread::current().id()
+    ));
     PathBuf::from(name)
 }
 
@@ -108,7 +112,9 @@ fn aside(path: &Path) -> PathBuf {
 fn refuses(path: &Path) -> io::Result<bool> {
     debug_assert!(path.as_os_str().as_bytes().len() <= MAX_PATH);
     let address = SockAddr::unix(path)?;
-    let socket = call(Call::Socket, || Socket::new(Domain::UNIX, Type::STREAM, None))?;
+    let socket = call(Call::Socket, || {
+        Socket::new(Domain::UNIX, Type::STREAM, None)
+    })?;
     socket.set_nonblocking(true)?;
     match call(Call::Connect, || socket.connect(&address)) {
         Err(error) => Ok(matches!(
