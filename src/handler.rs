@@ -167,7 +167,12 @@ pub(crate) type Sessions = Arc<dyn Fn() -> Box<dyn Session> + Send + Sync>;
 
 pub(crate) fn sessions<H: Handler>(handler: H) -> Sessions {
     let handler = Arc::new(handler);
-    Arc::new(move || Box::new(Typed { handler: Arc::clone(&handler), state: None }))
+    Arc::new(move || {
+        Box::new(Typed {
+            handler: Arc::clone(&handler),
+            state: None,
+        })
+    })
 }
 
 struct Typed<H: Handler> {
@@ -177,7 +182,9 @@ struct Typed<H: Handler> {
 
 impl<H: Handler> fmt::Debug for Typed<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("connected", &self.state.is_some()).finish()
+        f.debug_struct("Session")
+            .field("connected", &self.state.is_some())
+            .finish()
     }
 }
 

@@ -27,10 +27,10 @@ pub use connection::{
     WriteHalf,
 };
 pub use dispatch::{Dispatch, Executor, Task};
-pub use error::{CloseReason, Error};
+pub use error::{CloseReason, Error, InvalidAddress};
 pub use event_loop::{Builder, EventLoop, Pollers};
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use linkbuffer::{self, LinkBuffer, Reader, Slot, Writer};
-pub use net::{Address, Listener, SocketOptions};
+pub use net::{Address, AddressError, ListenOptions, Listener, SocketOptions};
 pub use poller::{self, Balance, PollerGroup};
 pub use stats::{ConnectionStats, Stats};

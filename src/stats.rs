@@ -56,8 +56,12 @@ pub(crate) struct Counters {
 
 impl Counters {
     pub(crate) fn snapshot(&self, active: usize) -> Stats {
-        let mut accept_errors: Vec<_> =
-            self.accept_errors.lock().iter().map(|(&errno, &count)| (errno, count)).collect();
+        let mut accept_errors: Vec<_> = self
+            .accept_errors
+            .lock()
+            .iter()
+            .map(|(&errno, &count)| (errno, count))
+            .collect();
         accept_errors.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         Stats {
             active,

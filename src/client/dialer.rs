@@ -6,12 +6,13 @@ use crate::{
     context::Context,
     dispatch::{Dispatch, Runner},
     handler::{Handler, sessions},
-    net::{self, Address, Socket, SocketOptions},
+    net::{self, Address, Dial, Socket, SocketOptions},
     stats::Stats,
 };
 use poller::PollerGroup;
 use std::{
     fmt, io,
+    os::fd::OwnedFd,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -82,12 +83,18 @@ impl Dialer {
 
     /// The pollers that watch the connections. Default: the process-wide group.
     pub fn pollers(self, group: PollerGroup) -> Self {
-        Self { group: Some(group), ..self.unshared() }
+        Self {
+            group: Some(group),
+            ..self.unshared()
+        }
     }
 
     /// Where callbacks of connections with a handler run. Default: [`Dispatch::Adaptive`].
     pub fn dispatch(self, dispatch: Dispatch) -> Self {
-        Self { dispatch, ..self.unshared() }
+        Self {
+            dispatch,
+            ..self.unshared()
+        }
     }
 
     /// Read timeout that connections start with. Default: none.
@@ -169,6 +176,19 @@ impl Dialer {
         connection::accepted(&context, socket, peer, sessions(handler)())
     }
 
+    /// Takes over a connected stream socket, TCP or unix, such as one half of a socket pair or a
+    /// descriptor inherited from another process.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if it is no connected stream socket, or what the system reports.
+    pub fn adopt(&self, fd: impl Into<OwnedFd>) -> io::Result<Connection> {
+        let context = self.context()?;
+        let socket = Socket::from_fd(fd.into())?;
+        let peer = socket.peer_address()?;
+        connection::dialled(&context, socket, peer)
+    }
+
     /// Figures of this dialer and its clones.
     ///
     /// # Errors
@@ -182,10 +202,18 @@ impl Dialer {
         if poller::must_not_block() {
             return Err(crate::Error::WouldDeadlock.into());
         }
-        let deadline = self.connect_timeout.and_then(|t| Instant::now().checked_add(t));
+        let deadline = self
+            .connect_timeout
+            .and_then(|t| Instant::now().checked_add(t));
         let mut attempt = 0;
         loop {
-            match net::connect(address, &self.socket, self.local.as_ref(), deadline) {
+            let dial = Dial {
+                options: Some(&self.socket),
+                local: self.local.as_ref(),
+                deadline,
+                cancelled: None,
+            };
+            match net::connect(address, dial) {
                 Ok(socket) => {
                     let peer = match address {
                         // A name may stand for several addresses: ask which one answered.
@@ -221,7 +249,10 @@ impl Dialer {
 
     /// Options that connections share are fixed by the first dial: changed ones need their own.
     fn unshared(self) -> Self {
-        Self { context: OnceLock::new(), ..self }
+        Self {
+            context: OnceLock::new(),
+            ..self
+        }
     }
 }
 

@@ -152,7 +152,10 @@ impl Pool {
             Some(conn) => Ok(self.lend(conn, address)),
             None => {
                 // A place is reserved: it is given back if the dial fails or panics.
-                let place = Place { pool: self, address };
+                let place = Place {
+                    pool: self,
+                    address,
+                };
                 let dialled = self.inner.dialer.dial_connection(address.clone());
                 let mut state = self.inner.state.lock();
                 match dialled {
@@ -177,7 +180,11 @@ impl Pool {
         let state = self.inner.state.lock();
         let idle = state.targets.values().map(|target| target.idle.len()).sum();
         let total: usize = state.targets.values().map(|target| target.total).sum();
-        PoolStats { idle, in_use: total - idle, ..state.stats }
+        PoolStats {
+            idle,
+            in_use: total - idle,
+            ..state.stats
+        }
     }
 
     /// Closes kept connections that are dead, dirty or too old; returns how many. Needed only to
@@ -271,7 +278,11 @@ impl Pool {
     }
 
     fn lend(&self, conn: Connection, address: &Address) -> Pooled {
-        Pooled { conn: Some(conn), pool: self.clone(), address: address.clone() }
+        Pooled {
+            conn: Some(conn),
+            pool: self.clone(),
+            address: address.clone(),
+        }
     }
 
     fn option(self, change: impl FnOnce(&mut Options)) -> Self {
@@ -306,7 +317,10 @@ impl Inner {
         if target.idle.len() >= options.max_idle {
             return Err(conn);
         }
-        target.idle.push(Idle { conn, since: Instant::now() });
+        target.idle.push(Idle {
+            conn,
+            since: Instant::now(),
+        });
         drop(state);
         self.freed.notify_all();
         Ok(())
@@ -357,7 +371,8 @@ impl Pooled {
 
     /// Takes the connection out of the pool for good.
     pub fn into_inner(mut self) -> Connection {
-        self.take().expect("a loan holds its connection until it is dropped")
+        self.take()
+            .expect("a loan holds its connection until it is dropped")
     }
 
     fn take(&mut self) -> Option<Connection> {
@@ -369,7 +384,9 @@ impl Pooled {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        let Some(mut conn) = self.conn.take() else { return };
+        let Some(mut conn) = self.conn.take() else {
+            return;
+        };
         let rejected = if !std::thread::panicking() && conn.is_sound() {
             conn.settle();
             self.pool.inner.keep(&self.address, conn).err()
@@ -377,7 +394,9 @@ impl Drop for Pooled {
             Some(conn)
         };
         if let Some(conn) = rejected {
-            self.pool.inner.give_back(&self.address, |stats| stats.rejected += 1);
+            self.pool
+                .inner
+                .give_back(&self.address, |stats| stats.rejected += 1);
             drop(conn);
         }
     }
@@ -387,13 +406,17 @@ impl Deref for Pooled {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        self.conn.as_ref().expect("a loan holds its connection until it is dropped")
+        self.conn
+            .as_ref()
+            .expect("a loan holds its connection until it is dropped")
     }
 }
 
 impl DerefMut for Pooled {
     fn deref_mut(&mut self) -> &mut Connection {
-        self.conn.as_mut().expect("a loan holds its connection until it is dropped")
+        self.conn
+            .as_mut()
+            .expect("a loan holds its connection until it is dropped")
     }
 }
 
@@ -405,6 +428,8 @@ impl fmt::Debug for Pooled {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("stats", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }

@@ -171,7 +171,9 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     if loss != Loss::default() {
         trace::debug!(
             "connection {}: {} bytes in {} messages were not sent",
-            shared.id, loss.bytes, loss.messages
+            shared.id,
+            loss.bytes,
+            loss.messages
         );
     }
     owner.disconnect(reason);
@@ -194,7 +196,9 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
 
 /// Lets go of the socket: at once, or after lingering.
 fn let_go(shared: &Arc<Shared>, end: Option<End>) {
-    let Some(socket) = shared.socket() else { return };
+    let Some(socket) = shared.socket() else {
+        return;
+    };
     shared.drop_socket();
     let registration = shared.registration();
     let bits = shared.word.load();
@@ -208,7 +212,7 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
         let shut = socket.shutdown(Shutdown::Write);
         let linger = shared.context.limits.linger;
         if let (Ok(()), Some(registration), false) = (shut, registration, linger.is_zero()) {
-                        shared.word.set(state::LINGER);
+            shared.word.set(state::LINGER);
             registration.set_timer(Instant::now().checked_add(linger));
             let watched = if bits & state::OWNED != 0 {
                 registration.set_interest(Interest::READ | Interest::HANGUP)
@@ -266,7 +270,8 @@ impl Done {
             return Some(Err(Error::WouldDeadlock.into()));
         }
         poller::before_blocking();
-        self.shared.wait(For::Output, deadline, || self.shared.outcome().is_some());
+        self.shared
+            .wait(For::Output, deadline, || self.shared.outcome().is_some());
         self.poll()
     }
 }
@@ -274,6 +279,9 @@ impl Done {
 impl fmt::Debug for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let over = self.shared.word.state() == State::Disconnected;
-        f.debug_struct("Done").field("id", &self.shared.id).field("over", &over).finish()
+        f.debug_struct("Done")
+            .field("id", &self.shared.id)
+            .field("over", &over)
+            .finish()
     }
 }

@@ -62,9 +62,16 @@ impl ConnectionHandle {
         if len == 0 {
             return Ok(0);
         }
-        let socket = self.shared.socket().ok_or_else(|| self.shared.closed_error())?;
+        let socket = self
+            .shared
+            .socket()
+            .ok_or_else(|| self.shared.closed_error())?;
         let timeout = self.shared.context.limits.write_timeout;
-        if self.shared.submit(&socket, &mut message, None, timeout)?.is_none() {
+        if self
+            .shared
+            .submit(&socket, &mut message, None, timeout)?
+            .is_none()
+        {
             write_complete(&self.shared);
         }
         self.touch();
@@ -106,12 +113,15 @@ impl ConnectionHandle {
     /// first, [`Error::WouldDeadlock`] on a poller's thread that must not wait.
     pub fn flush(&self) -> io::Result<()> {
         let mark = self.shared.outbox.mark();
-        self.shared.wait_sent(mark, None, self.shared.context.limits.write_timeout)
+        self.shared
+            .wait_sent(mark, None, self.shared.context.limits.write_timeout)
     }
 
     /// Tells when the connection is over, and how it ended.
     pub fn done(&self) -> Done {
-        Done { shared: Arc::clone(&self.shared) }
+        Done {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Figures of this connection.
@@ -154,7 +164,9 @@ impl ConnectionHandle {
     /// Take one in `on_request` before a reply is left to another thread.
     pub fn hold(&self) -> Hold {
         self.shared.holds.fetch_add(1, Ordering::AcqRel);
-        Hold { shared: Arc::clone(&self.shared) }
+        Hold {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     fn touch(&self) {

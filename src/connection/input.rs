@@ -100,7 +100,9 @@ impl Rx {
 
     /// What arrived and was not consumed.
     pub(crate) fn take(&mut self) -> LinkBuffer {
-        self.buffer.take().map_or_else(LinkBuffer::new, |mut buffer| buffer.take())
+        self.buffer
+            .take()
+            .map_or_else(LinkBuffer::new, |mut buffer| buffer.take())
     }
 
     /// Gives back what an idle connection does not need: the buffer if it is empty, otherwise
@@ -143,7 +145,7 @@ impl Rx {
                     self.received += n as u64;
                     self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
                     // A short read emptied the socket; only a hang-up may hide behind it.
-                    if n < offered && !self.shared.word.has(PEER_CLOSED) {
+                    if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
                         self.readable = false;
                     }
                 }
@@ -195,7 +197,11 @@ impl Rx {
     pub(crate) fn scanned(&self, delim: u8) -> usize {
         let consumed = self.received - self.len() as u64;
         let (byte, upto) = self.scan;
-        if byte == delim { upto.saturating_sub(consumed) as usize } else { 0 }
+        if byte == delim {
+            upto.saturating_sub(consumed) as usize
+        } else {
+            0
+        }
     }
 
     /// Remembers that the first `scanned` bytes do not hold `delim`.
@@ -228,15 +234,18 @@ impl Rx {
         }
         match self.end {
             None => Ok(()),
-            Some(End::Eof) => {
-                Err(Error::PeerClosed { wanted, available: self.len() }.into())
+            Some(End::Eof) => Err(Error::PeerClosed {
+                wanted,
+                available: self.len(),
             }
+            .into()),
             Some(End::Failed(kind)) => Err(Error::Closed(CloseReason::Error(kind)).into()),
         }
     }
 
     fn wait_deadline(&self) -> Option<Instant> {
-        self.deadline.or_else(|| self.timeout.and_then(|t| Instant::now().checked_add(t)))
+        self.deadline
+            .or_else(|| self.timeout.and_then(|t| Instant::now().checked_add(t)))
     }
 
     fn wait_input(&mut self, deadline: Option<Instant>) -> io::Result<()> {
@@ -257,7 +266,9 @@ impl Rx {
             )?;
             !ready.is_empty()
         } else {
-            shared.wait(For::Input, deadline, || shared.word.has(READABLE) || shared.word.ended())
+            shared.wait(For::Input, deadline, || {
+                shared.word.has(READABLE) || shared.word.ended()
+            })
         };
         if in_time {
             self.readable = true;
@@ -293,7 +304,9 @@ impl Rx {
             let n = self.socket.recv_into(chunk)?;
             if n > 0 {
                 let piece = chunk.split_to(n);
-                self.buffer.get_or_insert_with(spare::input).push_chunk(piece);
+                self.buffer
+                    .get_or_insert_with(spare::input)
+                    .push_chunk(piece);
             }
             Ok((n, offered))
         })

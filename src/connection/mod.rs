@@ -80,7 +80,9 @@ impl Connection {
             rx: Rx::new(Arc::clone(shared), Arc::clone(socket)),
             tx: Tx::new(Arc::clone(shared), Arc::clone(socket)),
             next_session: None,
-            guard: Guard { shared: Arc::clone(shared) },
+            guard: Guard {
+                shared: Arc::clone(shared),
+            },
         }
     }
 
@@ -135,7 +137,9 @@ impl Connection {
     /// pending input was seen. No effect on a connection without a handler.
     pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
         let shared = &self.rx.shared;
-        shared.idle_timeout.store(timeout.map_or(0, shared::millis), Ordering::Relaxed);
+        shared
+            .idle_timeout
+            .store(timeout.map_or(0, shared::millis), Ordering::Relaxed);
         shared.arm_idle(Instant::now());
     }
 
@@ -188,7 +192,10 @@ impl Connection {
 
     /// The two directions as separate values for one thread at a time each.
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
-        (ReadHalf { rx: &mut self.rx }, WriteHalf { tx: &mut self.tx })
+        (
+            ReadHalf { rx: &mut self.rx },
+            WriteHalf { tx: &mut self.tx },
+        )
     }
 
     /// The two directions as owned values for two threads. The connection is closed when both

@@ -11,7 +11,10 @@ use std::{
     sync::Arc,
 };
 
-const BOUND: Bound = Bound { bytes: usize::MAX, messages: usize::MAX };
+const BOUND: Bound = Bound {
+    bytes: usize::MAX,
+    messages: usize::MAX,
+};
 
 /// Takes its news and looks at what it was about, as a turn does.
 struct Turns {
@@ -24,9 +27,14 @@ struct Turns {
 impl Turns {
     fn run(&self) {
         loop {
-            assert_eq!(self.inside.fetch_add(1, Ordering::AcqRel), 0, "two owners at once");
+            assert_eq!(
+                self.inside.fetch_add(1, Ordering::AcqRel),
+                0,
+                "two owners at once"
+            );
             self.word.clear(READABLE | ATTEND);
-            self.seen.store(self.posted.load(Ordering::Acquire), Ordering::Release);
+            self.seen
+                .store(self.posted.load(Ordering::Acquire), Ordering::Release);
             self.inside.fetch_sub(1, Ordering::AcqRel);
             if self.word.leave() {
                 return;
@@ -70,7 +78,7 @@ impl Sink for Script {
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut room = self.room.lock();
         if *room == 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         let mut n = 0;
         let mut taken = self.taken.lock();
@@ -95,13 +103,18 @@ impl Link {
         Arc::new(Self {
             word: Word::new(0),
             outbox: Outbox::default(),
-            sink: Script { room: Mutex::new(room), taken: Mutex::new(Vec::new()) },
+            sink: Script {
+                room: Mutex::new(room),
+                taken: Mutex::new(Vec::new()),
+            },
         })
     }
 
     fn send(&self, bytes: &'static [u8]) {
         let mut chain = LinkBuffer::from(bytes::Bytes::from_static(bytes));
-        self.outbox.send(&self.word, &self.sink, &mut chain, BOUND).unwrap();
+        self.outbox
+            .send(&self.word, &self.sink, &mut chain, BOUND)
+            .unwrap();
         assert!(chain.is_empty());
     }
 
@@ -118,7 +131,10 @@ impl Link {
         let total: usize = messages.iter().map(|m| m.len()).sum();
         assert_eq!(taken.len(), total, "{:?} {:?}", self.word, self.outbox);
         for message in messages {
-            assert!(taken.windows(message.len()).any(|w| w == *message), "{taken:?}");
+            assert!(
+                taken.windows(message.len()).any(|w| w == *message),
+                "{taken:?}"
+            );
         }
         assert_eq!(self.outbox.queued(), 0);
     }
@@ -172,13 +188,22 @@ fn loom_discard_counts_everything_that_is_not_sent() {
             other.outbox.discard(&other.word);
         });
         let mut chain = LinkBuffer::from(bytes::Bytes::from_static(b"abc"));
-        let sent = link.outbox.send(&link.word, &link.sink, &mut chain, BOUND).unwrap().1;
+        let sent = link
+            .outbox
+            .send(&link.word, &link.sink, &mut chain, BOUND)
+            .unwrap()
+            .1;
         closer.join().unwrap();
         if matches!(sent, Sent::Parked) {
             link.outbox.discard(&link.word);
         }
         let taken = link.sink.taken.lock().len() as u64;
-        assert_eq!(taken + link.outbox.lost().bytes, 3, "{sent:?} {:?}", link.outbox);
+        assert_eq!(
+            taken + link.outbox.lost().bytes,
+            3,
+            "{sent:?} {:?}",
+            link.outbox
+        );
         assert_eq!(link.outbox.queued(), 0);
     });
 }

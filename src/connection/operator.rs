@@ -6,11 +6,16 @@ use super::{
     process,
     shared::{For, Shared, millis},
     state::{
-        ATTEND, CLOSE, CLOSED, LINGER, OWNED, PEER_CLOSED, QUEUED, READABLE, READ_WAIT, RUNNING,
+        ATTEND, CLOSE, CLOSED, LINGER, OWNED, PEER_CLOSED, QUEUED, READ_WAIT, READABLE, RUNNING,
         WRITABLE,
     },
 };
-use crate::{dispatch::Placed, error::CloseReason, net::Socket, sync::{AtomicUsize, Ordering}};
+use crate::{
+    dispatch::Placed,
+    error::CloseReason,
+    net::Socket,
+    sync::{AtomicUsize, Ordering},
+};
 use poller::{Budget, Operator, Progress, Readiness};
 use std::{
     io,
@@ -29,7 +34,11 @@ pub(crate) struct ConnectionOperator {
 
 impl ConnectionOperator {
     pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
-        Self { shared, socket, drained: AtomicUsize::new(0) }
+        Self {
+            shared,
+            socket,
+            drained: AtomicUsize::new(0),
+        }
     }
 
     /// Reads and drops until the peer's FIN or the limit.
@@ -117,7 +126,8 @@ impl Operator for ConnectionOperator {
             news |= WRITABLE;
         }
         if readiness.contains(Readiness::TIMER) {
-            news |= self.timer(budget);
+            // Output that found the kernel without memory waits for this.
+            news |= WRITABLE | self.timer(budget);
         }
         let (before, taken) = if bits & OWNED != 0 {
             (shared.word.set(news), false)

@@ -15,7 +15,10 @@
 //! what is there already moves the `sent` mark back, so offsets that others wait for stay true.
 
 use super::state::{ABORT, BROKEN, CLOSED, FLUSHING, POISONED, QUEUED, WRITABLE, Word};
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::{
+    net::is_shortage,
+    sync::{AtomicU64, Mutex, Ordering},
+};
 use linkbuffer::LinkBuffer;
 use std::{
     collections::VecDeque,
@@ -40,6 +43,8 @@ pub(crate) enum Sent {
     All,
     /// The sink is full, the poller continues.
     Parked,
+    /// The sink had no memory; it must be tried again after a pause, no edge will come.
+    Starved,
     /// The turn's share is used up; somebody must call [`Outbox::drive`] again.
     Share,
     /// The sink failed or sending is over; the queue was dropped.
@@ -109,7 +114,11 @@ impl Outbox {
         }
         let (mark, flusher) = self.enqueue(word, chain, bound)?;
         self.messages.fetch_add(1, Ordering::Relaxed);
-        let sent = if flusher { self.flush(word, sink) } else { Sent::Parked };
+        let sent = if flusher {
+            self.flush(word, sink)
+        } else {
+            Sent::Parked
+        };
         Ok((mark, sent))
     }
 
@@ -211,6 +220,7 @@ impl Outbox {
         drop(queue);
         let sent = match end {
             Sent::Parked => self.park(word, sink),
+            Sent::Starved => Self::starve(word),
             other => self.fail(word, other),
         };
         (mark, sent)
@@ -269,6 +279,7 @@ impl Outbox {
                 }
                 Sent::All => {}
                 Sent::Parked => return self.park(word, sink),
+                Sent::Starved => return Self::starve(word),
                 other => return self.fail(word, other),
             }
         }
@@ -281,6 +292,11 @@ impl Outbox {
         }
         word.clear(WRITABLE);
         self.flush(word, sink)
+    }
+
+    fn starve(word: &Word) -> Sent {
+        word.clear(FLUSHING);
+        Sent::Starved
     }
 
     fn fail(&self, word: &Word, end: Sent) -> Sent {
@@ -311,6 +327,7 @@ impl Outbox {
                     *share += n as u64;
                     full_before = false;
                 }
+                Err(e) if is_shortage(&e) => return Sent::Starved,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if full_before {
                         return Sent::Parked;
@@ -336,7 +353,11 @@ impl Queue {
     fn room(&self, len: usize, bound: Bound) -> Result<(), Full> {
         let queued = self.bytes();
         let fits = queued.saturating_add(len) <= bound.bytes && self.ends.len() < bound.messages;
-        if fits || queued == 0 { Ok(()) } else { Err(Full(queued)) }
+        if fits || queued == 0 {
+            Ok(())
+        } else {
+            Err(Full(queued))
+        }
     }
 
     fn progress(&mut self, n: usize) {

@@ -19,9 +19,7 @@ use super::{
     handle::ConnectionHandle,
     input::End,
     shared::Shared,
-    state::{
-        ABORT, ATTEND, BROKEN, CLOSE, CONNECTED, DRAIN, READABLE, WROTE,
-    },
+    state::{ABORT, ATTEND, BROKEN, CLOSE, CONNECTED, DRAIN, READABLE, WROTE},
 };
 use crate::{
     error::{CloseReason, Error},
@@ -138,7 +136,9 @@ impl Owner {
     pub(crate) fn prepare(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.conn.rx.shared);
         let Self { conn, session, .. } = self;
-        let Some(session) = session else { return Ok(()) };
+        let Some(session) = session else {
+            return Ok(());
+        };
         shared
             .contain("on_prepare", || session.prepare(conn))
             .unwrap_or_else(|| Err(Error::Closed(CloseReason::HandlerPanic).into()))
@@ -150,8 +150,14 @@ impl Owner {
         let connected = std::mem::take(&mut self.connected);
         let last = self.session.take().filter(|_| connected);
         for mut session in self.past.drain(..).chain(last) {
-            shared.context.counters.disconnected.fetch_add(1, Ordering::Relaxed);
-            shared.contain("on_disconnect", || session.disconnect(&mut self.conn, reason));
+            shared
+                .context
+                .counters
+                .disconnected
+                .fetch_add(1, Ordering::Relaxed);
+            shared.contain("on_disconnect", || {
+                session.disconnect(&mut self.conn, reason)
+            });
         }
     }
 
@@ -182,7 +188,11 @@ impl Owner {
         self.call(shared, "on_connect", |session, conn| session.connect(conn))?;
         self.connected = true;
         shared.word.set(CONNECTED);
-        shared.context.counters.connected.fetch_add(1, Ordering::Relaxed);
+        shared
+            .context
+            .counters
+            .connected
+            .fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -249,7 +259,11 @@ impl Owner {
         }
         if rx.readable && rx.end.is_none() {
             let paused = available >= limits.pause_at.max(rx.mark);
-            return if paused { Turn::Over(CloseReason::InputLimit) } else { Turn::More };
+            return if paused {
+                Turn::Over(CloseReason::InputLimit)
+            } else {
+                Turn::More
+            };
         }
         if shared.word.has(DRAIN) && shared.holds.load(Ordering::Acquire) == 0 {
             return self.close(shared, CloseReason::Shutdown);
@@ -297,7 +311,11 @@ impl Owner {
                     registration.set_timer(self.close_deadline);
                 }
                 // What drained before the close was visible posts no more news.
-                if shared.outbox.queued() == 0 { Turn::Over(reason) } else { Turn::Idle }
+                if shared.outbox.queued() == 0 {
+                    Turn::Over(reason)
+                } else {
+                    Turn::Idle
+                }
             }
         }
     }
@@ -324,7 +342,9 @@ impl Owner {
         callback: impl FnOnce(&mut dyn Session, &mut Connection) -> io::Result<()>,
     ) -> Result<(), CloseReason> {
         let Self { conn, session, .. } = self;
-        let Some(session) = session else { return Ok(()) };
+        let Some(session) = session else {
+            return Ok(());
+        };
         match shared.contain(what, || callback(&mut **session, conn)) {
             None => Err(CloseReason::HandlerPanic),
             Some(Ok(())) => Ok(()),

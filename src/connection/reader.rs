@@ -57,7 +57,10 @@ impl Rx {
         if min > dst.len() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("read_at_least({min}) into {} bytes: ask for no more than fits", dst.len()),
+                format!(
+                    "read_at_least({min}) into {} bytes: ask for no more than fits",
+                    dst.len()
+                ),
             ));
         }
         match self.fill(min) {
@@ -83,7 +86,10 @@ impl Rx {
                 // The last line may lack its end.
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && scanned > 0 => {
                     let data = self.buffer().slice(scanned)?;
-                    return Ok(Line { data, is_prefix: false });
+                    return Ok(Line {
+                        data,
+                        is_prefix: false,
+                    });
                 }
                 Err(e) => return Err(e),
             }
@@ -91,11 +97,17 @@ impl Rx {
         let text = self.line_text(n)?;
         if text > max {
             let data = self.buffer().slice(max)?;
-            return Ok(Line { data, is_prefix: true });
+            return Ok(Line {
+                data,
+                is_prefix: true,
+            });
         }
         let data = self.buffer().slice(text)?;
         self.buffer().skip(n - text)?;
-        Ok(Line { data, is_prefix: false })
+        Ok(Line {
+            data,
+            is_prefix: false,
+        })
     }
 
     /// Length of a line of `n` bytes without `\n` or `\r\n`.
@@ -270,7 +282,11 @@ macro_rules! reading {
         ///
         /// As [`Self::try_fill`].
         pub fn try_peek(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
-            if self.rx.try_fill(n)? { self.rx.buffer().peek(n).map(Some) } else { Ok(None) }
+            if self.rx.try_fill(n)? {
+                self.rx.buffer().peek(n).map(Some)
+            } else {
+                Ok(None)
+            }
         }
 
         /// [`Self::next`] that never waits; see [`Self::try_fill`].
@@ -279,7 +295,11 @@ macro_rules! reading {
         ///
         /// As [`Self::try_fill`].
         pub fn try_next(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
-            if self.rx.try_fill(n)? { self.rx.buffer().next(n).map(Some) } else { Ok(None) }
+            if self.rx.try_fill(n)? {
+                self.rx.buffer().next(n).map(Some)
+            } else {
+                Ok(None)
+            }
         }
 
         /// [`Self::until`] that never waits; one byte more than is here becomes the wake-up mark.
@@ -300,7 +320,11 @@ macro_rules! reading {
         ///
         /// As [`Self::try_fill`].
         pub fn try_next_bytes(&mut self, n: usize) -> io::Result<Option<Bytes>> {
-            if self.rx.try_fill(n)? { self.rx.buffer().next_bytes(n).map(Some) } else { Ok(None) }
+            if self.rx.try_fill(n)? {
+                self.rx.buffer().next_bytes(n).map(Some)
+            } else {
+                Ok(None)
+            }
         }
 
         /// [`Self::slice`] that never waits; see [`Self::try_fill`].
@@ -309,7 +333,11 @@ macro_rules! reading {
         ///
         /// As [`Self::try_fill`].
         pub fn try_slice(&mut self, n: usize) -> io::Result<Option<LinkBuffer>> {
-            if self.rx.try_fill(n)? { self.rx.buffer().slice(n).map(Some) } else { Ok(None) }
+            if self.rx.try_fill(n)? {
+                self.rx.buffer().slice(n).map(Some)
+            } else {
+                Ok(None)
+            }
         }
 
         /// Limits how long one call waits for input from now on; `None` waits for ever.

@@ -21,6 +21,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The pause after the kernel had no memory for our output.
+const STARVED: Duration = Duration::from_millis(10);
+
 /// The part of a connection that outlives its owner: handles keep it, the socket they do not.
 pub(crate) struct Shared {
     pub(crate) word: Word,
@@ -146,7 +149,10 @@ impl Shared {
 
     pub(crate) fn bound(&self) -> Bound {
         let limits = &self.context.limits;
-        Bound { bytes: limits.max_output, messages: limits.max_messages }
+        Bound {
+            bytes: limits.max_output,
+            messages: limits.max_messages,
+        }
     }
 
     /// Acts on what became of a flusher's turn; `Share` is left to the caller.
@@ -164,18 +170,25 @@ impl Shared {
                     self.watch_output();
                 }
             }
+            Sent::Starved => {
+                if let Some(registration) = self.registration.get() {
+                    registration.set_timer(Instant::now().checked_add(STARVED));
+                }
+            }
             Sent::Failed(kind) => {
                 self.fail(CloseReason::Error(kind));
             }
         }
-        if sent != Sent::Parked {
+        if !matches!(sent, Sent::Parked | Sent::Starved) {
             self.notify(For::Output);
         }
     }
 
     /// A connection held by the user is watched for hang-up only until output has to wait.
     fn watch_output(&self) {
-        let Some(registration) = self.registration.get() else { return };
+        let Some(registration) = self.registration.get() else {
+            return;
+        };
         if let Err(error) = registration.set_interest(Interest::WRITE | Interest::HANGUP) {
             self.fail(CloseReason::Error(error.kind()));
         }

@@ -14,12 +14,20 @@ thread_local! {
 
 /// An empty buffer for received chunks.
 pub(crate) fn input() -> Box<LinkBuffer> {
-    INPUT.try_with(|kept| kept.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+    INPUT
+        .try_with(|kept| kept.borrow_mut().pop())
+        .ok()
+        .flatten()
+        .unwrap_or_default()
 }
 
 /// An empty buffer for output, with the tail chunk of its last user.
 pub(crate) fn output() -> Box<LinkBuffer> {
-    OUTPUT.try_with(|kept| kept.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+    OUTPUT
+        .try_with(|kept| kept.borrow_mut().pop())
+        .ok()
+        .flatten()
+        .unwrap_or_default()
 }
 
 /// Keeps an empty input buffer.

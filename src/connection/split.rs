@@ -44,7 +44,13 @@ pub struct OwnedWriteHalf {
 pub(super) fn into_split(conn: Connection) -> (OwnedReadHalf, OwnedWriteHalf) {
     let Connection { rx, tx, guard, .. } = conn;
     let guard = Arc::new(guard);
-    (OwnedReadHalf { rx, guard: Arc::clone(&guard) }, OwnedWriteHalf { tx, guard })
+    (
+        OwnedReadHalf {
+            rx,
+            guard: Arc::clone(&guard),
+        },
+        OwnedWriteHalf { tx, guard },
+    )
 }
 
 impl ReadHalf<'_> {

@@ -131,7 +131,11 @@ pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> 
     }
     let fd = conn.rx.socket.as_fd().try_clone_to_owned()?;
     let rest = conn.rx.take();
-    finish(&shared, Box::new(Owner::new(conn, None)), CloseReason::Local);
+    finish(
+        &shared,
+        Box::new(Owner::new(conn, None)),
+        CloseReason::Local,
+    );
     shared.drop_socket();
     match shared.registration() {
         Some(registration) => registration.detach(),
@@ -146,7 +150,9 @@ pub(crate) fn abandon(shared: &Arc<Shared>) {
     if shared.word.load() & (OWNED | CLOSED) != OWNED {
         return;
     }
-    let Some(socket) = shared.socket() else { return };
+    let Some(socket) = shared.socket() else {
+        return;
+    };
     let owner = Box::new(Owner::new(Connection::new(shared, &socket), None));
     let reason = shared.ending.lock().decide(CloseReason::Local);
     shared.word.set(CLOSE);
@@ -170,12 +176,7 @@ pub(crate) fn abandon(shared: &Arc<Shared>) {
     begin(shared);
 }
 
-fn insert(
-    context: &Arc<Context>,
-    socket: &Arc<Socket>,
-    peer: Address,
-    bits: u32,
-) -> Arc<Shared> {
+fn insert(context: &Arc<Context>, socket: &Arc<Socket>, peer: Address, bits: u32) -> Arc<Shared> {
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
     let shared = context.connections.insert(|key| {
         Arc::new(Shared::new(
@@ -195,7 +196,10 @@ fn insert(
 
 fn register(shared: &Arc<Shared>, socket: &Arc<Socket>, interest: Interest) -> io::Result<()> {
     let operator = ConnectionOperator::new(Arc::clone(shared), Arc::clone(socket));
-    let registration = shared.context.group.register(Arc::new(operator), interest)?;
+    let registration = shared
+        .context
+        .group
+        .register(Arc::new(operator), interest)?;
     shared.set_registration(registration);
     Ok(())
 }

@@ -120,7 +120,8 @@ impl Word {
 
     /// Gives the owner's role back unless there is news. `false`: keep running.
     pub(crate) fn leave(&self) -> bool {
-        self.update(|bits| (bits & NEWS == 0).then_some(bits & !RUNNING)).is_ok()
+        self.update(|bits| (bits & NEWS == 0).then_some(bits & !RUNNING))
+            .is_ok()
     }
 
     /// Gives the owner's role back although there may be news; whoever sees it next takes it.
@@ -136,17 +137,20 @@ impl Word {
 
     /// Takes the flusher's role only if it is free and nothing is queued before us.
     pub(crate) fn try_flush_first(&self) -> bool {
-        self.update(|bits| (bits & (FLUSHING | QUEUED) == 0).then_some(bits | FLUSHING)).is_ok()
+        self.update(|bits| (bits & (FLUSHING | QUEUED) == 0).then_some(bits | FLUSHING))
+            .is_ok()
     }
 
     /// Gives the flusher's role back if nothing was queued meanwhile. `false`: it is still ours.
     pub(crate) fn give_back_flush(&self) -> bool {
-        self.update(|bits| (bits & QUEUED == 0).then_some(bits & !FLUSHING)).is_ok()
+        self.update(|bits| (bits & QUEUED == 0).then_some(bits & !FLUSHING))
+            .is_ok()
     }
 
     /// Gives the flusher's role back unless room was reported meanwhile. `false`: still ours.
     pub(crate) fn park_flush(&self) -> bool {
-        self.update(|bits| (bits & WRITABLE == 0).then_some(bits & !FLUSHING)).is_ok()
+        self.update(|bits| (bits & WRITABLE == 0).then_some(bits & !FLUSHING))
+            .is_ok()
     }
 
     /// Notes that output is queued; takes the flusher's role if nobody has it and nothing waits
@@ -185,7 +189,10 @@ impl Word {
             let Some(to) = next(bits) else {
                 return Err(bits);
             };
-            match self.0.compare_exchange_weak(bits, to, Ordering::AcqRel, Ordering::Relaxed) {
+            match self
+                .0
+                .compare_exchange_weak(bits, to, Ordering::AcqRel, Ordering::Relaxed)
+            {
                 Ok(before) => return Ok(before),
                 Err(now) => bits = now,
             }
@@ -196,12 +203,33 @@ impl Word {
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMES: [&str; 20] = [
-            "READABLE", "WRITABLE", "ATTEND", "RUNNING", "FLUSHING", "QUEUED", "CONNECTED",
-            "PEER_CLOSED", "BROKEN", "CLOSE", "ABORT", "DRAIN", "POISONED", "CLOSED", "WRITE_SHUT",
-            "LINGER", "READ_WAIT", "WRITE_WAIT", "WROTE", "OWNED",
+            "READABLE",
+            "WRITABLE",
+            "ATTEND",
+            "RUNNING",
+            "FLUSHING",
+            "QUEUED",
+            "CONNECTED",
+            "PEER_CLOSED",
+            "BROKEN",
+            "CLOSE",
+            "ABORT",
+            "DRAIN",
+            "POISONED",
+            "CLOSED",
+            "WRITE_SHUT",
+            "LINGER",
+            "READ_WAIT",
+            "WRITE_WAIT",
+            "WROTE",
+            "OWNED",
         ];
         let bits = self.load();
-        let names = NAMES.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, n)| n);
+        let names = NAMES
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| bits & (1 << i) != 0)
+            .map(|(_, n)| n);
         f.debug_set().entries(names).finish()
     }
 }

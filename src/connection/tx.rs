@@ -31,7 +31,13 @@ pub(crate) struct Tx {
 impl Tx {
     pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
         let timeout = shared.context.limits.write_timeout;
-        Self { shared, socket, buffer: None, timeout, deadline: None }
+        Self {
+            shared,
+            socket,
+            buffer: None,
+            timeout,
+            deadline: None,
+        }
     }
 
     /// The output buffer, if the connection may still write.
@@ -80,12 +86,17 @@ impl Tx {
             return Ok(None);
         }
         let deadline = self.deadline;
-        self.shared.submit(&self.socket, buffer, deadline, self.timeout)
+        self.shared
+            .submit(&self.socket, buffer, deadline, self.timeout)
     }
 
     /// Gives an empty buffer back to the thread.
     pub(crate) fn settle(&mut self) {
-        if self.buffer.as_ref().is_some_and(|b| b.is_empty() && b.malloc_len() == 0) {
+        if self
+            .buffer
+            .as_ref()
+            .is_some_and(|b| b.is_empty() && b.malloc_len() == 0)
+        {
             if let Some(buffer) = self.buffer.take() {
                 spare::put_output(buffer);
             }
@@ -144,7 +155,7 @@ impl Shared {
                     self.after_send(sent);
                     return match sent {
                         Sent::All => Ok(None),
-                        Sent::Parked | Sent::Share => Ok(Some(mark)),
+                        Sent::Parked | Sent::Starved | Sent::Share => Ok(Some(mark)),
                         Sent::Failed(_) => Err(self.write_error()),
                     };
                 }
@@ -159,9 +170,7 @@ impl Shared {
                         OnFull::Block => {
                             let until = *until
                                 .get_or_insert_with(|| deadline.or_else(|| timeout_at(timeout)));
-                            self.wait_output(until, || {
-                                self.outbox.has_room(len, self.bound())
-                            })?;
+                            self.wait_output(until, || self.outbox.has_room(len, self.bound()))?;
                         }
                     }
                 }
@@ -215,7 +224,9 @@ impl Shared {
     }
 
     fn write_error(&self) -> io::Error {
-        self.check_writable().err().unwrap_or_else(|| self.closed_error())
+        self.check_writable()
+            .err()
+            .unwrap_or_else(|| self.closed_error())
     }
 }
 

@@ -1,9 +1,6 @@
 //! Writing operations, once for a connection and for its write halves.
 
-use super::{
-    output::Sent,
-    tx::Tx,
-};
+use super::{output::Sent, tx::Tx};
 use std::io::{self, IoSlice};
 
 impl Tx {
@@ -13,7 +10,11 @@ impl Tx {
         shared.check_writable()?;
         let len: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut done = 0;
-        if self.buffer.as_ref().is_none_or(|b| b.is_empty() && b.malloc_len() == 0) {
+        if self
+            .buffer
+            .as_ref()
+            .is_none_or(|b| b.is_empty() && b.malloc_len() == 0)
+        {
             done = self.direct(slices)?;
         }
         if done < len {
@@ -32,7 +33,9 @@ impl Tx {
     /// Sends straight from the caller's memory if nothing is before it; what was taken.
     fn direct(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let shared = &self.shared;
-        let (taken, sent) = shared.outbox.send_slices(&shared.word, &*self.socket, slices);
+        let (taken, sent) = shared
+            .outbox
+            .send_slices(&shared.word, &*self.socket, slices);
         shared.after_send(sent);
         match sent {
             Sent::Failed(_) => Err(shared.closed_error()),

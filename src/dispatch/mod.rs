@@ -82,7 +82,9 @@ impl Drop for Task {
 
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Task").field(&self.shared.as_ref().map(|shared| shared.id)).finish()
+        f.debug_tuple("Task")
+            .field(&self.shared.as_ref().map(|shared| shared.id))
+            .finish()
     }
 }
 
@@ -114,9 +116,7 @@ impl Runner {
             Dispatch::Adaptive => Self::Adaptive,
             Dispatch::Inline => Self::Inline,
             Dispatch::Custom(executor) => Self::Custom(executor),
-            Dispatch::Workers { max, keep_alive } => {
-                Self::Workers(workers::pool(max, keep_alive)?)
-            }
+            Dispatch::Workers { max, keep_alive } => Self::Workers(workers::pool(max, keep_alive)?),
         })
     }
 
@@ -127,7 +127,9 @@ impl Runner {
             Self::Adaptive => true,
             Self::Workers(pool) => pool.submit(Arc::<Shared>::clone(shared)).is_err(),
             Self::Custom(executor) => {
-                match executor.execute(Task { shared: Some(Arc::clone(shared)) }) {
+                match executor.execute(Task {
+                    shared: Some(Arc::clone(shared)),
+                }) {
                     Ok(()) => false,
                     Err(mut task) => {
                         task.shared = None;

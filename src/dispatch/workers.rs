@@ -1,6 +1,9 @@
 //! Connections as jobs of a worker pool.
 
-use crate::{connection::{self, Shared}, error::Error};
+use crate::{
+    connection::{self, Shared},
+    error::Error,
+};
 use poller::{Job, Progress, WorkerPool};
 use std::{io, sync::Arc, time::Duration};
 
@@ -10,7 +13,11 @@ pub(super) fn pool(max: usize, keep_alive: Duration) -> io::Result<WorkerPool> {
         let text = "Dispatch::Workers needs max >= 1: without a thread no handler could run";
         return Err(Error::Unsupported(text).into());
     }
-    Ok(WorkerPool::builder().max_threads(max).keep_alive(keep_alive).name("netpoll-worker").build())
+    Ok(WorkerPool::builder()
+        .max_threads(max)
+        .keep_alive(keep_alive)
+        .name("netpoll-worker")
+        .build())
 }
 
 impl Job for Shared {

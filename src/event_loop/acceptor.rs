@@ -5,7 +5,7 @@ use crate::{
     context::Context,
     error::Error,
     handler::Sessions,
-    net::{AcceptAction, Listener, Socket, Address, accept_action},
+    net::{AcceptAction, Address, Listener, Socket, SocketOptions, classify},
     sync::{AtomicBool, Condvar, Mutex, Ordering},
     trace,
 };
@@ -24,6 +24,8 @@ const BATCH: usize = 64;
 pub(crate) struct Acceptor {
     this: Weak<Self>,
     listener: Listener,
+    /// Options that accepted sockets do not inherit from the listener.
+    options: Option<SocketOptions>,
     context: Arc<Context>,
     sessions: Sessions,
     max_connections: usize,
@@ -45,13 +47,17 @@ struct End {
 impl Acceptor {
     pub(crate) fn start(
         listener: Listener,
+        options: &SocketOptions,
         context: &Arc<Context>,
         sessions: Sessions,
         max_connections: usize,
     ) -> io::Result<Arc<Self>> {
+        let inherited = listener.inherit(options)?;
+        let options = (!inherited).then(|| options.clone());
         let acceptor = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             listener,
+            options,
             context: Arc::clone(context),
             sessions,
             max_connections,
@@ -111,17 +117,22 @@ impl Acceptor {
             }
             match self.listener.accept() {
                 Ok((socket, peer)) => self.start_connection(socket, peer),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Drained,
-                Err(error) => match self.handle_error(error) {
-                    Some(progress) => return progress,
-                    None => continue,
-                },
+                Err(error) => {
+                    if let Some(progress) = self.handle_error(error) {
+                        return progress;
+                    }
+                }
             }
         }
         Progress::Yield
     }
 
     fn start_connection(&self, socket: Socket, peer: Address) {
+        if let Some(Err(error)) = self.options.as_ref().map(|options| options.apply(&socket)) {
+            // The peer may be gone already; whatever it is, it is this connection's alone.
+            trace::debug!("accept: options of a connection from {peer}: {error}");
+            return;
+        }
         // A refusal is the connection's own affair and has been logged and counted.
         let _ = connection::accepted(&self.context, socket, peer, (self.sessions)());
     }
@@ -135,8 +146,10 @@ impl Acceptor {
         self.context.connections.wait_for_room(
             self.max_connections,
             Box::new(move || {
-                if let Some(registration) =
-                    acceptor.upgrade().as_ref().and_then(|acceptor| acceptor.registration.get())
+                if let Some(registration) = acceptor
+                    .upgrade()
+                    .as_ref()
+                    .and_then(|acceptor| acceptor.registration.get())
                 {
                     registration.wake();
                 }
@@ -145,11 +158,21 @@ impl Acceptor {
     }
 
     fn handle_error(&self, error: io::Error) -> Option<Progress> {
-        if let Some(errno) = error.raw_os_error() {
-            *self.context.counters.accept_errors.lock().entry(errno).or_insert(0) += 1;
+        let action = classify(&error);
+        if matches!(action, AcceptAction::Wait) {
+            return Some(Progress::Drained);
         }
-        match accept_action(&error) {
-            AcceptAction::Retry => None,
+        if let Some(errno) = error.raw_os_error() {
+            *self
+                .context
+                .counters
+                .accept_errors
+                .lock()
+                .entry(errno)
+                .or_insert(0) += 1;
+        }
+        match action {
+            AcceptAction::Wait | AcceptAction::Retry => None,
             AcceptAction::Skip => {
                 trace::debug!("accept: {error}; the connection was gone before it was accepted");
                 None

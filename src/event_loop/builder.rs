@@ -173,6 +173,12 @@ impl Builder {
         let runner = Runner::new(self.dispatch)?;
         let context = Arc::new(Context::new(self.limits, runner, group));
         let max = self.max_connections.unwrap_or(usize::MAX);
-        Ok(EventLoop::start(context, sessions(handler), max, self.socket, own_group))
+        Ok(EventLoop::start(
+            context,
+            sessions(handler),
+            max,
+            self.socket,
+            own_group,
+        ))
     }
 }

@@ -37,7 +37,10 @@ impl Connections {
         let mut table = self.table.lock();
         let vacant = table.entries.vacant_entry();
         let shared = make(vacant.key());
-        vacant.insert(Entry { shared: Arc::clone(&shared), live: true });
+        vacant.insert(Entry {
+            shared: Arc::clone(&shared),
+            live: true,
+        });
         table.live += 1;
         shared
     }
@@ -79,7 +82,12 @@ impl Connections {
 
     /// All of them now.
     pub(crate) fn snapshot(&self) -> Vec<Arc<Shared>> {
-        self.table.lock().entries.iter().map(|(_, entry)| Arc::clone(&entry.shared)).collect()
+        self.table
+            .lock()
+            .entries
+            .iter()
+            .map(|(_, entry)| Arc::clone(&entry.shared))
+            .collect()
     }
 
     /// Registers `callback` if `max` is reached; it is called when a connection is gone.
@@ -137,6 +145,8 @@ impl Table {
 
 impl fmt::Debug for Connections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connections").field("len", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Connections")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
     }
 }

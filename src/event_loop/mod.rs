@@ -207,13 +207,13 @@ impl EventLoop {
 
     fn listen(&self, listener: Listener) -> io::Result<Arc<Acceptor>> {
         let inner = &self.inner;
-        listener.apply(&inner.socket)?;
         let mut phase = inner.phase.lock();
         if phase.stopping {
             return Err(Error::ShuttingDown.into());
         }
         let acceptor = Acceptor::start(
             listener,
+            &inner.socket,
             &inner.context,
             Arc::clone(&inner.sessions),
             inner.max_connections,
@@ -223,7 +223,11 @@ impl EventLoop {
     }
 
     fn forget(&self, acceptor: &Arc<Acceptor>) {
-        self.inner.phase.lock().acceptors.retain(|other| !Arc::ptr_eq(other, acceptor));
+        self.inner
+            .phase
+            .lock()
+            .acceptors
+            .retain(|other| !Arc::ptr_eq(other, acceptor));
     }
 }
 
@@ -292,7 +296,9 @@ impl Drop for Inner {
             // On one of our own threads nothing can be waited for.
             return;
         }
-        self.context.connections.wait_ended(Some(Instant::now() + FORCE));
+        self.context
+            .connections
+            .wait_ended(Some(Instant::now() + FORCE));
         self.finish();
     }
 }
