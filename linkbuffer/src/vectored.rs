@@ -86,6 +86,10 @@ impl LinkBuffer {
     fn push_piece(&mut self, piece: BytesMut) {
         let n = piece.len();
         let others = self.len > n;
+        // Room for writing must not come between pieces that belong together.
+        if let Some(room) = self.take_empty_tail() {
+            self.discard(room);
+        }
         let back = self.back_mut();
         let Some(tail) = back.as_mut() else {
             return self.link_piece(piece, others);
@@ -104,7 +108,7 @@ impl LinkBuffer {
             self.reserve(piece.len());
             self.tail().extend_from_slice(&piece);
         } else {
-            self.link(Node::Piece(piece));
+            self.push_node(Node::Piece(piece));
         }
     }
 

@@ -1,0 +1,348 @@
+//! What a buffer holds, what it gives back, and to whom.
+
+use bytes::{Bytes, BytesMut};
+use linkbuffer::{ChunkPool, ChunkStats, Chunks, IoReader, IoWriter, LinkBuffer, RawSlot};
+use linkbuffer::{ShortRead, Slot, WriteError};
+
+#[test]
+fn the_types_can_be_sent_and_shared() {
+    fn check<T: Send + Sync + Unpin + 'static>() {}
+    check::<LinkBuffer>();
+    check::<ChunkPool>();
+    check::<ChunkStats>();
+    check::<Chunks<'static>>();
+    check::<Slot<4>>();
+    check::<RawSlot>();
+    check::<ShortRead>();
+    check::<WriteError>();
+    check::<IoReader<std::net::TcpStream>>();
+    check::<IoWriter<std::net::TcpStream>>();
+}
+
+#[test]
+fn a_buffer_is_small() {
+    assert!(
+        size_of::<LinkBuffer>() <= 112,
+        "{} bytes",
+        size_of::<LinkBuffer>()
+    );
+}
+
+#[test]
+fn a_new_or_released_buffer_holds_nothing() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    assert_eq!((buf.held(), pool.stats().allocated), (0, 0));
+    buf.write_slice(&[1; 100]);
+    buf.write_bytes(Bytes::from(vec![2; 10_000]));
+    buf.write_slice(&[3; 100]);
+    buf.flush();
+    buf.release();
+    assert_eq!(buf.len(), 10_200, "nothing unread is lost");
+    buf.consume(10_200);
+    assert!(buf.held() > 0, "the tail is kept for the next write");
+    buf.release();
+    assert_eq!(buf.held(), 0);
+    assert_eq!(pool.stats().retained, 4096, "{:?}", pool.stats());
+}
+
+#[test]
+fn a_landing_is_released_too() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    let mut room = buf.landing(10_000);
+    room.extend_from_slice(&[1; 9000]);
+    buf.landed(room);
+    buf.consume(9000);
+    buf.release();
+    assert_eq!((buf.held(), pool.stats().retained), (0, 16 << 10));
+    // lent while released: it is dropped, and the chunk comes back all the same
+    let room = buf.landing(10_000);
+    buf.release();
+    buf.landed(room);
+    assert_eq!(buf.held(), 0);
+    assert_eq!(buf.landing(10_000).capacity(), 16 << 10);
+    assert_eq!(pool.stats().allocated, 1);
+}
+
+#[test]
+fn dropping_gives_every_chunk_back() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    for _ in 0..20 {
+        buf.malloc(3000);
+    }
+    let chunks = pool.stats().allocated;
+    drop(buf);
+    assert_eq!(pool.stats().returned, chunks);
+    let mut buf = LinkBuffer::with_pool(&pool);
+    for _ in 0..20 {
+        buf.malloc(3000);
+    }
+    assert_eq!(pool.stats().allocated, chunks, "all of them were reused");
+}
+
+#[test]
+fn a_chunk_whose_views_die_on_another_thread_is_used_again() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    for _ in 0..100 {
+        buf.write_slice(&[1; 4096]);
+        buf.flush();
+        let view = buf.next_bytes(4096).unwrap();
+        buf.release();
+        std::thread::spawn(move || assert_eq!(view, vec![1; 4096]))
+            .join()
+            .unwrap();
+    }
+    assert_eq!(pool.stats().allocated, 1);
+}
+
+#[test]
+fn a_small_rest_does_not_pin_a_large_chunk() {
+    let pool = ChunkPool::new();
+    let mut chunk = pool.take(64 << 10);
+    let mut buf = LinkBuffer::with_pool(&pool);
+    chunk.extend_from_slice(&[7; 64 << 10]);
+    buf.push_chunk(chunk.split());
+    buf.consume((64 << 10) - 100);
+    buf.write_slice(b"unflushed");
+    let slot: Slot<2> = buf.reserve_slot();
+    assert!(!chunk.try_reclaim(64 << 10), "pinned");
+    buf.compact();
+    assert!(chunk.try_reclaim(64 << 10));
+    assert!(buf.held() <= 192, "{}", buf.held());
+    assert_eq!((buf.len(), buf.malloc_len()), (100, 11));
+    buf.fill_slot(slot, *b"ok");
+    let at = buf.peek(100).unwrap().as_ptr();
+    buf.compact();
+    assert_eq!(
+        buf.peek(100).unwrap().as_ptr(),
+        at,
+        "it is not copied again"
+    );
+    buf.flush();
+    assert_eq!(buf.next(100).unwrap(), [7; 100]);
+    assert_eq!(buf, "unflushedok");
+    buf.consume(11);
+    buf.compact();
+    assert_eq!(buf.held(), 0);
+}
+
+#[test]
+fn a_large_content_is_not_copied_for_compactness() {
+    let body = Bytes::from(vec![1; 10_000]);
+    let mut buf = LinkBuffer::from(body.clone());
+    buf.compact();
+    assert_eq!(buf.peek(10_000).unwrap().as_ptr(), body.as_ptr());
+}
+
+#[test]
+fn a_small_rest_in_a_lent_chunk_is_moved_even_after_compaction() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    buf.push_chunk(BytesMut::from(&b"head"[..]));
+    buf.compact();
+    let room = buf.landing(100_000);
+    buf.landed(room);
+    assert!(buf.held() > 100_000);
+    buf.compact();
+    assert!(buf.held() < 200, "{}", buf.held());
+    assert_eq!(buf, "head");
+}
+
+#[test]
+fn a_trickle_of_tiny_packets_neither_pins_nor_chains() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    for i in 0..1000u32 {
+        // each from another chunk, as if other connections were served in between
+        buf.push_chunk(BytesMut::from(&[i as u8][..]));
+    }
+    assert!(buf.chunks().count() <= 3, "{:?}", buf);
+    assert!(buf.held() <= 8 << 10, "{:?}", buf);
+    let all: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
+    assert_eq!(buf.next(1000).unwrap(), all);
+}
+
+#[test]
+fn pieces_of_one_chunk_become_one_again() {
+    let mut chunk = BytesMut::with_capacity(8192);
+    let mut buf = LinkBuffer::new();
+    let at = chunk.as_ptr();
+    for i in 0..5u8 {
+        chunk.extend_from_slice(&[i; 200]);
+        buf.push_chunk(chunk.split());
+    }
+    assert!(buf.is_single_chunk());
+    assert_eq!(buf.next_bytes(1000).unwrap().as_ptr(), at);
+}
+
+#[test]
+fn pieces_rejoin_although_the_buffer_had_room_of_its_own() {
+    let mut buf = LinkBuffer::new();
+    let mut room = buf.landing(5000);
+    room.extend_from_slice(&[0; 5000]);
+    buf.landed(room);
+    buf.consume(5000);
+    let mut chunk = BytesMut::with_capacity(16 << 10);
+    for _ in 0..10 {
+        chunk.extend_from_slice(&[1; 1448]);
+        buf.push_chunk(chunk.split());
+    }
+    assert!(buf.is_single_chunk(), "{buf:?}");
+}
+
+#[test]
+fn a_large_message_lands_in_one_chunk() {
+    for (already, total) in [
+        (0, 100_000),
+        (40, 70_000),
+        (20_000, 1 << 20),
+        (60_000, 100_000),
+    ] {
+        let mut buf = LinkBuffer::new();
+        let mut chunk = BytesMut::from(&vec![1; already + 10][..]);
+        buf.push_chunk(chunk.split());
+        buf.consume(10);
+        let mut moved = None;
+        while buf.len() < total {
+            let mut room = buf.landing(total - buf.len());
+            assert!(room.capacity() >= total - buf.len());
+            let n = (total - buf.len()).min(17_000);
+            room.resize(n, 2);
+            buf.landed(room);
+            let at = buf.peek(buf.len()).unwrap().as_ptr();
+            assert_eq!(*moved.get_or_insert(at), at, "it stays where it landed");
+        }
+        assert!(buf.is_single_chunk());
+        let view = buf.next_bytes(total).unwrap();
+        assert!(view[..already].iter().all(|&b| b == 1));
+        assert!(view[already..].iter().all(|&b| b == 2));
+    }
+}
+
+#[test]
+fn a_huge_message_lands_in_one_chunk_that_grows_with_it() {
+    let total = 40 << 20;
+    let mut buf = LinkBuffer::new();
+    let mut moves = 0;
+    let mut last = std::ptr::null();
+    while buf.len() < total {
+        let mut room = buf.landing(total - buf.len());
+        let n = room.capacity().min(total - buf.len()).min(1 << 20);
+        assert!(n >= 64 << 10 || n == total - buf.len());
+        room.resize(n, 3);
+        buf.landed(room);
+        assert!(
+            buf.held() <= 2 * buf.len() + (16 << 20),
+            "what is claimed is not allocated"
+        );
+        let at = buf.peek(1).unwrap().as_ptr();
+        moves += usize::from(at != last);
+        last = at;
+    }
+    assert!(buf.is_single_chunk());
+    assert!(moves <= 5, "{moves} moves");
+}
+
+#[test]
+fn a_landing_may_be_returned_late_or_never() {
+    let mut buf = LinkBuffer::from("abc");
+    let mut room = buf.landing(100);
+    room.extend_from_slice(b"def");
+    assert_eq!(
+        buf.next(3).unwrap(),
+        b"abc",
+        "the buffer is usable meanwhile"
+    );
+    buf.push_chunk(BytesMut::from(&b"between"[..]));
+    buf.landed(room);
+    assert_eq!(buf, "betweendef");
+    drop(buf.landing(100));
+    let room = std::thread::spawn({
+        let mut room = buf.landing(100);
+        move || {
+            room.extend_from_slice(b"!");
+            room
+        }
+    });
+    buf.landed(room.join().unwrap());
+    buf.landed(BytesMut::new());
+    assert_eq!(buf, "betweendef!");
+}
+
+#[test]
+fn what_could_not_be_sent_goes_back_in_front() {
+    let mut buf = LinkBuffer::new();
+    buf.write_bytes(Bytes::from(vec![b'b'; 5000]));
+    buf.write_str("c");
+    buf.flush();
+    let mut sending = LinkBuffer::take(&mut buf);
+    buf.write_str("d");
+    sending.consume(4999);
+    let at = sending.peek(1).unwrap().as_ptr();
+    buf.push_front(sending);
+    assert_eq!((buf.len(), buf.malloc_len()), (2, 1));
+    assert_eq!(buf.peek(1).unwrap().as_ptr(), at, "not copied");
+    buf.push_front(LinkBuffer::from("a"));
+    buf.flush();
+    assert_eq!(buf, "abcd");
+}
+
+#[test]
+fn take_keeps_the_pool() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    buf.write_str("x");
+    drop(LinkBuffer::take(&mut buf));
+    buf.write_str("y");
+    assert_eq!((pool.stats().allocated, pool.stats().reused), (1, 1));
+}
+
+#[test]
+fn debug_shows_sizes_and_never_contents() {
+    let mut buf = LinkBuffer::from("top secret");
+    buf.write_str("password");
+    let shown = format!("{buf:?}");
+    assert!(
+        shown.contains("len: 10") && shown.contains("malloc_len: 8"),
+        "{shown}"
+    );
+    assert!(
+        !shown.contains("secret") && !shown.contains("password"),
+        "{shown}"
+    );
+    let shown = format!("{:?}", IoReader::new(&b""[..])) + &format!("{:?}", ChunkPool::new());
+    assert!(shown.contains("retain"), "{shown}");
+}
+
+#[test]
+fn many_threads_share_a_pool() {
+    let pool = ChunkPool::with_retain(1 << 20);
+    let threads: Vec<_> = (0..4u8)
+        .map(|i| {
+            let pool = pool.clone();
+            std::thread::spawn(move || {
+                let mut kept = Vec::new();
+                for round in 0..2000usize {
+                    let mut buf = LinkBuffer::with_pool(&pool);
+                    let n = 600 + round * 37 % 9000;
+                    assert!(buf.malloc(n).iter().all(|&b| b == 0));
+                    buf.malloc_ack(0);
+                    buf.write_slice(&vec![i; n]);
+                    buf.flush();
+                    kept.push(buf.next_bytes(n).unwrap());
+                    if kept.len() > 8 {
+                        let view = kept.remove(round % 8);
+                        assert!(view.iter().all(|&b| b == i));
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().unwrap());
+    let stats = pool.stats();
+    assert!(stats.retained <= 1 << 20, "{stats:?}");
+    assert!(stats.reused > stats.allocated, "{stats:?}");
+}
