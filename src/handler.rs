@@ -70,7 +70,9 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any error closes the connection gracefully: what was flushed is still sent.
+    /// Any error closes the connection gracefully: what was flushed is still sent. After
+    /// [`Error::PeerClosed`](crate::Error::PeerClosed), input that ended inside a message, what
+    /// was written and not flushed is sent too: it answers the messages before.
     fn on_request(&self, conn: &mut Connection, state: &mut Self::State) -> io::Result<()>;
 
     /// Everything that was queued behind a full socket, or sent through a handle, has reached

@@ -189,6 +189,10 @@ impl Rx {
         if self.len() >= n {
             return Ok(true);
         }
+        if self.len() == 0 && self.end == Some(End::Eof) && !self.shared.word.ended() {
+            // The end between two messages: nothing is missing, and nothing more will come.
+            return Ok(false);
+        }
         self.check_end(n)?;
         Ok(false)
     }

@@ -348,7 +348,17 @@ impl Owner {
         match shared.contain(what, || callback(&mut **session, conn)) {
             None => Err(CloseReason::HandlerPanic),
             Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(self.judge(shared, what, &error)),
+            Some(Err(error)) => {
+                let cut_short = Error::from_io(&error);
+                if matches!(cut_short, Some(Error::PeerClosed { .. })) && conn.malloc_len() > 0 {
+                    // The peer stopped in the middle of a message; replies to those before it
+                    // are complete and still go out.
+                    if let Err(error) = conn.try_flush() {
+                        crate::trace::debug!("connection {}: last flush: {error}", shared.id);
+                    }
+                }
+                Err(self.judge(shared, what, &error))
+            }
         }
     }
 

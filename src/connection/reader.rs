@@ -153,11 +153,13 @@ macro_rules! reading {
         }
 
         /// Whether `n` bytes are here; never waits. `false` also makes `n` the wake-up mark:
-        /// the handler is not run again before that many bytes, or the end of input.
+        /// the handler is not run again before that many bytes, or the end of input. After a
+        /// clean end, with no byte left, it is `false` too: there is no message then.
         ///
         /// # Errors
         ///
-        /// As [`Self::fill`], without the timeout.
+        /// As [`Self::fill`], without the timeout; input that ended inside the `n` bytes is
+        /// [`Error::PeerClosed`](crate::Error::PeerClosed).
         pub fn try_fill(&mut self, n: usize) -> io::Result<bool> {
             self.rx.try_fill(n)
         }
