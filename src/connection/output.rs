@@ -318,9 +318,7 @@ impl Outbox {
             if word.has(ABORT | BROKEN | POISONED | CLOSED) {
                 return Sent::Failed(io::ErrorKind::NotConnected);
             }
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = chain.io_slices(&mut slices);
-            match sink.send(&slices[..count]) {
+            match hand_over(sink, chain) {
                 Ok(n) => {
                     chain.consume(n);
                     self.bytes.fetch_add(n as u64, Ordering::Relaxed);
@@ -342,6 +340,19 @@ impl Outbox {
         }
         Sent::All
     }
+}
+
+/// One vectored send of what is at the front of the chain.
+fn hand_over(sink: &impl Sink, chain: &LinkBuffer) -> io::Result<usize> {
+    // Nearly every reply is one chunk: it needs no list.
+    if chain.is_single_chunk() {
+        let mut one = [IoSlice::new(&[]); 1];
+        let count = chain.io_slices(&mut one);
+        return sink.send(&one[..count]);
+    }
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let count = chain.io_slices(&mut slices);
+    sink.send(&slices[..count])
 }
 
 impl Queue {
