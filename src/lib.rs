@@ -1,4 +1,68 @@
 //! Event-loop networking with zero-copy buffers and handlers that may block.
+//!
+//! For servers and clients of request protocols over TCP and unix sockets: RPC systems, caches,
+//! brokers, proxies, gateways. Connections are driven by a few threads that poll; handlers are plain
+//! functions on those threads, and may wait.
+//!
+//! ```
+//! use netpoll::{Dialer, EventLoop, Listener, handler_fn};
+//! use std::{io, time::Duration};
+//!
+//! fn main() -> io::Result<()> {
+//!     let server = EventLoop::new(handler_fn(|conn| {
+//!         let all = conn.slice(conn.available())?;
+//!         conn.append(all)?;
+//!         conn.flush()
+//!     }))?;
+//!     let listener = Listener::bind(([127, 0, 0, 1], 0))?;
+//!     let address = listener.local_addr()?;
+//!     server.serve_in_background(listener)?;
+//!
+//!     let mut client = Dialer::new().dial_connection(address)?;
+//!     client.write_str("hello")?;
+//!     client.flush()?;
+//!     assert_eq!(client.next(5)?, b"hello");
+//!
+//!     server.shutdown(Duration::from_secs(1))
+//! }
+//! ```
+//!
+//! # What there is
+//!
+//! * [`EventLoop`] accepts connections and runs a [`Handler`]; [`Dialer`] and [`Pool`] open them.
+//! * [`Connection`] reads and writes, waiting or not; [`ConnectionHandle`] sends, watches and closes
+//!   from any thread.
+//! * [`LinkBuffer`] is what input and output are kept in; [`Reader`] and [`Writer`] are what codecs
+//!   are written against, so that they are tested without a socket.
+//! * [`Dispatch`] says where handlers run, [`SocketOptions`] and [`Builder`] what is allowed.
+//! * [`poller`] is the layer below, usable by itself: any descriptor can be watched.
+//!
+//! The [`guide`] explains them by task. What can be relied upon, point by point and each with the test
+//! that would show it broken, is in `docs/promises.md` of the repository; how it works inside is in
+//! `ARCHITECTURE.md`; `docs/from-netpoll.md` is for those who know the Go library of that name.
+//!
+//! # Is this for you?
+//!
+//! Yes, if your protocol is requests and replies over streams, you would rather write functions than
+//! futures, some of your handlers wait for something, and many connections are open at once.
+//!
+//! No, if you need TLS or HTTP out of the box, UDP, files, or Windows; if your program is built on an
+//! async runtime anyway; or if a thread per connection is enough for you, which is simpler.
+//!
+//! # Features
+//!
+//! | feature | default | |
+//! |---|---|---|
+//! | `tracing` | yes | log events through the `tracing` crate; without it they compile to nothing |
+//! | `signals` | | drain an event loop when a signal arrives |
+//! | `fault-injection` | | for tests: socket calls fail or fall short by a seeded schedule |
+//!
+//! No feature changes what existing calls do.
+//!
+//! # Platforms and versions
+//!
+//! Linux is tested. macOS and FreeBSD use kqueue behind the same contract and are not exercised by the
+//! project's checks. The libraries need Rust 1.85; raising that is a minor release.
 
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -13,6 +77,7 @@ mod event_loop;
 #[cfg(feature = "fault-injection")]
 #[doc(hidden)]
 pub mod fault;
+pub mod guide;
 mod handler;
 mod net;
 mod stats;

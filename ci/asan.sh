@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The library tests under AddressSanitizer and LeakSanitizer, which come with the stable compiler.
+# Arguments go to cargo test: `ci/asan.sh --test echo`.
+source "$(dirname "$0")/lib.sh"
+
+export RUSTC_BOOTSTRAP=1
+export RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=address"
+export CARGO_TARGET_DIR="$target_root/asan"
+
+if [ "$#" -eq 0 ]; then
+    set -- --lib --tests
+fi
+step cargo test -p linkbuffer -p netpoll-poller -p netpoll \
+    --target "$(host_target)" "$@" -- --test-threads=1

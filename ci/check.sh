@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Everything that is known without running the code: format, lints, documentation, house rules.
+source "$(dirname "$0")/lib.sh"
+
+libraries=(-p linkbuffer -p netpoll-poller -p netpoll)
+
+step ci/tidy.sh
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets -- -D warnings
+step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
+step cargo clippy "${libraries[@]}" --all-targets --no-default-features -- -D warnings
+RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps
+
+# The libraries promise an older compiler than the tests and tools need.
+msrv=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+toolchain=$( (rustup toolchain list 2>/dev/null || true) | sed -n "s/^\($msrv[^ ]*\).*/\1/p" | head -n 1)
+if [ -n "$toolchain" ]; then
+    CARGO_TARGET_DIR="$target_root/msrv" step cargo "+$toolchain" check "${libraries[@]}" --all-features
+else
+    skip "Rust $msrv is not installed: 'rustup toolchain install $msrv' to check the libraries with it"
+fi
+
+if command -v cargo-deny >/dev/null; then
+    step cargo deny --offline check bans licenses sources
+else
+    skip "cargo-deny is not installed"
+fi

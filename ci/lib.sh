@@ -1,0 +1,32 @@
+# Shared by the scripts next to it. Source it, do not run it.
+#
+# Every script works from any directory, asks nothing and reads nothing from its input.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec </dev/null
+
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
+export CARGO_TERM_PROGRESS_WHEN="${CARGO_TERM_PROGRESS_WHEN:-never}"
+target_root="${CARGO_TARGET_DIR:-$PWD/target}"
+
+# Says what is run, runs it, and says how long it took.
+step() {
+    local begin=$SECONDS
+    printf '\n==> %s\n' "$*"
+    "$@" || {
+        local code=$?
+        printf '==> FAILED (%s) after %s s: %s\n' "$code" "$((SECONDS - begin))" "$*" >&2
+        return "$code"
+    }
+    printf '==> done in %s s\n' "$((SECONDS - begin))"
+}
+
+skip() {
+    printf '\n==> skipped: %s\n' "$*"
+}
+
+# Build scripts and procedural macros must not be built with a sanitizer: --target keeps them apart.
+host_target() {
+    rustc -vV | sed -n 's/^host: //p'
+}
