@@ -1,0 +1,104 @@
+//! What the behaviour tests share: servers under every dispatch, plain peers, scripts and logs.
+#![allow(dead_code, unused_imports, reason = "every test binary uses its own part of this")]
+
+pub(crate) mod counting;
+mod frames;
+mod peer;
+mod process;
+mod script;
+mod server;
+
+pub(crate) use frames::{decode, echo, echo_frames, frame, pattern, read_frame};
+pub(crate) use peer::{Peer, socket_pair};
+pub(crate) use process::{
+    cpu_time, descriptors, handler_threads, in_child, settled_descriptors, settled_threads,
+    threads,
+};
+pub(crate) use script::{Log, Script};
+pub(crate) use server::{Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, on_tcp};
+
+use std::{
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long anything may take before a test is given up. Generous: the machine may be busy.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {LIMIT:?} for: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A door that handlers can be held at.
+#[derive(Clone, Default)]
+pub(crate) struct Gate {
+    inner: Arc<(Mutex<GateState>, Condvar)>,
+}
+
+#[derive(Default)]
+struct GateState {
+    open: bool,
+    waiting: usize,
+    arrived: usize,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Waits until the gate is open.
+    pub(crate) fn pass(&self) {
+        let (state, changed) = &*self.inner;
+        let mut state = state.lock().unwrap();
+        state.waiting += 1;
+        state.arrived += 1;
+        changed.notify_all();
+        while !state.open {
+            let (next, timeout) = changed.wait_timeout(state, LIMIT * 2).unwrap();
+            state = next;
+            assert!(!timeout.timed_out(), "a gate was never opened");
+        }
+        state.waiting -= 1;
+    }
+
+    /// Lets everybody through, now and later.
+    pub(crate) fn open(&self) {
+        let (state, changed) = &*self.inner;
+        state.lock().unwrap().open = true;
+        changed.notify_all();
+    }
+
+    /// Waits until this many have come to the gate, those that went through included.
+    #[track_caller]
+    pub(crate) fn wait_arrived(&self, count: usize) {
+        let (state, changed) = &*self.inner;
+        let mut state = state.lock().unwrap();
+        let deadline = Instant::now() + LIMIT;
+        while state.arrived < count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{} of {count} came to the gate", state.arrived);
+            state = changed.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    pub(crate) fn arrived(&self) -> usize {
+        self.inner.0.lock().unwrap().arrived
+    }
+}
+
+/// Opens its gate when it goes out of scope, so that a failed test does not hang.
+pub(crate) struct OpenOnDrop(pub(crate) Gate);
+
+impl Drop for OpenOnDrop {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}

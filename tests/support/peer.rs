@@ -1,0 +1,191 @@
+//! The other end of a connection: a plain blocking socket.
+
+use super::{LIMIT, frame, read_frame};
+use netpoll::Address;
+use socket2::SockRef;
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, TcpStream},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    time::Duration,
+};
+
+/// A connected TCP or unix socket that fails instead of waiting for ever.
+#[derive(Debug)]
+pub(crate) enum Peer {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Peer {
+    pub(crate) fn connect(address: &Address) -> io::Result<Self> {
+        let peer = match (address.as_socket_addr(), address.as_path()) {
+            (Some(ip), _) => {
+                let stream = TcpStream::connect(ip)?;
+                stream.set_nodelay(true)?;
+                Self::Tcp(stream)
+            }
+            (None, Some(path)) => Self::Unix(UnixStream::connect(path)?),
+            _ => unreachable!("tests listen at addresses and paths: {address}"),
+        };
+        peer.set_limit(Some(LIMIT));
+        Ok(peer)
+    }
+
+    /// Connects with small buffers on this side.
+    pub(crate) fn connect_small(address: &Address) -> io::Result<Self> {
+        let Some(ip) = address.as_socket_addr() else {
+            let peer = Self::connect(address)?;
+            SockRef::from(&peer).set_send_buffer_size(4096)?;
+            return Ok(peer);
+        };
+        let domain = socket2::Domain::for_address(ip);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.set_recv_buffer_size(4096)?;
+        socket.set_send_buffer_size(4096)?;
+        socket.connect(&ip.into())?;
+        let peer = Self::Tcp(socket.into());
+        peer.set_limit(Some(LIMIT));
+        Ok(peer)
+    }
+
+    pub(crate) fn set_limit(&self, limit: Option<Duration>) {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(limit).unwrap();
+                stream.set_write_timeout(limit).unwrap();
+            }
+            Self::Unix(stream) => {
+                stream.set_read_timeout(limit).unwrap();
+                stream.set_write_timeout(limit).unwrap();
+            }
+        }
+    }
+
+    pub(crate) fn try_clone(&self) -> Self {
+        match self {
+            Self::Tcp(stream) => Self::Tcp(stream.try_clone().unwrap()),
+            Self::Unix(stream) => Self::Unix(stream.try_clone().unwrap()),
+        }
+    }
+
+    pub(crate) fn shutdown_write(&self) {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write).unwrap(),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write).unwrap(),
+        }
+    }
+
+    /// Closes with a reset (TCP only).
+    pub(crate) fn reset(self) {
+        SockRef::from(&self).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Sends a frame and waits for the next one.
+    #[track_caller]
+    pub(crate) fn call(&mut self, body: &[u8]) -> io::Result<Vec<u8>> {
+        self.write_all(&frame(body))?;
+        read_frame(self)
+    }
+
+    /// Sends a frame and checks that it comes back.
+    #[track_caller]
+    pub(crate) fn ping(&mut self, body: &[u8]) {
+        match self.call(body) {
+            Ok(reply) => assert!(reply == body, "the echo of {} bytes differs", body.len()),
+            Err(error) => panic!("no echo of {} bytes: {error}", body.len()),
+        }
+    }
+
+    /// Reads what comes until the end.
+    #[track_caller]
+    pub(crate) fn rest(&mut self) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        self.read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    /// Waits for the end of the stream, with nothing before it.
+    #[track_caller]
+    pub(crate) fn expect_end(&mut self) {
+        let rest = self.rest().expect("an orderly end");
+        assert!(rest.is_empty(), "{} bytes before the end", rest.len());
+    }
+
+    /// Waits for the end, orderly or by reset.
+    #[track_caller]
+    pub(crate) fn expect_gone(&mut self) {
+        let mut out = Vec::new();
+        match self.read_to_end(&mut out) {
+            Ok(_) => {}
+            Err(e) => assert!(
+                matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
+                "the connection is still there: {e}"
+            ),
+        }
+    }
+
+    /// Writes zeros without waiting until the sockets are full for a while; how many went.
+    pub(crate) fn flood(&mut self, most: usize) -> usize {
+        let chunk = vec![0; 64 << 10];
+        let mut total = 0;
+        self.set_limit(Some(Duration::from_millis(300)));
+        while total < most {
+            match self.write(&chunk[..chunk.len().min(most - total)]) {
+                Ok(n) => total += n,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    break;
+                }
+                Err(e) => panic!("flood after {total} bytes: {e}"),
+            }
+        }
+        self.set_limit(Some(LIMIT));
+        total
+    }
+}
+
+impl Read for Peer {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buf),
+            Self::Unix(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Peer {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(buf),
+            Self::Unix(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// A plain listener and its address, for tests of the client side.
+pub(crate) fn socket_pair(dial: impl FnOnce(Address) -> io::Result<netpoll::Connection>) -> (netpoll::Connection, Peer) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Address::from(listener.local_addr().unwrap());
+    let conn = dial(address).unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_nodelay(true).unwrap();
+    let peer = Peer::Tcp(stream);
+    peer.set_limit(Some(LIMIT));
+    (conn, peer)
+}

@@ -1,0 +1,259 @@
+//! Servers under test, under every dispatch and over every transport.
+
+use super::{LIMIT, Peer};
+use netpoll::{
+    Address, Builder, Connection, Dialer, Dispatch, EventLoop, Executor, Handler, Listener, Task,
+};
+use std::{
+    io,
+    panic::resume_unwind,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+/// How connections are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Unix,
+}
+
+/// Where callbacks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Adaptive,
+    Workers,
+    OneWorker,
+    Inline,
+    Custom,
+}
+
+impl Kind {
+    pub(crate) fn dispatch(self) -> Dispatch {
+        match self {
+            Self::Adaptive => Dispatch::Adaptive,
+            Self::Workers => Dispatch::Workers { max: 16, keep_alive: Duration::from_secs(5) },
+            Self::OneWorker => Dispatch::Workers { max: 1, keep_alive: Duration::from_secs(5) },
+            Self::Inline => Dispatch::Inline,
+            Self::Custom => Dispatch::Custom(Arc::new(Threads::new(8))),
+        }
+    }
+}
+
+/// One line of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Case {
+    pub(crate) transport: Transport,
+    pub(crate) kind: Kind,
+}
+
+impl Case {
+    pub(crate) const fn new(transport: Transport, kind: Kind) -> Self {
+        Self { transport, kind }
+    }
+
+    /// A loop with one poller and this case's dispatch.
+    pub(crate) fn builder(self) -> Builder {
+        EventLoop::builder().pollers(1).dispatch(self.kind.dispatch())
+    }
+
+    /// A loop with default options, served in the background.
+    #[track_caller]
+    pub(crate) fn serve(self, handler: impl Handler) -> Server {
+        self.serve_with(self.builder(), handler)
+    }
+
+    #[track_caller]
+    pub(crate) fn serve_with(self, builder: Builder, handler: impl Handler) -> Server {
+        Server::start(self.transport, builder, handler)
+    }
+}
+
+/// Runs a test over TCP and unix sockets and under every dispatch.
+#[track_caller]
+pub(crate) fn every(test: impl Fn(Case) + Send + Sync + 'static) {
+    let kinds = [Kind::Adaptive, Kind::Workers, Kind::OneWorker, Kind::Inline, Kind::Custom];
+    matrix(&[Transport::Tcp, Transport::Unix], &kinds, test);
+}
+
+/// As [`every`], for handlers that block: without `Inline`.
+#[track_caller]
+pub(crate) fn every_blocking(test: impl Fn(Case) + Send + Sync + 'static) {
+    let kinds = [Kind::Adaptive, Kind::Workers, Kind::OneWorker, Kind::Custom];
+    matrix(&[Transport::Tcp, Transport::Unix], &kinds, test);
+}
+
+/// Under every dispatch, over TCP only.
+#[track_caller]
+pub(crate) fn on_tcp(kinds: &[Kind], test: impl Fn(Case) + Send + Sync + 'static) {
+    matrix(&[Transport::Tcp], kinds, test);
+}
+
+fn matrix(
+    transports: &[Transport],
+    kinds: &[Kind],
+    test: impl Fn(Case) + Send + Sync + 'static,
+) {
+    let test = Arc::new(test);
+    for &transport in transports {
+        for &kind in kinds {
+            let case = Case { transport, kind };
+            let test = Arc::clone(&test);
+            bounded(&format!("{case:?}"), move || test(case));
+        }
+    }
+}
+
+/// Runs `test` on a thread of its own and fails if it does not end.
+#[track_caller]
+pub(crate) fn bounded(what: &str, test: impl FnOnce() + Send + 'static) {
+    let (done, ended) = mpsc::channel();
+    let runner = thread::Builder::new()
+        .name(what.to_owned())
+        .spawn(move || {
+            test();
+            let _ = done.send(());
+        })
+        .unwrap();
+    match ended.recv_timeout(LIMIT * 4) {
+        Ok(()) => runner.join().unwrap(),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            let payload = runner.join().unwrap_err();
+            eprintln!("failed in: {what}");
+            resume_unwind(payload);
+        }
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("hangs in: {what}"),
+    }
+}
+
+/// A loop that is being served.
+pub(crate) struct Server {
+    pub(crate) event_loop: EventLoop,
+    pub(crate) address: Address,
+    serving: Option<thread::JoinHandle<io::Result<()>>>,
+}
+
+impl Server {
+    #[track_caller]
+    pub(crate) fn start(transport: Transport, builder: Builder, handler: impl Handler) -> Self {
+        Self::serve(transport, builder.build(handler).unwrap())
+    }
+
+    #[track_caller]
+    pub(crate) fn serve(transport: Transport, event_loop: EventLoop) -> Self {
+        let listener = match transport {
+            Transport::Tcp => Listener::bind(([127, 0, 0, 1], 0)).unwrap(),
+            Transport::Unix => Listener::bind(fresh_path()).unwrap(),
+        };
+        let address = listener.local_addr().unwrap();
+        let server = event_loop.clone();
+        let serving = thread::spawn(move || server.serve(listener));
+        Self { event_loop, address, serving: Some(serving) }
+    }
+
+    /// A plain peer.
+    #[track_caller]
+    pub(crate) fn connect(&self) -> Peer {
+        Peer::connect(&self.address).expect("the server listens")
+    }
+
+    /// A client of the library.
+    #[track_caller]
+    pub(crate) fn dial(&self) -> Connection {
+        let dialer = Dialer::new().connect_timeout(LIMIT).read_timeout(LIMIT).write_timeout(LIMIT);
+        dialer.dial_connection(self.address.clone()).expect("the server listens")
+    }
+
+    /// Ends the loop in order: everything is over when this returns.
+    #[track_caller]
+    pub(crate) fn stop(mut self) {
+        self.event_loop.shutdown(LIMIT).expect("the loop drains");
+        self.join().expect("serve ends without an error");
+    }
+
+    /// Waits for `serve` to return.
+    #[track_caller]
+    pub(crate) fn join(&mut self) -> io::Result<()> {
+        self.serving.take().expect("served once").join().expect("serve does not panic")
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        self.serving.as_ref().is_some_and(|serving| !serving.is_finished())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            let forced = self.event_loop.shutdown_forced(Duration::from_millis(100));
+            if forced.is_ok() {
+                let _ = serving.join();
+            }
+        }
+    }
+}
+
+/// A path for a socket that nobody else uses.
+pub(crate) fn fresh_path() -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("netpoll-test-{}-{n}.sock", std::process::id()))
+}
+
+/// A fixed number of threads that run tasks in order.
+pub(crate) struct Threads {
+    tasks: Mutex<Option<mpsc::Sender<Task>>>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Threads {
+    pub(crate) fn new(count: usize) -> Self {
+        let (sender, receiver) = mpsc::channel::<Task>();
+        let receiver = Arc::new(Mutex::new(receiver));
+        let threads = (0..count)
+            .map(|_| {
+                let receiver = Arc::clone(&receiver);
+                thread::Builder::new()
+                    .name("custom-executor".into())
+                    .spawn(move || {
+                        loop {
+                            let next = receiver.lock().unwrap().recv();
+                            match next {
+                                Ok(task) => task.run(),
+                                Err(_) => return,
+                            }
+                        }
+                    })
+                    .unwrap()
+            })
+            .collect();
+        Self { tasks: Mutex::new(Some(sender)), threads }
+    }
+}
+
+impl Executor for Threads {
+    fn execute(&self, task: Task) -> Result<(), Task> {
+        match &*self.tasks.lock().unwrap() {
+            Some(sender) => sender.send(task).map_err(|unsent| unsent.0),
+            None => Err(task),
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.tasks.lock().unwrap().take();
+        for thread in self.threads.drain(..) {
+            // The last task may be what drops us.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
