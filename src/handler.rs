@@ -145,6 +145,16 @@ pub(crate) trait Session: Send + fmt::Debug {
     fn wrote(&mut self, conn: &mut Connection) -> io::Result<()>;
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason);
     fn hooks(&self) -> Option<Arc<dyn Hooks>>;
+
+    /// Whether input is to be received now; asked before each share.
+    fn wants_input(&self) -> bool {
+        true
+    }
+
+    /// Whether `request` is to be called for the end of input even if no byte is left.
+    fn wants_end(&self) -> bool {
+        false
+    }
 }
 
 /// What may be called outside of a connection's turn.

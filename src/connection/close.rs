@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     error::{CloseReason, Error},
+    handler::Session,
     sync::Ordering,
     trace,
 };
@@ -39,6 +40,9 @@ pub(crate) struct Ending {
     callbacks: Vec<Callback>,
     /// The callbacks were taken; later ones run at once.
     over: bool,
+    /// Sessions of a connection that its handler gave away; they hear of the end.
+    #[allow(clippy::box_collection)] // one word in every connection, used by few
+    parked: Option<Box<Vec<Box<dyn Session>>>>,
 }
 
 impl Ending {
@@ -49,6 +53,18 @@ impl Ending {
 
     pub(crate) fn reason(&self) -> Option<CloseReason> {
         self.reason
+    }
+
+    pub(crate) fn park(&mut self, sessions: Vec<Box<dyn Session>>) {
+        if !sessions.is_empty() {
+            self.parked.get_or_insert_default().extend(sessions);
+        }
+    }
+
+    pub(crate) fn unpark(&mut self) -> Vec<Box<dyn Session>> {
+        self.parked
+            .take()
+            .map_or_else(Vec::new, |sessions| *sessions)
     }
 }
 
@@ -196,11 +212,15 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
 
 /// Lets go of the socket: at once, or after lingering.
 fn let_go(shared: &Arc<Shared>, end: Option<End>) {
+    let registration = shared.registration();
+    let leave = || match registration {
+        Some(registration) => registration.detach(),
+        None => shared.context.connections.remove(shared),
+    };
     let Some(socket) = shared.socket() else {
-        return;
+        return leave();
     };
     shared.drop_socket();
-    let registration = shared.registration();
     let bits = shared.word.load();
     // Output that was cut must not look complete, so it ends with a reset.
     let cut = shared.outbox.lost().bytes > 0;
@@ -226,10 +246,7 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
             }
         }
     }
-    match registration {
-        Some(registration) => registration.detach(),
-        None => shared.context.connections.remove(shared),
-    }
+    leave();
 }
 
 /// Tells when a connection is over, and how it ended.

@@ -119,6 +119,12 @@ impl Rx {
         }
     }
 
+    /// Nothing can be read through this value any more.
+    pub(crate) fn spend(&mut self) {
+        self.readable = false;
+        self.end = Some(End::Failed(io::ErrorKind::NotConnected));
+    }
+
     /// Takes over what the poller learned.
     pub(crate) fn note(&mut self, bits: u32) {
         if bits & READABLE != 0 {

@@ -82,6 +82,8 @@ impl Connection {
             next_session: None,
             guard: Guard {
                 shared: Arc::clone(shared),
+                socket: Arc::clone(socket),
+                spent: false,
             },
         }
     }
@@ -169,6 +171,26 @@ impl Connection {
     /// reports; the connection is closed then.
     pub fn attach(self, handler: impl Handler) -> io::Result<ConnectionHandle> {
         start::attach(self, sessions(handler)())
+    }
+
+    /// Takes the connection out of its handler, from inside `on_connect` or `on_request`, with
+    /// what was received and written: for an upgrade to another protocol, a relay, or a thread
+    /// of its own. The handler's `on_disconnect` and the close callbacks run when the taken
+    /// connection ends, and never before this callback has returned.
+    ///
+    /// Every further call on `self` fails, and the handler is not called for requests any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] outside of these callbacks, [`Error::Closed`] on an ended
+    /// connection, or what the system reports.
+    pub fn take(&mut self) -> io::Result<Self> {
+        start::take(self)
+    }
+
+    /// Whether the connection was taken out of this value.
+    fn is_taken(&self) -> bool {
+        self.guard.spent
     }
 
     /// Shuts one or both directions down, as `shutdown(2)`. After `Write` the peer sees the end
@@ -287,10 +309,15 @@ impl fmt::Debug for Connection {
 /// Gives a connection up when the user drops it.
 pub(crate) struct Guard {
     shared: Arc<Shared>,
+    socket: Arc<Socket>,
+    /// Another value has taken the connection over.
+    spent: bool,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        start::abandon(&self.shared);
+        if !self.spent {
+            start::abandon(&self.shared, &self.socket);
+        }
     }
 }

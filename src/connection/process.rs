@@ -19,7 +19,7 @@ use super::{
     handle::ConnectionHandle,
     input::End,
     shared::Shared,
-    state::{ABORT, ATTEND, BROKEN, CLOSE, CONNECTED, DRAIN, READABLE, WROTE},
+    state::{ABORT, ATTEND, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, READABLE, WROTE},
 };
 use crate::{
     error::{CloseReason, Error},
@@ -49,8 +49,20 @@ enum Turn {
     Idle,
     /// There is more, others first.
     More,
+    /// A callback gave the connection to the user.
+    Taken,
     /// The end.
     Over(CloseReason),
+}
+
+/// What a callback left behind.
+enum After {
+    /// The same handler goes on.
+    Same,
+    /// A new handler was put in place and has connected.
+    Replaced,
+    /// The user has the connection.
+    Taken,
 }
 
 thread_local! {
@@ -89,6 +101,10 @@ pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
         match owner.turn(shared) {
             Turn::Over(reason) => {
                 conclude(shared, owner, reason);
+                return Progress::Drained;
+            }
+            Turn::Taken => {
+                owner.hand_over(shared);
                 return Progress::Drained;
             }
             Turn::More => {
@@ -149,7 +165,8 @@ impl Owner {
         let shared = Arc::clone(&self.conn.rx.shared);
         let connected = std::mem::take(&mut self.connected);
         let last = self.session.take().filter(|_| connected);
-        for mut session in self.past.drain(..).chain(last) {
+        let parked = shared.ending.lock().unpark();
+        for mut session in parked.into_iter().chain(self.past.drain(..)).chain(last) {
             shared
                 .context
                 .counters
@@ -168,20 +185,31 @@ impl Owner {
             // Input that came before the failure is still there to read, then comes the error.
             self.conn.rx.readable = true;
         }
+        let mut again = false;
         if !self.connected {
             if let Some(reason) = self.asked_to_end(shared) {
                 return Turn::Over(reason);
             }
-            if let Err(reason) = self.connect(shared) {
-                return Turn::Over(reason);
+            match self
+                .connect(shared)
+                .and_then(|()| self.after_callback(shared))
+            {
+                Err(reason) => return Turn::Over(reason),
+                Ok(After::Taken) => return Turn::Taken,
+                // What on_connect received and left counts as new.
+                Ok(After::Same | After::Replaced) => again = self.conn.rx.len() > 0,
             }
         }
         if news & WROTE != 0 {
-            if let Err(reason) = self.call(shared, "on_write_complete", |s, c| s.wrote(c)) {
-                return Turn::Over(reason);
+            let called = self.call(shared, "on_write_complete", |s, c| s.wrote(c));
+            match called.and_then(|()| self.after_callback(shared)) {
+                Err(reason) => return Turn::Over(reason),
+                Ok(After::Taken) => return Turn::Taken,
+                Ok(After::Same) => {}
+                Ok(After::Replaced) => again = true,
             }
         }
-        self.requests(shared)
+        self.requests(shared, again)
     }
 
     fn connect(&mut self, shared: &Arc<Shared>) -> Result<(), CloseReason> {
@@ -197,16 +225,23 @@ impl Owner {
     }
 
     /// Receives and runs the handler as long as it has something new to see.
-    fn requests(&mut self, shared: &Arc<Shared>) -> Turn {
+    fn requests(&mut self, shared: &Arc<Shared>, mut again: bool) -> Turn {
         let limits = &shared.context.limits;
-        let mut again = false;
         let mut received = false;
         loop {
             if let Some(turn) = self.ending(shared) {
                 return turn;
             }
+            let wanted = self
+                .session
+                .as_ref()
+                .is_none_or(|session| session.wants_input());
+            let wants_end = self
+                .session
+                .as_ref()
+                .is_some_and(|session| session.wants_end());
             let rx = &mut self.conn.rx;
-            if !received {
+            if !received && wanted {
                 // One share of input a turn; the mark may ask for more than the pause limit.
                 received = true;
                 rx.receive(limits.pause_at.max(rx.mark));
@@ -215,20 +250,19 @@ impl Owner {
             let enough = available >= rx.mark.max(1);
             let unseen_end = rx.end.is_some() && !self.end_shown;
             let run = (enough && (rx.fresh || again))
-                || (unseen_end && (available > 0 || limits.half_open));
+                || (unseen_end && (available > 0 || limits.half_open || wants_end));
             if !run {
-                return self.rest(shared, available);
+                return self.rest(shared, available, wanted);
             }
             rx.fresh = false;
             rx.mark = 0;
             self.end_shown = rx.end.is_some();
-            let result = self.call(shared, "on_request", |session, conn| session.request(conn));
-            if let Err(reason) = result {
-                return Turn::Over(reason);
-            }
-            match self.replace_session(shared) {
-                Ok(replaced) => again = replaced || self.progressed(available),
+            let called = self.call(shared, "on_request", |session, conn| session.request(conn));
+            match called.and_then(|()| self.after_callback(shared)) {
                 Err(reason) => return Turn::Over(reason),
+                Ok(After::Taken) => return Turn::Taken,
+                Ok(After::Same) => again = self.progressed(available),
+                Ok(After::Replaced) => again = true,
             }
         }
     }
@@ -241,7 +275,7 @@ impl Owner {
     }
 
     /// What to do when the handler has nothing new to see.
-    fn rest(&mut self, shared: &Arc<Shared>, available: usize) -> Turn {
+    fn rest(&mut self, shared: &Arc<Shared>, available: usize, wanted: bool) -> Turn {
         let limits = &shared.context.limits;
         let rx = &self.conn.rx;
         match rx.end {
@@ -257,7 +291,7 @@ impl Owner {
         if shared.word.has(BROKEN) && !rx.readable {
             return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
         }
-        if rx.readable && rx.end.is_none() {
+        if rx.readable && rx.end.is_none() && wanted {
             let paused = available >= limits.pause_at.max(rx.mark);
             return if paused {
                 Turn::Over(CloseReason::InputLimit)
@@ -320,18 +354,38 @@ impl Owner {
         }
     }
 
-    /// Swaps in the handler that a callback set. `true` if the new one should look at once.
-    fn replace_session(&mut self, shared: &Arc<Shared>) -> Result<bool, CloseReason> {
-        let Some(next) = self.conn.next_session.take() else {
-            return Ok(false);
-        };
-        shared.set_hooks(next.hooks());
-        if let Some(old) = self.session.replace(next) {
-            self.past.push(old);
+    /// Puts in place what a callback asked for: a new handler, or another owner.
+    fn after_callback(&mut self, shared: &Arc<Shared>) -> Result<After, CloseReason> {
+        let mut after = After::Same;
+        loop {
+            if self.conn.is_taken() {
+                return Ok(After::Taken);
+            }
+            let Some(next) = self.conn.next_session.take() else {
+                return Ok(after);
+            };
+            after = After::Replaced;
+            shared.set_hooks(next.hooks());
+            if let Some(old) = self.session.replace(next) {
+                self.past.push(old);
+            }
+            self.connected = false;
+            self.connect(shared)?;
         }
-        self.connected = false;
-        self.connect(shared)?;
-        Ok(true)
+    }
+
+    /// A callback gave the connection to the user: its sessions wait for the end, and if that
+    /// has come already it is due now.
+    fn hand_over(mut self: Box<Self>, shared: &Arc<Shared>) {
+        let connected = std::mem::take(&mut self.connected);
+        let mut sessions = std::mem::take(&mut self.past);
+        sessions.extend(self.session.take().filter(|_| connected));
+        shared.set_hooks(None);
+        shared.ending.lock().park(sessions);
+        if shared.word.clear(BUSY) & GONE != 0 {
+            let reason = shared.ending.lock().decide(CloseReason::Local);
+            conclude(shared, self, reason);
+        }
     }
 
     /// Runs one callback. An error or a panic is the reason the connection ends.

@@ -2,12 +2,14 @@
 
 use super::{
     Connection,
-    close::{conclude, finish},
+    close::conclude,
     handle::ConnectionHandle,
     operator::ConnectionOperator,
     process::Owner,
     shared::Shared,
-    state::{ATTEND, BROKEN, CLOSE, CLOSED, CONNECTED, DRAIN, OWNED, READABLE, RUNNING, WRITABLE},
+    state::{
+        ATTEND, BROKEN, BUSY, CLOSE, CLOSED, CONNECTED, DRAIN, OWNED, READABLE, RUNNING, WRITABLE,
+    },
 };
 use crate::{
     context::Context,
@@ -121,6 +123,28 @@ pub(crate) fn attach(
     Ok(handle)
 }
 
+/// Takes a connection out of its handler while a callback has it.
+pub(crate) fn take(conn: &mut Connection) -> io::Result<Connection> {
+    let shared = Arc::clone(&conn.rx.shared);
+    if shared.word.ended() {
+        return Err(shared.closed_error());
+    }
+    let owned = shared.word.has(OWNED);
+    let Some(registration) = shared.registration().filter(|_| !owned) else {
+        let text = "take works in on_connect and on_request: it ends the handler's turn";
+        return Err(Error::Unsupported(text).into());
+    };
+    registration.set_interest(Interest::HANGUP)?;
+    shared.word.set(OWNED | BUSY);
+    let mut taken = Connection::new(&shared, &conn.guard.socket);
+    std::mem::swap(&mut taken.rx, &mut conn.rx);
+    std::mem::swap(&mut taken.tx, &mut conn.tx);
+    conn.guard.spent = true;
+    conn.rx.spend();
+    conn.tx.spend();
+    Ok(taken)
+}
+
 /// Takes the descriptor out.
 pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> {
     let shared = Arc::clone(&conn.rx.shared);
@@ -131,29 +155,22 @@ pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> 
     }
     let fd = conn.rx.socket.as_fd().try_clone_to_owned()?;
     let rest = conn.rx.take();
-    finish(
-        &shared,
-        Box::new(Owner::new(conn, None)),
-        CloseReason::Local,
-    );
+    // Without its socket the connection ends and leaves the descriptor's state alone.
     shared.drop_socket();
-    match shared.registration() {
-        Some(registration) => registration.detach(),
-        None => shared.context.connections.remove(&shared),
-    }
-    shared.context.ended(&shared);
+    drop(conn);
     Ok((fd, rest))
 }
 
 /// The user let go of a connection of its own: a graceful close.
-pub(crate) fn abandon(shared: &Arc<Shared>) {
+pub(crate) fn abandon(shared: &Arc<Shared>, socket: &Arc<Socket>) {
     if shared.word.load() & (OWNED | CLOSED) != OWNED {
         return;
     }
-    let Some(socket) = shared.socket() else {
+    shared.ending.lock().decide(CloseReason::Local);
+    if !shared.word.let_go() {
         return;
-    };
-    let owner = Box::new(Owner::new(Connection::new(shared, &socket), None));
+    }
+    let owner = Box::new(Owner::new(Connection::new(shared, socket), None));
     let reason = shared.ending.lock().decide(CloseReason::Local);
     shared.word.set(CLOSE);
     if shared.outbox.queued() == 0 || shared.word.has(BROKEN | super::state::ABORT) {

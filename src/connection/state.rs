@@ -69,6 +69,11 @@ pub(crate) const WROTE: u32 = 1 << 18;
 /// The user holds the connection; the poller must not read for it.
 pub(crate) const OWNED: u32 = 1 << 19;
 
+/// The callback that gave the connection to the user has not returned yet.
+pub(crate) const BUSY: u32 = 1 << 20;
+/// The user let go of the connection while that callback was still running.
+pub(crate) const GONE: u32 = 1 << 21;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 
@@ -164,6 +169,17 @@ impl Word {
         done.is_ok() && taken
     }
 
+    /// The user lets go. `false`: a callback is still running and ends the connection when it
+    /// returns.
+    pub(crate) fn let_go(&self) -> bool {
+        let mut busy = false;
+        let _ = self.update(|bits| {
+            busy = bits & BUSY != 0;
+            busy.then_some(bits | GONE)
+        });
+        !busy
+    }
+
     pub(crate) fn ended(&self) -> bool {
         self.has(ENDED)
     }
@@ -202,7 +218,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 20] = [
+        const NAMES: [&str; 22] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -223,6 +239,8 @@ impl fmt::Debug for Word {
             "WRITE_WAIT",
             "WROTE",
             "OWNED",
+            "BUSY",
+            "GONE",
         ];
         let bits = self.load();
         let names = NAMES

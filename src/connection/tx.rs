@@ -26,6 +26,8 @@ pub(crate) struct Tx {
     pub(super) buffer: Option<Box<LinkBuffer>>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) deadline: Option<Instant>,
+    /// The connection was taken out of the value this belongs to.
+    spent: bool,
 }
 
 impl Tx {
@@ -37,12 +39,13 @@ impl Tx {
             buffer: None,
             timeout,
             deadline: None,
+            spent: false,
         }
     }
 
     /// The output buffer, if the connection may still write.
     pub(crate) fn buffer(&mut self) -> io::Result<&mut LinkBuffer> {
-        self.shared.check_writable()?;
+        self.check()?;
         Ok(self.buffer.get_or_insert_with(spare::output))
     }
 
@@ -77,7 +80,7 @@ impl Tx {
 
     /// `None` when the kernel has everything, otherwise what to wait for.
     fn submit(&mut self) -> io::Result<Option<Mark>> {
-        self.shared.check_writable()?;
+        self.check()?;
         let Some(buffer) = self.buffer.as_mut() else {
             return Ok(None);
         };
@@ -88,6 +91,21 @@ impl Tx {
         let deadline = self.deadline;
         self.shared
             .submit(&self.socket, buffer, deadline, self.timeout)
+    }
+
+    /// Nothing can be written through this value any more.
+    pub(crate) fn spend(&mut self) {
+        self.spent = true;
+    }
+
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.spent {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the connection was taken: use the value that `take` returned",
+            ));
+        }
+        self.shared.check_writable()
     }
 
     /// Gives an empty buffer back to the thread.

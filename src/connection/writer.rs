@@ -6,8 +6,7 @@ use std::io::{self, IoSlice};
 impl Tx {
     /// One vectored send of foreign slices, in order behind what was written before.
     pub(crate) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let shared = &self.shared;
-        shared.check_writable()?;
+        self.check()?;
         let len: usize = slices.iter().map(|slice| slice.len()).sum();
         let mut done = 0;
         if self
