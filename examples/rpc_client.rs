@@ -231,8 +231,12 @@ impl Handler for Caller {
             let Some(answer) = conn.try_next(4 + len)? else { break };
             let wrong = run.check(&answer[4..], flow.next_answer);
             run.wrong_bytes.fetch_add(wrong, Ordering::Relaxed);
+            let called = if flow.next_answer < run.depth as u64 {
+                run.started()
+            } else {
+                flow.sent.pop_front().expect("one instant for each call in flight")
+            };
             flow.next_answer += 1;
-            let called = flow.sent.pop_front().unwrap_or_else(|| run.started());
             if in_time {
                 flow.latencies.push(now.duration_since(called).as_nanos() as u64);
                 run.encode(conn, flow.next_call)?;
