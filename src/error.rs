@@ -371,8 +371,6 @@ impl std::error::Error for Context {
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error as _;
-
     use super::*;
 
     fn all() -> Vec<Error> {

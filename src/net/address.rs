@@ -304,6 +304,9 @@ fn parse_tcp(text: &str) -> Result<Address, InvalidAddress> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(Address::Ip(address));
     }
+    if text.starts_with('[') && text.ends_with(']') {
+        return Err(InvalidAddress::NoPort);
+    }
     let (host, port) = text.rsplit_once(':').ok_or(InvalidAddress::NoPort)?;
     let bracketed = host
         .strip_prefix('[')
@@ -311,9 +314,6 @@ fn parse_tcp(text: &str) -> Result<Address, InvalidAddress> {
     if bracketed.is_none() && host.contains(':') {
         // Several colons: an address without brackets, or one without a port.
         return Err(InvalidAddress::BadBrackets);
-    }
-    if text.starts_with('[') && text.ends_with(']') {
-        return Err(InvalidAddress::NoPort);
     }
     if port.is_empty() {
         return Err(InvalidAddress::NoPort);
@@ -381,3 +381,252 @@ fn check_length(bytes: &[u8]) -> Result<(), InvalidAddress> {
 /// zero at the end of a path, or at the start of an abstract name.
 pub(super) const MAX_PATH: usize =
     size_of::<libc::sockaddr_un>() - mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    fn parsed(text: &str) -> Address {
+        text.parse().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn reason(text: &str) -> InvalidAddress {
+        match text.parse::<Address>() {
+            Ok(address) => panic!("{text:?} became {address:?}"),
+            Err(error) => {
+                assert_eq!(error.text(), text);
+                error.reason()
+            }
+        }
+    }
+
+    fn host(name: &str, port: u16) -> Address {
+        Address::Host(name.into(), port)
+    }
+
+    #[test]
+    fn texts_parse_to_addresses_and_back() {
+        let table = [
+            ("127.0.0.1:80", Address::from(([127, 0, 0, 1], 80))),
+            ("0.0.0.0:0", Address::from(([0, 0, 0, 0], 0))),
+            (
+                "[::1]:80",
+                Address::from((std::net::Ipv6Addr::LOCALHOST, 80)),
+            ),
+            ("localhost:80", host("localhost", 80)),
+            ("a.b-c_d.example:65535", host("a.b-c_d.example", 65535)),
+            ("tcp:unix:80", host("unix", 80)),
+            ("tcp:tcp:80", host("tcp", 80)),
+            ("[fe80::1%eth0]:80", host("fe80::1%eth0", 80)),
+            ("unix:/run/x.sock", Address::Unix("/run/x.sock".into())),
+            ("unix:x.sock", Address::Unix("x.sock".into())),
+            (
+                "unix:with:colons:80",
+                Address::Unix("with:colons:80".into()),
+            ),
+            ("unix:@name", Address::Abstract((*b"name").into())),
+        ];
+        for (text, address) in table {
+            assert_eq!(parsed(text), address, "{text}");
+            assert_eq!(address.to_string(), text);
+            assert_eq!(Address::try_from(text).unwrap(), address);
+            assert_eq!(Address::try_from(text.to_owned()).unwrap(), address);
+        }
+    }
+
+    #[test]
+    fn a_prefix_for_tcp_is_taken() {
+        assert_eq!(parsed("tcp:127.0.0.1:80"), parsed("127.0.0.1:80"));
+        assert_eq!(parsed("tcp:[::1]:80"), parsed("[::1]:80"));
+        assert_eq!(parsed("tcp:localhost:80"), parsed("localhost:80"));
+    }
+
+    #[test]
+    fn a_zone_by_number_is_kept_to_the_system() {
+        let address = parsed("[fe80::1%7]:80");
+        let Address::Ip(SocketAddr::V6(v6)) = address else {
+            panic!("{address:?}");
+        };
+        assert_eq!(v6.scope_id(), 7);
+        let system = address.to_system().unwrap().unwrap();
+        assert_eq!(system.as_socket_ipv6().unwrap().scope_id(), 7);
+        assert_eq!(Address::from_system(&system), address);
+        assert_eq!(parsed(&address.to_string()), address);
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let table = [
+            ("", InvalidAddress::Empty),
+            ("tcp:", InvalidAddress::NoPort),
+            ("localhost", InvalidAddress::NoPort),
+            ("tcp:localhost", InvalidAddress::NoPort),
+            ("localhost:", InvalidAddress::NoPort),
+            ("[::1]", InvalidAddress::NoPort),
+            ("127.0.0.1", InvalidAddress::NoPort),
+            ("localhost:65536", InvalidAddress::BadPort),
+            ("localhost:http", InvalidAddress::BadPort),
+            ("localhost:-1", InvalidAddress::BadPort),
+            ("localhost:+1", InvalidAddress::BadPort),
+            ("127.0.0.1:99999", InvalidAddress::BadPort),
+            (":80", InvalidAddress::NoHost),
+            ("local host:80", InvalidAddress::BadHost),
+            ("user@host:80", InvalidAddress::BadHost),
+            ("a/b:80", InvalidAddress::BadHost),
+            ("a\0b:80", InvalidAddress::BadHost),
+            ("::1:80", InvalidAddress::BadBrackets),
+            ("http://host:80", InvalidAddress::BadBrackets),
+            ("[localhost]:80", InvalidAddress::BadBrackets),
+            ("[fe80::1%]:80", InvalidAddress::BadBrackets),
+            ("[x%eth0]:80", InvalidAddress::BadBrackets),
+            ("unix:", InvalidAddress::Empty),
+            ("unix:@", InvalidAddress::Empty),
+            ("unix:/a\0b", InvalidAddress::ZeroInPath),
+        ];
+        for (text, why) in table {
+            assert_eq!(reason(text), why, "{text:?}");
+        }
+        let long = format!("{}:80", "x".repeat(256));
+        assert_eq!(reason(&long), InvalidAddress::BadHost);
+    }
+
+    #[test]
+    fn a_parse_error_is_invalid_input_and_names_the_text() {
+        let error = io::Error::from("nowhere".parse::<Address>().unwrap_err());
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            Error::from_io(&error),
+            Some(Error::InvalidAddress(InvalidAddress::NoPort))
+        );
+        assert!(error.to_string().contains("\"nowhere\""), "{error}");
+    }
+
+    #[test]
+    fn the_longest_path_fits_and_one_more_does_not() {
+        let too_long = InvalidAddress::PathTooLong { limit: MAX_PATH };
+        assert_eq!(MAX_PATH, if cfg!(target_os = "linux") { 107 } else { 103 });
+        let longest = "x".repeat(MAX_PATH);
+        let address = parsed(&format!("unix:{longest}"));
+        let system = address.to_system().unwrap().unwrap();
+        assert_eq!(Address::from_system(&system), address);
+        assert_eq!(reason(&format!("unix:{longest}x")), too_long);
+        assert_eq!(reason(&format!("unix:@{longest}x")), too_long);
+
+        // Built from a path it is found out when it is used, and not truncated.
+        let address = Address::from(PathBuf::from(format!("{longest}x")));
+        let error = address.to_system().unwrap_err();
+        assert_eq!(
+            Error::from_io(&error),
+            Some(Error::InvalidAddress(too_long))
+        );
+        assert!(error.to_string().contains(&longest), "{error}");
+    }
+
+    #[test]
+    fn the_system_gets_and_returns_every_kind() {
+        for text in [
+            "127.0.0.1:80",
+            "[::1]:80",
+            "unix:/tmp/x",
+            "unix:x",
+            "unix:@name",
+        ] {
+            let address = parsed(text);
+            let system = address.to_system().unwrap().unwrap();
+            assert_eq!(Address::from_system(&system), address, "{text}");
+        }
+        let longest = Address::Abstract(vec![b'x'; MAX_PATH].into());
+        let system = longest.to_system().unwrap().unwrap();
+        assert_eq!(Address::from_system(&system), longest);
+        let zeros = Address::Abstract([0, 1, 0, 255].into());
+        let system = zeros.to_system().unwrap().unwrap();
+        assert_eq!(Address::from_system(&system), zeros);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_an_error_of_its_own() {
+        assert!(host("localhost", 1).to_system().unwrap().is_none());
+        for (address, why) in [
+            (Address::Unnamed, InvalidAddress::Unnamed),
+            (Address::Unix("".into()), InvalidAddress::Empty),
+            (Address::Unix("a\0b".into()), InvalidAddress::ZeroInPath),
+            (Address::Abstract([].into()), InvalidAddress::Empty),
+        ] {
+            let error = address.to_system().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(Error::from_io(&error), Some(Error::InvalidAddress(why)));
+        }
+    }
+
+    #[test]
+    fn display_never_shows_one_kind_as_another() {
+        let path = Address::Unix("@name".into());
+        assert_eq!(path.to_string(), "unix:./@name");
+        assert!(matches!(parsed("unix:./@name"), Address::Unix(_)));
+        let odd = Address::Abstract([b'a', 0, 0xff].into());
+        assert_eq!(odd.to_string(), r"unix:@a\x00\xff");
+        assert_eq!(Address::Unnamed.to_string(), "unix:(unnamed)");
+    }
+
+    #[test]
+    fn conversions_keep_the_address() {
+        let v4: SocketAddrV4 = "127.0.0.1:1".parse().unwrap();
+        let v6: SocketAddrV6 = "[::1]:1".parse().unwrap();
+        assert_eq!(Address::from(v4), parsed("127.0.0.1:1"));
+        assert_eq!(Address::from(v6), parsed("[::1]:1"));
+        assert_eq!(Address::from(SocketAddr::V4(v4)), Address::from(v4));
+        let path = Path::new("/tmp/x");
+        assert_eq!(Address::from(path), parsed("unix:/tmp/x"));
+        assert_eq!(Address::from(path.to_owned()), Address::from(path));
+        let unix = std::os::unix::net::SocketAddr::from_pathname(path).unwrap();
+        assert_eq!(Address::from(unix), Address::from(path));
+        let address = Address::from(path);
+        assert_eq!(Address::from(&address), address);
+        let unnamed = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        assert_eq!(
+            Address::from(unnamed.local_addr().unwrap()),
+            Address::Unnamed
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_abstract_name_of_std_is_kept() {
+        use std::os::linux::net::SocketAddrExt;
+        let name = std::os::unix::net::SocketAddr::from_abstract_name(b"x\0y").unwrap();
+        assert_eq!(Address::from(name), Address::Abstract((*b"x\0y").into()));
+    }
+
+    #[test]
+    fn parts_can_be_asked_for() {
+        let ip = parsed("127.0.0.1:80");
+        assert_eq!(ip.as_socket_addr(), Some("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(
+            (ip.port(), ip.as_path(), ip.is_unix()),
+            (Some(80), None, false)
+        );
+        let name = host("h", 81);
+        assert_eq!((name.port(), name.as_socket_addr()), (Some(81), None));
+        let unix = parsed("unix:/x");
+        assert_eq!((unix.port(), unix.as_path()), (None, Some(Path::new("/x"))));
+        assert!(unix.is_unix() && Address::Unnamed.is_unix() && parsed("unix:@x").is_unix());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_what_it_takes_prints_as_itself(text in "\\PC{0,40}") {
+            if let Ok(address @ (Address::Ip(_) | Address::Host(..))) = text.parse() {
+                prop_assert_eq!(parsed(&address.to_string()), address);
+            }
+        }
+
+        #[test]
+        fn nearly_valid_text_too(text in "(tcp:|unix:|)[a-z0-9.:%@\\[\\]/]{0,20}:?[0-9]{0,6}") {
+            if let Ok(address @ (Address::Ip(_) | Address::Host(..))) = text.parse() {
+                prop_assert_eq!(parsed(&address.to_string()), address);
+            }
+        }
+    }
+}

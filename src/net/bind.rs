@@ -203,3 +203,307 @@ impl Default for ListenOptions {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{SocketAddr, TcpListener, TcpStream},
+        os::unix::net::{UnixListener, UnixStream},
+    };
+
+    use super::super::testing::{TempDir, failure, has_ipv6};
+    use super::*;
+    use crate::error::{Error, InvalidAddress};
+
+    fn tcp(listener: &Listener) -> SocketAddr {
+        listener.local_addr().unwrap().as_socket_addr().unwrap()
+    }
+
+    fn local() -> Address {
+        Address::from(([127, 0, 0, 1], 0))
+    }
+
+    #[test]
+    fn a_port_in_use_is_an_error_with_the_address() {
+        let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = theirs.local_addr().unwrap();
+        let error = failure(Listener::bind(address));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+
+    #[test]
+    fn an_address_of_another_host_is_an_error_with_the_address() {
+        // From the range for documentation: nobody's.
+        let error = failure(Listener::bind(([192, 0, 2, 1], 80)));
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+        assert!(error.to_string().contains("192.0.2.1:80"), "{error}");
+    }
+
+    #[test]
+    fn a_host_name_is_resolved() {
+        let listener = Listener::bind("localhost:0".parse::<Address>().unwrap()).unwrap();
+        let address = tcp(&listener);
+        assert!(address.ip().is_loopback());
+        TcpStream::connect(address).unwrap();
+
+        let name = Address::Host("localhost".into(), address.port());
+        // Each address of the name may be tried, but the one in use is not to be had.
+        if let Ok(other) = Listener::bind(&name) {
+            assert_ne!(tcp(&other), address);
+        }
+    }
+
+    #[test]
+    fn a_host_of_which_no_address_can_be_had_is_an_error() {
+        let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = theirs.local_addr().unwrap().port();
+        let error = failure(Listener::bind(Address::Host("127.0.0.1".into(), port)));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(
+            error.to_string().contains(&format!("127.0.0.1:{port}")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_port_of_closed_connections_can_be_listened_on() {
+        let listener = Listener::bind(local()).unwrap();
+        let address = tcp(&listener);
+        let theirs = TcpStream::connect(address).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        // This side closes first, so the port stays occupied for a minute.
+        drop((listener, socket));
+        drop(theirs);
+        let error = failure(Listener::builder().reuse_address(false).bind(address));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        Listener::bind(address).unwrap();
+    }
+
+    #[test]
+    fn a_port_is_shared_if_all_listeners_say_so() {
+        let one = Listener::builder().reuse_port(true).bind(local()).unwrap();
+        let two = Listener::builder()
+            .reuse_port(true)
+            .bind(tcp(&one))
+            .unwrap();
+        assert_eq!(tcp(&one), tcp(&two));
+        let error = failure(Listener::bind(tcp(&one)));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn ipv6_can_leave_ipv4_alone() {
+        if !has_ipv6() {
+            return;
+        }
+        let any6: SocketAddr = "[::]:0".parse().unwrap();
+        let six = Listener::builder().v6_only(true).bind(any6).unwrap();
+        let port = tcp(&six).port();
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+        let both = Listener::builder().v6_only(false).bind(any6).unwrap();
+        TcpStream::connect(("127.0.0.1", tcp(&both).port())).unwrap();
+        let (_, peer) = both.accept().unwrap();
+        assert!(matches!(peer, Address::Ip(SocketAddr::V6(_))), "{peer}");
+    }
+
+    #[test]
+    fn any_backlog_is_taken() {
+        for backlog in [0, 1, u32::MAX] {
+            let listener = Listener::builder().backlog(backlog).bind(local()).unwrap();
+            let _theirs = TcpStream::connect(tcp(&listener)).unwrap();
+            listener.accept().unwrap();
+        }
+    }
+
+    #[test]
+    fn options_for_connections_are_set_before_they_come() {
+        let options = SocketOptions::new().recv_buffer(50_000);
+        let listener = Listener::builder().socket(options).bind(local()).unwrap();
+        let _theirs = TcpStream::connect(tcp(&listener)).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        assert!(SockRef::from(&socket).recv_buffer_size().unwrap() >= 50_000);
+    }
+
+    #[test]
+    fn a_unix_path_gets_its_mode_and_goes_with_the_listener() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let listener = Listener::builder()
+            .mode(0o600)
+            .bind(path.as_path())
+            .unwrap();
+        assert_eq!(
+            listener.local_addr().unwrap(),
+            Address::from(path.as_path())
+        );
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_live_server_keeps_its_path() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let live = UnixListener::bind(&path).unwrap();
+        let error = failure(Listener::bind(path.as_path()));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+        // The probe is in the queue first.
+        UnixStream::connect(&path).unwrap();
+        live.accept().unwrap();
+    }
+
+    #[test]
+    fn a_live_server_with_a_full_queue_keeps_its_path() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let live = Listener::builder().backlog(0).bind(path.as_path()).unwrap();
+        let address = SockAddr::unix(&path).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let socket = new_socket(Domain::UNIX).unwrap();
+            match socket.connect(&address) {
+                Ok(()) => waiting.push(socket),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    break;
+                }
+            }
+        }
+        let error = failure(Listener::bind(path.as_path()));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+        for _ in waiting {
+            live.accept().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_path_left_behind_is_taken_over_unless_that_is_off() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let keep = Listener::builder().replace_stale(false);
+        let error = failure(keep.bind(path.as_path()));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+        let listener = Listener::bind(path.as_path()).unwrap();
+        UnixStream::connect(&path).unwrap();
+        listener.accept().unwrap();
+        drop(listener);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_socket_is_never_removed() {
+        let dir = TempDir::new();
+        let file = dir.join("file");
+        fs::write(&file, "precious").unwrap();
+        let sub = dir.join("dir");
+        fs::create_dir(&sub).unwrap();
+        let link = dir.join("link");
+        let stale = dir.join("stale");
+        drop(UnixListener::bind(&stale).unwrap());
+        std::os::unix::fs::symlink(&stale, &link).unwrap();
+        for path in [&file, &sub, &link] {
+            let error = failure(Listener::bind(path.as_path()));
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        assert!(sub.is_dir() && stale.exists());
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_made_is_an_error() {
+        let dir = TempDir::new();
+        let path = dir.join("missing").join("s");
+        let error = failure(Listener::bind(path));
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let long = dir.join(&"x".repeat(120));
+        let error = failure(Listener::bind(long));
+        assert!(matches!(
+            Error::from_io(&error),
+            Some(Error::InvalidAddress(InvalidAddress::PathTooLong { .. }))
+        ));
+        let error = failure(Listener::bind(Address::Unnamed));
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_abstract_name_is_free_once_its_listener_is_gone() {
+        let name = format!("netpoll-test-{}", std::process::id());
+        let address = Address::Abstract(name.into_bytes().into());
+        let listener = Listener::bind(&address).unwrap();
+        assert_eq!(listener.local_addr().unwrap(), address);
+        let error = failure(Listener::bind(&address));
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        Listener::bind(&address).unwrap();
+    }
+
+    #[cfg(feature = "fault-injection")]
+    mod faults {
+        use super::*;
+        use crate::fault::{Fault, Plan};
+
+        #[test]
+        fn no_step_that_fails_leaves_a_file_behind() {
+            let dir = TempDir::new();
+            let path = dir.join("s");
+            for call in [Call::Socket, Call::Bind, Call::SetOption, Call::Listen] {
+                let plan = Plan::new(0)
+                    .every(call, 1, Fault::Errno(libc::ENOMEM))
+                    .this_thread()
+                    .install();
+                let options = SocketOptions::new().send_buffer(1 << 16);
+                let error = failure(Listener::builder().socket(options).bind(path.as_path()));
+                assert_eq!(error.kind(), io::ErrorKind::OutOfMemory, "{call:?}");
+                assert_eq!(plan.hits(call), 1);
+                assert!(!path.exists(), "{call:?}");
+            }
+        }
+
+        #[test]
+        fn a_probe_that_fails_for_another_reason_removes_nothing() {
+            let dir = TempDir::new();
+            let path = dir.join("s");
+            drop(UnixListener::bind(&path).unwrap());
+            for errno in [libc::EACCES, libc::EAGAIN, libc::ENOMEM] {
+                let _plan = Plan::new(0)
+                    .every(Call::Connect, 1, Fault::Errno(errno))
+                    .this_thread()
+                    .install();
+                let error = failure(Listener::bind(path.as_path()));
+                assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+                assert!(path.exists());
+            }
+        }
+
+        #[test]
+        fn a_server_that_starts_between_the_probes_keeps_its_path() {
+            let dir = TempDir::new();
+            let path = dir.join("s");
+            let _live = UnixListener::bind(&path).unwrap();
+            // As between `bind` and `listen`.
+            let plan = Plan::new(0)
+                .from(Call::Connect, 1, 1, Fault::Errno(libc::ECONNREFUSED))
+                .this_thread()
+                .install();
+            let error = failure(Listener::bind(path.as_path()));
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            assert_eq!(plan.calls(Call::Connect), 2);
+            assert!(path.exists());
+        }
+    }
+}

@@ -212,3 +212,174 @@ fn check_listens(socket: &SockRef<'_>) -> io::Result<()> {
 fn check_listens(_: &SockRef<'_>) -> io::Result<()> {
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{TcpStream, UdpSocket},
+        os::unix::net::UnixStream,
+    };
+
+    use super::super::testing::{TempDir, failure, is_prepared, wait_readable};
+    use super::*;
+
+    fn local() -> Address {
+        Address::from(([127, 0, 0, 1], 0))
+    }
+
+    fn connect(listener: &Listener) -> TcpStream {
+        let address = listener.local_addr().unwrap().as_socket_addr().unwrap();
+        TcpStream::connect(address).unwrap()
+    }
+
+    /// Exchanges a byte in each direction.
+    fn works(socket: &Socket, theirs: &mut (impl Read + Write)) {
+        theirs.write_all(b"q").unwrap();
+        wait_readable(socket);
+        assert_eq!(socket.recv(&mut [0; 4]).unwrap(), 1);
+        assert_eq!(socket.send(b"a").unwrap(), 1);
+        assert_eq!(theirs.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn accepts_with_the_peers_address_and_never_waits() {
+        let listener = Listener::bind(local()).unwrap();
+        assert!(is_prepared(&listener));
+        let error = failure(listener.accept());
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let mut theirs = connect(&listener);
+        let (socket, peer) = listener.accept().unwrap();
+        assert!(is_prepared(&socket) && socket.is_tcp());
+        assert_eq!(peer, Address::Ip(theirs.local_addr().unwrap()));
+        works(&socket, &mut theirs);
+    }
+
+    #[test]
+    fn accepts_on_unix_sockets() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let listener = Listener::bind(path.as_path()).unwrap();
+        let mut theirs = UnixStream::connect(&path).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        assert!(is_prepared(&socket) && !socket.is_tcp());
+        assert_eq!(peer, Address::Unnamed);
+        works(&socket, &mut theirs);
+    }
+
+    #[test]
+    fn a_listener_of_std_becomes_non_blocking() {
+        let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Ip(theirs.local_addr().unwrap());
+        let listener = Listener::from(theirs);
+        assert!(is_prepared(&listener));
+        assert_eq!(listener.local_addr().unwrap(), address);
+        assert_eq!(failure(listener.accept()).kind(), io::ErrorKind::WouldBlock);
+        let mut theirs = connect(&listener);
+        works(&listener.accept().unwrap().0, &mut theirs);
+    }
+
+    #[test]
+    fn a_unix_listener_of_std_keeps_its_file() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let listener = Listener::from(UnixListener::bind(&path).unwrap());
+        assert!(is_prepared(&listener));
+        let mut theirs = UnixStream::connect(&path).unwrap();
+        works(&listener.accept().unwrap().0, &mut theirs);
+        drop(listener);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_descriptor_is_taken_and_given() {
+        let listener = Listener::bind(local()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let fd = OwnedFd::from(listener);
+        let listener = Listener::try_from(fd).unwrap();
+        assert_eq!(listener.local_addr().unwrap(), address);
+        let mut theirs = connect(&listener);
+        works(&listener.accept().unwrap().0, &mut theirs);
+    }
+
+    #[test]
+    fn a_unix_descriptor_goes_without_its_file() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let fd = OwnedFd::from(Listener::bind(path.as_path()).unwrap());
+        let listener = Listener::try_from(fd).unwrap();
+        let mut theirs = UnixStream::connect(&path).unwrap();
+        works(&listener.accept().unwrap().0, &mut theirs);
+        drop(listener);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn what_does_not_listen_is_refused() {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (stream, _other) = UnixStream::pair().unwrap();
+        for fd in [OwnedFd::from(udp), stream.into()] {
+            let error = failure(Listener::try_from(fd));
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_where_it_listens() {
+        let listener = Listener::bind(local()).unwrap();
+        let port = listener.local_addr().unwrap().port().unwrap();
+        assert!(format!("{listener:?}").contains(&port.to_string()));
+    }
+
+    #[cfg(feature = "fault-injection")]
+    mod faults {
+        use super::super::super::accept_error::{AcceptAction, classify};
+        use super::*;
+        use crate::fault::{Fault, Plan};
+
+        #[test]
+        fn signals_do_not_end_an_accept() {
+            let listener = Listener::bind(local()).unwrap();
+            let _theirs = connect(&listener);
+            let plan = Plan::new(0)
+                .from(Call::Accept, 1, 3, Fault::Errno(libc::EINTR))
+                .this_thread()
+                .install();
+            listener.accept().unwrap();
+            assert_eq!((plan.calls(Call::Accept), plan.hits(Call::Accept)), (4, 3));
+        }
+
+        #[test]
+        fn errors_come_bare_so_that_they_can_be_looked_up() {
+            let listener = Listener::bind(local()).unwrap();
+            let mut theirs = connect(&listener);
+            let plan = Plan::new(0)
+                .from(Call::Accept, 1, 1, Fault::Errno(libc::EMFILE))
+                .from(Call::Accept, 2, 1, Fault::Errno(libc::ECONNABORTED))
+                .this_thread()
+                .install();
+            let action = classify(&failure(listener.accept()));
+            assert!(matches!(action, AcceptAction::Pause(_)));
+            assert_eq!(classify(&failure(listener.accept())), AcceptAction::Skip);
+            let (socket, _) = listener.accept().unwrap();
+            // One call per connection: nothing is asked and nothing is set.
+            assert_eq!(plan.calls(Call::Accept), 3);
+            assert_eq!(plan.calls(Call::Name) + plan.calls(Call::SetOption), 0);
+            drop(plan);
+            works(&socket, &mut theirs);
+        }
+
+        #[test]
+        fn a_listener_that_could_not_be_prepared_is_so_later() {
+            let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
+            let plan = Plan::new(0)
+                .from(Call::SetOption, 1, 2, Fault::Errno(libc::EIO))
+                .this_thread()
+                .install();
+            let listener = Listener::from(theirs);
+            assert_eq!(failure(listener.accept()).raw_os_error(), Some(libc::EIO));
+            drop(plan);
+            assert_eq!(failure(listener.accept()).kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+}

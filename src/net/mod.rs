@@ -12,6 +12,8 @@ mod options;
 mod resolve;
 mod stream;
 mod syscall;
+#[cfg(test)]
+mod testing;
 mod unix_path;
 
 pub(crate) use accept_error::{AcceptAction, classify};

@@ -84,7 +84,8 @@ impl SocketOptions {
 
     /// Asks a silent peer whether it is still there: first after `idle`, then every `interval`,
     /// and gives up after `retries` unanswered questions. `SO_KEEPALIVE`, `TCP_KEEPIDLE`,
-    /// `TCP_KEEPINTVL`, `TCP_KEEPCNT`; whole seconds, at least one.
+    /// `TCP_KEEPINTVL`, `TCP_KEEPCNT`; whole seconds, at least one; from 1 to
+    /// 127 retries.
     ///
     /// A dead peer is noticed after `idle + interval * retries`. Output that is not acknowledged
     /// postpones the questions; [`user_timeout`](Self::user_timeout) covers that case.
@@ -194,10 +195,14 @@ impl SocketOptions {
 
     pub(super) fn apply_to(&self, socket: &SockRef<'_>, tcp: bool) -> io::Result<()> {
         if let Some(bytes) = self.recv_buffer {
-            set("SO_RCVBUF", || socket.set_recv_buffer_size(bytes))?;
+            set("SO_RCVBUF", || {
+                socket.set_recv_buffer_size(bytes.min(MAX_INT))
+            })?;
         }
         if let Some(bytes) = self.send_buffer {
-            set("SO_SNDBUF", || socket.set_send_buffer_size(bytes))?;
+            set("SO_SNDBUF", || {
+                socket.set_send_buffer_size(bytes.min(MAX_INT))
+            })?;
         }
         if !tcp {
             return Ok(());
@@ -209,7 +214,7 @@ impl SocketOptions {
             let parameters = TcpKeepalive::new()
                 .with_time(whole_seconds(keepalive.idle))
                 .with_interval(whole_seconds(keepalive.interval))
-                .with_retries(keepalive.retries);
+                .with_retries(keepalive.retries.clamp(1, 127));
             set("SO_KEEPALIVE", || socket.set_tcp_keepalive(&parameters))?;
         }
         self.apply_system_specific(socket)
@@ -218,6 +223,7 @@ impl SocketOptions {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn apply_system_specific(&self, socket: &SockRef<'_>) -> io::Result<()> {
         if let Some(timeout) = self.user_timeout {
+            let timeout = timeout.min(Duration::from_millis(MAX_INT as u64));
             set("TCP_USER_TIMEOUT", || {
                 socket.set_tcp_user_timeout(Some(timeout))
             })?;
@@ -267,9 +273,7 @@ fn set_congestion(_: &SockRef<'_>, _: &str) -> io::Result<()> {
 
 #[cfg(target_os = "linux")]
 fn set_busy_poll(socket: &SockRef<'_>, time: Duration) -> io::Result<()> {
-    // The system keeps a signed number.
-    let micros = time.as_micros().min(i32::MAX.unsigned_abs().into());
-    let micros = u32::try_from(micros).unwrap_or(u32::MAX);
+    let micros = time.as_micros().min(MAX_INT as u128) as u32;
     set("SO_BUSY_POLL", || socket.set_busy_poll(micros))
 }
 
@@ -288,4 +292,141 @@ fn whole_seconds(time: Duration) -> Duration {
     let round_up = u64::from(time.subsec_nanos() > 0);
     // The system keeps seconds as a signed number and takes 32767 at most.
     Duration::from_secs(time.as_secs().saturating_add(round_up).clamp(1, 32767))
+}
+
+/// Options are signed numbers to the system.
+const MAX_INT: usize = i32::MAX as usize;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::super::testing::{failure, tcp_pair, unix_pair};
+    use super::*;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn small_messages_are_not_kept_back_by_default() {
+        let (socket, _theirs) = tcp_pair();
+        assert!(!SockRef::from(&socket).tcp_nodelay().unwrap());
+        SocketOptions::new().apply(&socket).unwrap();
+        assert!(SockRef::from(&socket).tcp_nodelay().unwrap());
+        assert!(!SockRef::from(&socket).keepalive().unwrap());
+    }
+
+    #[test]
+    fn nodelay_can_be_left_off() {
+        let (socket, _theirs) = tcp_pair();
+        SocketOptions::new().nodelay(false).apply(&socket).unwrap();
+        assert!(!SockRef::from(&socket).tcp_nodelay().unwrap());
+    }
+
+    #[test]
+    fn every_option_arrives_at_the_socket() {
+        let (socket, _theirs) = tcp_pair();
+        SocketOptions::new()
+            .keepalive(seconds(61), seconds(7), 4)
+            .recv_buffer(40_000)
+            .send_buffer(50_000)
+            .apply(&socket)
+            .unwrap();
+        let system = SockRef::from(&socket);
+        assert!(system.keepalive().unwrap());
+        assert_eq!(system.tcp_keepalive_time().unwrap(), seconds(61));
+        assert_eq!(system.tcp_keepalive_interval().unwrap(), seconds(7));
+        assert_eq!(system.tcp_keepalive_retries().unwrap(), 4);
+        assert!(system.recv_buffer_size().unwrap() >= 40_000);
+        assert!(system.send_buffer_size().unwrap() >= 50_000);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn options_of_linux_arrive_too() {
+        let (socket, _theirs) = tcp_pair();
+        SocketOptions::new()
+            .user_timeout(Duration::from_millis(12_345))
+            .unsent_low_mark(16 << 10)
+            .congestion("reno")
+            .busy_poll(Duration::ZERO)
+            .apply(&socket)
+            .unwrap();
+        let system = SockRef::from(&socket);
+        assert_eq!(
+            system.tcp_user_timeout().unwrap(),
+            Some(Duration::from_millis(12_345))
+        );
+        assert_eq!(system.tcp_notsent_lowat().unwrap(), 16 << 10);
+        assert!(system.tcp_congestion().unwrap().starts_with(b"reno"));
+        assert_eq!(system.busy_poll().unwrap(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_failing_option_is_named() {
+        let (socket, _theirs) = tcp_pair();
+        let error = failure(SocketOptions::new().congestion("no such").apply(&socket));
+        assert!(error.to_string().contains("TCP_CONGESTION"), "{error}");
+        assert!(error.to_string().contains("no such"), "{error}");
+    }
+
+    #[test]
+    fn unix_sockets_pass_over_what_they_do_not_have() {
+        let (socket, _theirs) = unix_pair();
+        SocketOptions::new()
+            .keepalive(seconds(1), seconds(1), 1)
+            .user_timeout(seconds(1))
+            .congestion("no such")
+            .unsent_low_mark(1)
+            .busy_poll(seconds(1))
+            .send_buffer(70_000)
+            .apply(&socket)
+            .unwrap();
+        assert!(SockRef::from(&socket).send_buffer_size().unwrap() >= 70_000);
+    }
+
+    #[test]
+    fn accepted_sockets_have_what_the_listener_says_they_inherit() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let options = SocketOptions::new()
+            .keepalive(seconds(33), seconds(5), 2)
+            .send_buffer(60_000);
+        let inherited = options
+            .apply_inherited(&SockRef::from(&listener), true)
+            .unwrap();
+        assert_eq!(inherited, cfg!(target_os = "linux"));
+        if !inherited {
+            return;
+        }
+        let _theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let system = SockRef::from(&accepted);
+        assert!(system.tcp_nodelay().unwrap() && system.keepalive().unwrap());
+        assert_eq!(system.tcp_keepalive_time().unwrap(), seconds(33));
+        assert_eq!(system.tcp_keepalive_retries().unwrap(), 2);
+        assert!(system.send_buffer_size().unwrap() >= 60_000);
+    }
+
+    #[test]
+    fn seconds_are_rounded_up_and_kept_in_range() {
+        assert_eq!(whole_seconds(Duration::ZERO), seconds(1));
+        assert_eq!(whole_seconds(Duration::from_millis(1)), seconds(1));
+        assert_eq!(whole_seconds(Duration::from_millis(1500)), seconds(2));
+        assert_eq!(whole_seconds(seconds(9)), seconds(9));
+        assert_eq!(whole_seconds(Duration::MAX), seconds(32767));
+    }
+
+    #[test]
+    fn huge_values_are_no_error() {
+        let (socket, _theirs) = tcp_pair();
+        SocketOptions::new()
+            .keepalive(Duration::MAX, Duration::MAX, u32::MAX)
+            .user_timeout(Duration::MAX)
+            .recv_buffer(usize::MAX)
+            .send_buffer(usize::MAX)
+            .apply(&socket)
+            .unwrap();
+    }
 }

@@ -135,6 +135,10 @@ impl Socket {
     /// `WouldBlock` when the socket is full, or when the system is short of memory
     /// ([`is_shortage`] tells the two apart); else what the system reports.
     pub(crate) fn send_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let [buf] = bufs {
+            // `send(2)` has no list of pieces to copy and check.
+            return self.send(buf);
+        }
         let bufs = &bufs[..bufs.len().min(MAX_SLICES)];
         let total = bufs
             .iter()
@@ -197,11 +201,6 @@ impl Socket {
     /// Whether this is a TCP socket; else it is a unix one.
     pub(crate) const fn is_tcp(&self) -> bool {
         self.tcp
-    }
-
-    /// Gives the descriptor away; it stays non-blocking.
-    pub(crate) fn into_fd(self) -> OwnedFd {
-        self.fd
     }
 
     pub(super) fn raw_peer(&self) -> io::Result<SockAddr> {
@@ -326,3 +325,437 @@ const SHORTAGE_TRIES: u32 = 4;
 const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 #[cfg(target_vendor = "apple")]
 const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, UdpSocket},
+        os::unix::net::{UnixDatagram, UnixStream},
+        process::Command,
+    };
+
+    use super::super::testing::{failure, far, is_prepared, tcp_pair, unix_pair, wait_readable};
+    use super::*;
+
+    #[test]
+    fn sockets_go_between_threads() {
+        fn shared<T: Send + Sync + 'static>() {}
+        shared::<Socket>();
+    }
+
+    #[test]
+    fn a_foreign_descriptor_becomes_non_blocking_and_close_on_exec() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let fd: OwnedFd = ours.into();
+        assert!(!is_prepared(&fd));
+        let socket = Socket::from_fd(fd).unwrap();
+        assert!(is_prepared(&socket) && !socket.is_tcp());
+        let (socket, _theirs) = tcp_pair();
+        assert!(is_prepared(&socket) && socket.is_tcp());
+    }
+
+    #[test]
+    fn only_stream_sockets_are_taken() {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let datagram = UnixDatagram::unbound().unwrap();
+        let (pipe, _other) = io::pipe().unwrap();
+        for fd in [OwnedFd::from(udp), datagram.into()] {
+            let error = failure(Socket::from_fd(fd));
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        }
+        let error = failure(Socket::from_fd(pipe.into()));
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK));
+    }
+
+    #[test]
+    fn recv_into_appends_and_tells_empty_end_and_no_room_apart() {
+        let (socket, mut theirs) = unix_pair();
+        let mut buf = BytesMut::with_capacity(64);
+        buf.extend_from_slice(b"kept ");
+        assert_eq!(
+            failure(socket.recv_into(&mut buf)).kind(),
+            io::ErrorKind::WouldBlock
+        );
+        theirs.write_all(b"hello").unwrap();
+        assert_eq!(socket.recv_into(&mut buf).unwrap(), 5);
+        assert_eq!(&buf[..], b"kept hello");
+        drop(theirs);
+        let mut full = BytesMut::new();
+        for _ in 0..2 {
+            let error = failure(socket.recv_into(&mut full));
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+        assert_eq!(socket.recv_into(&mut buf).unwrap(), 0);
+        assert_eq!(&buf[..], b"kept hello");
+    }
+
+    #[test]
+    fn recv_into_takes_no_more_than_there_is_room_for() {
+        let (socket, mut theirs) = unix_pair();
+        theirs.write_all(&[7; 300]).unwrap();
+        let mut buf = BytesMut::with_capacity(100);
+        let room = buf.capacity();
+        assert_eq!(socket.recv_into(&mut buf).unwrap(), room);
+        assert!(!Socket::emptied(room, room) && Socket::emptied(room - 1, room));
+        assert_eq!(buf.len(), buf.capacity());
+        buf.reserve(300);
+        assert_eq!(socket.recv_into(&mut buf).unwrap(), 300 - room);
+        assert_eq!(&buf[..], [7; 300]);
+    }
+
+    #[test]
+    fn recv_reads_into_a_slice() {
+        let (socket, mut theirs) = tcp_pair();
+        let mut buf = [0; 4];
+        assert_eq!(
+            failure(socket.recv(&mut buf)).kind(),
+            io::ErrorKind::WouldBlock
+        );
+        assert_eq!(
+            failure(socket.recv(&mut [])).kind(),
+            io::ErrorKind::InvalidInput
+        );
+        theirs.write_all(b"abcdef").unwrap();
+        wait_readable(&socket);
+        assert_eq!(socket.recv(&mut buf).unwrap(), 4);
+        assert_eq!(&buf, b"abcd");
+        assert_eq!(socket.recv(&mut buf).unwrap(), 2);
+        drop(theirs);
+        wait_readable(&socket);
+        assert_eq!(socket.recv(&mut buf).unwrap(), 0);
+    }
+
+    #[test]
+    fn peek_tells_the_four_states_and_takes_nothing() {
+        let (socket, mut theirs) = tcp_pair();
+        assert_eq!(socket.peek_state(), Peek::Empty);
+        theirs.write_all(b"x").unwrap();
+        wait_readable(&socket);
+        assert_eq!(socket.peek_state(), Peek::Data);
+        assert_eq!(socket.peek_state(), Peek::Data);
+        let mut buf = [0; 8];
+        assert_eq!(socket.recv(&mut buf).unwrap(), 1);
+        assert_eq!(socket.peek_state(), Peek::Empty);
+        drop(theirs);
+        wait_readable(&socket);
+        assert_eq!(socket.peek_state(), Peek::Eof);
+
+        let (socket, theirs) = tcp_pair();
+        SockRef::from(&theirs)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(theirs);
+        wait_readable(&socket);
+        assert_eq!(
+            socket.peek_state(),
+            Peek::Err(io::ErrorKind::ConnectionReset)
+        );
+    }
+
+    #[test]
+    fn data_before_a_reset_is_still_received() {
+        let (socket, mut theirs) = tcp_pair();
+        theirs.write_all(b"last words").unwrap();
+        wait_readable(&socket);
+        SockRef::from(&theirs)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(theirs);
+        let error = poller::wait_ready(socket.as_fd(), poller::Interest::HANGUP, far()).unwrap();
+        assert!(!error.is_empty());
+        let mut buf = BytesMut::with_capacity(64);
+        assert_eq!(socket.recv_into(&mut buf).unwrap(), 10);
+        assert_eq!(
+            failure(socket.recv_into(&mut buf)).kind(),
+            io::ErrorKind::ConnectionReset
+        );
+    }
+
+    #[test]
+    fn five_thousand_slices_go_out_in_order() {
+        let (socket, mut theirs) = unix_pair();
+        let bytes: Vec<u8> = (0..5000_u32).map(|i| (i % 251) as u8).collect();
+        let mut sent = 0;
+        let mut calls = 0;
+        let mut received = vec![0; bytes.len()];
+        while sent < bytes.len() {
+            let slices: Vec<_> = bytes[sent..].chunks(1).map(IoSlice::new).collect();
+            let n = socket.send_vectored(&slices).unwrap();
+            assert!((1..=MAX_SLICES).contains(&n), "{n}");
+            theirs.read_exact(&mut received[sent..sent + n]).unwrap();
+            sent += n;
+            calls += 1;
+        }
+        assert_eq!(received, bytes);
+        assert_eq!(calls, 5);
+    }
+
+    #[test]
+    fn more_than_two_gigabytes_are_cut_and_no_error() {
+        let (socket, theirs) = unix_pair();
+        let block = vec![1; 4 << 20];
+        let slices: Vec<_> = (0..MAX_SLICES).map(|_| IoSlice::new(&block)).collect();
+        let total: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+        assert!(total > MAX_BYTES as u64);
+        assert!(socket.send_vectored(&slices).unwrap() > 0);
+        drop(theirs);
+    }
+
+    #[test]
+    fn a_prefix_ends_inside_a_slice() {
+        let slices = [
+            IoSlice::new(b"ab"),
+            IoSlice::new(b""),
+            IoSlice::new(b"cdef"),
+        ];
+        for len in 0..=6 {
+            let cut = prefix(&slices, len);
+            let joined: Vec<u8> = cut.iter().flat_map(|slice| slice.iter().copied()).collect();
+            assert_eq!(joined, b"abcdef"[..len]);
+        }
+    }
+
+    #[test]
+    fn nothing_to_send_is_no_call() {
+        let (socket, theirs) = unix_pair();
+        drop(theirs);
+        assert_eq!(socket.send(b"").unwrap(), 0);
+        assert_eq!(socket.send_vectored(&[]).unwrap(), 0);
+        assert_eq!(socket.send_vectored(&[IoSlice::new(b"")]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_full_socket_would_block_and_is_no_shortage() {
+        let (socket, _theirs) = unix_pair();
+        let block = [0; 4096];
+        let error = loop {
+            if let Err(error) = socket.send(&block) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(!is_shortage(&error));
+    }
+
+    #[test]
+    fn sending_to_a_closed_peer_is_an_error() {
+        let (socket, theirs) = unix_pair();
+        drop(theirs);
+        for _ in 0..2 {
+            let error = failure(socket.send(b"x"));
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+            let error = failure(socket.send_vectored(&[IoSlice::new(b"x")]));
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+    }
+
+    /// In a process of its own, as the disposition of signals is one for all threads.
+    #[test]
+    fn sending_to_a_closed_peer_raises_no_signal() {
+        const CHILD: &str = "NETPOLL_TEST_SIGPIPE_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            // SAFETY: the default disposition runs no code of ours.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            }
+            let (socket, theirs) = unix_pair();
+            drop(theirs);
+            assert!(socket.send(b"x").is_err());
+            assert!(socket.send_vectored(&[IoSlice::new(b"x")]).is_err());
+            return;
+        }
+        let name = "net::stream::tests::sending_to_a_closed_peer_raises_no_signal";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--test-threads=1"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{:?}: {text}", output.status);
+        assert!(text.contains("1 passed"), "{text}");
+    }
+
+    #[test]
+    fn shutdown_ends_one_direction() {
+        let (socket, mut theirs) = tcp_pair();
+        socket.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        assert_eq!(theirs.read_to_end(&mut rest).unwrap(), 0);
+        theirs.write_all(b"late").unwrap();
+        wait_readable(&socket);
+        assert_eq!(socket.recv(&mut [0; 8]).unwrap(), 4);
+        assert_eq!(failure(socket.send(b"x")).kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn shutdown_of_what_is_gone_is_no_error() {
+        let (socket, theirs) = tcp_pair();
+        SockRef::from(&theirs)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(theirs);
+        wait_readable(&socket);
+        socket.shutdown(Shutdown::Write).unwrap();
+        socket.shutdown(Shutdown::Both).unwrap();
+    }
+
+    #[test]
+    fn linger_zero_resets_the_peer() {
+        let (socket, mut theirs) = tcp_pair();
+        socket.set_linger_zero().unwrap();
+        drop(socket);
+        let error = failure(theirs.read(&mut [0; 1]));
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn the_pending_error_is_taken_once() {
+        let (socket, theirs) = tcp_pair();
+        assert!(socket.take_error().unwrap().is_none());
+        SockRef::from(&theirs)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(theirs);
+        wait_readable(&socket);
+        let error = socket.take_error().unwrap().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(socket.take_error().unwrap().is_none());
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_other_side() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, peer) = listener.accept().unwrap();
+        let socket = Socket::from_fd(ours.into()).unwrap();
+        assert_eq!(socket.peer_address().unwrap(), Address::Ip(peer));
+        assert_eq!(
+            socket.local_address().unwrap(),
+            Address::Ip(theirs.peer_addr().unwrap())
+        );
+        let (socket, _theirs) = unix_pair();
+        assert_eq!(socket.peer_address().unwrap(), Address::Unnamed);
+        assert_eq!(socket.local_address().unwrap(), Address::Unnamed);
+    }
+
+    #[cfg(feature = "fault-injection")]
+    mod faults {
+        use super::*;
+        use crate::fault::{Fault, Plan};
+
+        #[test]
+        fn signals_lose_nothing() {
+            let (socket, mut theirs) = unix_pair();
+            let plan = Plan::new(0)
+                .every(Call::Send, 2, Fault::Errno(libc::EINTR))
+                .every(Call::Receive, 2, Fault::Errno(libc::EINTR))
+                .every(Call::Peek, 2, Fault::Errno(libc::EINTR))
+                .this_thread()
+                .install();
+            for round in 0..50_u8 {
+                assert_eq!(socket.send(&[round, 1]).unwrap(), 2);
+                let mut got = [0; 2];
+                theirs.read_exact(&mut got).unwrap();
+                assert_eq!(got, [round, 1]);
+                theirs.write_all(&got).unwrap();
+                assert_eq!(socket.peek_state(), Peek::Data);
+                assert_eq!(socket.recv(&mut got).unwrap(), 2);
+                assert_eq!(got, [round, 1]);
+            }
+            assert!(plan.hits(Call::Send) >= 49 && plan.hits(Call::Receive) >= 49);
+        }
+
+        #[test]
+        fn short_counts_keep_the_stream_exact() {
+            for cap in [1, 7, 4097] {
+                let (socket, mut theirs) = unix_pair();
+                let _plan = Plan::new(0)
+                    .every(Call::Send, 1, Fault::Short(cap))
+                    .every(Call::Receive, 1, Fault::Short(cap))
+                    .this_thread()
+                    .install();
+                let bytes: Vec<u8> = (0..20_000_u32).map(|i| (i % 253) as u8).collect();
+                let mut sent = 0;
+                while sent < bytes.len() {
+                    let slices: Vec<_> = bytes[sent..].chunks(13).map(IoSlice::new).collect();
+                    let n = socket.send_vectored(&slices).unwrap();
+                    assert!((1..=cap).contains(&n));
+                    let mut got = vec![0; n];
+                    theirs.read_exact(&mut got).unwrap();
+                    assert_eq!(got, bytes[sent..sent + n]);
+                    theirs.write_all(&got).unwrap();
+                    let mut back = BytesMut::with_capacity(n + 1);
+                    while back.len() < n {
+                        let offered = back.capacity() - back.len();
+                        let got = socket.recv_into(&mut back).unwrap();
+                        assert!((1..=cap).contains(&got));
+                        assert!(!Socket::emptied(got, offered));
+                    }
+                    assert_eq!(&back[..], &bytes[sent..sent + n]);
+                    sent += n;
+                }
+            }
+        }
+
+        #[test]
+        fn a_short_lack_of_memory_is_outlasted_and_a_long_one_reported() {
+            for errno in [libc::ENOBUFS, libc::ENOMEM] {
+                let (socket, _theirs) = unix_pair();
+                let plan = Plan::new(0)
+                    .from(Call::Send, 1, 3, Fault::Errno(errno))
+                    .this_thread()
+                    .install();
+                assert_eq!(socket.send(b"x").unwrap(), 1);
+                assert_eq!(plan.hits(Call::Send), 3);
+                drop(plan);
+                let plan = Plan::new(0)
+                    .every(Call::Send, 1, Fault::Errno(errno))
+                    .this_thread()
+                    .install();
+                let error = failure(socket.send_vectored(&[IoSlice::new(b"x")]));
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                assert!(is_shortage(&error));
+                assert_eq!(plan.calls(Call::Send), u64::from(SHORTAGE_TRIES));
+            }
+        }
+
+        #[test]
+        fn other_errors_come_through() {
+            let (socket, _theirs) = unix_pair();
+            let _plan = Plan::new(0)
+                .every(Call::Send, 1, Fault::Errno(libc::ECONNRESET))
+                .every(Call::Receive, 1, Fault::Errno(libc::ETIMEDOUT))
+                .every(Call::Peek, 1, Fault::Errno(libc::EHOSTUNREACH))
+                .every(Call::Shutdown, 1, Fault::Errno(libc::ENOTCONN))
+                .this_thread()
+                .install();
+            let error = failure(socket.send(b"x"));
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            let error = failure(socket.recv(&mut [0]));
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert_eq!(
+                socket.peek_state(),
+                Peek::Err(io::ErrorKind::HostUnreachable)
+            );
+            socket.shutdown(Shutdown::Both).unwrap();
+        }
+
+        #[test]
+        fn a_descriptor_that_cannot_be_prepared_is_an_error() {
+            for call in [Call::GetOption, Call::Name, Call::SetOption] {
+                let (ours, _theirs) = UnixStream::pair().unwrap();
+                let _plan = Plan::new(0)
+                    .every(call, 1, Fault::Errno(libc::EINVAL))
+                    .this_thread()
+                    .install();
+                assert_eq!(
+                    failure(Socket::from_fd(ours.into())).raw_os_error(),
+                    Some(libc::EINVAL),
+                    "{call:?}"
+                );
+            }
+        }
+    }
+}

@@ -150,3 +150,108 @@ impl FileId {
 
 /// How long a server may take from `bind` to `listen`.
 const STARTING: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::super::testing::TempDir;
+    use super::*;
+
+    #[test]
+    fn a_file_is_removed_by_its_owner() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let _live = UnixListener::bind(&path).unwrap();
+        drop(OwnedPath::claim(&path).unwrap());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_stays() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let _old = UnixListener::bind(&path).unwrap();
+        let owned = OwnedPath::claim(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "not a socket").unwrap();
+        drop(owned);
+        assert!(path.exists());
+
+        fs::remove_file(&path).unwrap();
+        let _old = UnixListener::bind(&path).unwrap();
+        let owned = OwnedPath::claim(&path).unwrap();
+        // Made while the old file exists, so it has a number of its own.
+        let other = dir.join("other");
+        let _new = UnixListener::bind(&other).unwrap();
+        fs::rename(&other, &path).unwrap();
+        drop(owned);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_no_trouble() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let _live = UnixListener::bind(&path).unwrap();
+        let owned = OwnedPath::claim(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        drop(owned);
+        assert!(remove_stale(&path).unwrap());
+    }
+
+    #[test]
+    fn a_file_can_be_left_to_others() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let _live = UnixListener::bind(&path).unwrap();
+        OwnedPath::claim(&path).unwrap().leave();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_relative_path_is_remembered_in_full() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        let _live = UnixListener::bind(&path).unwrap();
+        let owned = OwnedPath::claim(&path).unwrap();
+        assert!(owned.path.is_absolute());
+        let absolute = std::path::absolute("s").unwrap();
+        assert!(absolute.is_absolute() && absolute.ends_with("s"));
+    }
+
+    #[test]
+    fn a_server_that_was_faster_gets_its_path_back() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let stale = FileId::of(&path).unwrap();
+        // Another server finds the same stale file and replaces it.
+        let other = dir.join("other");
+        let _live = UnixListener::bind(&other).unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert!(!take_away(&path, stale).unwrap());
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_stale_file_is_taken_away() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(remove_stale(&path).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn who_listens_does_not_refuse() {
+        let dir = TempDir::new();
+        let path = dir.join("s");
+        assert!(refuses(&path).unwrap());
+        let live = UnixListener::bind(&path).unwrap();
+        assert!(!refuses(&path).unwrap());
+        drop(live);
+        assert!(refuses(&path).unwrap());
+    }
+}
