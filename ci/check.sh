@@ -11,6 +11,14 @@ step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
 step cargo clippy "${libraries[@]}" --all-targets --no-default-features -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps
 
+# What users of the libraries get with them: no runtime, and nothing that ThreadSanitizer and loom
+# cannot follow.
+tree=$(cargo tree --edges normal --prefix none --all-features "${libraries[@]}")
+if grep -E '^(tokio|async-std|futures|crossbeam-channel|flume)([ -]|$)' <<<"$tree"; then
+    echo "the libraries must not depend on these" >&2
+    exit 1
+fi
+
 # The libraries promise an older compiler than the tests and tools need.
 msrv=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 toolchain=$( (rustup toolchain list 2>/dev/null || true) | sed -n "s/^\($msrv[^ ]*\).*/\1/p" | head -n 1)

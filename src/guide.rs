@@ -5,6 +5,7 @@
 //! | [`server`] | accepting, handlers, state, options, listeners |
 //! | [`client`] | blocking calls, pools, many requests in flight |
 //! | [`buffers`] | reading and writing without copies, codecs |
+//! | [`framing`] | where one message ends and the next begins |
 //! | [`dispatch`] | what a handler that waits costs others |
 //! | [`backpressure`] | what bounds memory, in both directions |
 //! | [`shutdown`] | closing a connection, half-close, ending a server |
@@ -37,8 +38,17 @@ pub mod client {}
 /// ---
 /// Types of this chapter: [`LinkBuffer`](crate::LinkBuffer), [`Reader`](crate::Reader),
 /// [`Writer`](crate::Writer), [`Slot`](crate::Slot),
-/// [`ChunkPool`](crate::linkbuffer::ChunkPool). Next: [`dispatch`].
+/// [`ChunkPool`](crate::linkbuffer::ChunkPool). Next: [`framing`].
 pub mod buffers {}
+
+#[doc = include_str!("../docs/guide/framing.md")]
+///
+/// ---
+/// Types of this chapter: [`Decoder`](crate::Decoder), [`Encoder`](crate::Encoder),
+/// [`LengthField`](crate::LengthField), [`Delimited`](crate::Delimited),
+/// [`FixedLength`](crate::FixedLength), [`framed`](crate::framed),
+/// [`FrameError`](crate::FrameError). Next: [`dispatch`].
+pub mod framing {}
 
 #[doc = include_str!("../docs/guide/dispatch.md")]
 ///
