@@ -1,6 +1,7 @@
 //! Compares servers of one frame under one load generator.
 
 mod cli;
+mod clients;
 mod compare;
 mod frame;
 mod load;

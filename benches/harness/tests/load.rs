@@ -149,6 +149,64 @@ fn mio_bears_every_load() {
     bear("mio");
 }
 
+/// The names in one part of what `list` prints.
+fn listed(part: &str) -> Vec<String> {
+    let text = String::from_utf8(program(&["list"]).stdout).unwrap();
+    let lines = text.lines().skip_while(|line| *line != part).skip(1);
+    let names = lines.take_while(|line| line.starts_with(' '));
+    names
+        .map(|line| line.split_whitespace().next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn every_server_listed_speaks_the_frame() {
+    let names = listed("peers:");
+    assert!(names.len() >= 6);
+    for name in names {
+        let server = Server::start(&name);
+        let load = [
+            "--verify",
+            "--requests",
+            "300",
+            "--connections",
+            "20",
+            "--slow",
+            "1",
+        ];
+        let answered = server.load(&load)["requests"].as_u64().unwrap();
+        assert!(answered >= 300, "{name}: {answered}");
+    }
+}
+
+#[test]
+fn every_client_listed_makes_its_calls() {
+    let server = Server::start("raw-epoll");
+    let names = listed("clients:");
+    assert!(names.len() >= 3);
+    for name in names {
+        for how in [&[][..], &["--shared"]] {
+            let call = [
+                "call",
+                &name,
+                "--connect",
+                &server.addr,
+                "--requests",
+                "300",
+            ];
+            let output = program(&[&call[..], &["--callers", "5"], how].concat());
+            let (text, error) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "{name} {how:?}: {error}");
+            let figures: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            assert!(
+                figures["requests_per_second"].as_f64().unwrap() > 0.0,
+                "{figures}"
+            );
+            assert!(figures["p50_us"].as_f64().unwrap() > 0.0, "{figures}");
+        }
+    }
+}
+
 #[test]
 fn mistakes_are_explained() {
     for (arguments, word) in [
@@ -178,7 +236,7 @@ fn a_comparison_leaves_a_report() {
     let run = [
         "compare",
         "--scenario",
-        "pp-10-1k,pp-100-1k,idle-1000",
+        "pp-10-1k,pp-100-1k,idle-1000,call-1",
         "--peers",
         "threads",
     ];
@@ -203,17 +261,21 @@ fn a_comparison_leaves_a_report() {
         "raw-epoll-2",
         "threads",
         "pp-100-1k pinned",
+        "std-2",
         "1000 silent connections",
     ] {
         assert!(overview.contains(expected), "{expected}: {overview}");
     }
     let results = std::fs::read_to_string(out.join("results.json")).unwrap();
     let results: serde_json::Value = serde_json::from_str(&results).unwrap();
-    assert_eq!(results["samples"].as_array().unwrap().len(), 2 * 2 * 3 + 3);
     assert!(
         results["failed"].as_array().unwrap().is_empty(),
         "{}",
         results["failed"]
+    );
+    assert_eq!(
+        results["samples"].as_array().unwrap().len(),
+        2 * 2 * 3 + 3 + 2 * 2
     );
     assert!(out.join("latency-pinned.svg").exists());
     std::fs::remove_dir_all(out).unwrap();

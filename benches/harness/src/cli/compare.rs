@@ -7,6 +7,7 @@ use lexopt::Arg::Long;
 use lexopt::ValueExt;
 
 use super::Failure;
+use crate::clients::{self, Client};
 use crate::compare::scenario::{self, Mode, Scenario};
 use crate::compare::{self, Options};
 use crate::peers::{self, Peer};
@@ -18,7 +19,7 @@ compare [options]
   --quick             few scenarios, ends within 3 minutes
   --scenario NAME     this scenario, or all whose names begin with NAME; may be repeated, and one
                       option may name several, separated by commas
-  --peers NAMES       these servers beside the reference, separated by commas
+  --peers NAMES       these servers and clients beside the references, separated by commas
   --rounds N          measurements of each server in each scenario (9; 3 when quick)
   --seconds S         length of each (0.5; what fits when quick)
   --pin               every scenario with the server on core 0 and the load on core 1
@@ -118,6 +119,7 @@ impl Given {
         Ok(Options {
             scenarios: self.scenarios()?,
             peers: self.peers()?,
+            clients: self.clients(),
             rounds: self.rounds.unwrap_or(if self.quick { 3 } else { 9 }).max(1),
             seconds: self.seconds,
             limit: self.quick.then_some(QUICK),
@@ -127,19 +129,27 @@ impl Given {
         })
     }
 
+    fn is_wanted(&self, name: &str, references: [&str; 2]) -> bool {
+        self.peers.is_empty()
+            || references.contains(&name)
+            || self.peers.iter().any(|wanted| wanted == name)
+    }
+
     fn peers(&self) -> Result<Vec<&'static Peer>, Failure> {
         for name in &self.peers {
-            if peers::find(name).is_none() {
+            if peers::find(name).is_none() && clients::find(name).is_none() {
                 return Err(format!("no peer {name:?}; `list` names them").into());
             }
         }
-        let wanted = |peer: &&Peer| {
-            self.peers.is_empty()
-                || peer.name == peers::REFERENCE
-                || peer.name == peers::SECOND
-                || self.peers.iter().any(|name| name == peer.name)
-        };
+        let references = [peers::REFERENCE, peers::SECOND];
+        let wanted = |peer: &&Peer| self.is_wanted(peer.name, references);
         Ok(peers::ALL.iter().filter(wanted).collect())
+    }
+
+    fn clients(&self) -> Vec<&'static Client> {
+        let references = [clients::REFERENCE, clients::SECOND];
+        let wanted = |client: &&Client| self.is_wanted(client.name, references);
+        clients::ALL.iter().filter(wanted).collect()
     }
 
     fn scenarios(&self) -> Result<Vec<(Scenario, Vec<Mode>)>, Failure> {

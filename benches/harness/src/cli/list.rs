@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::compare::scenario;
-use crate::peers;
+use crate::{clients, peers};
 
 pub(super) fn run() -> Result<(), Failure> {
     println!("peers:");
@@ -11,6 +11,10 @@ pub(super) fn run() -> Result<(), Failure> {
             "  {:<16} {}; handlers {}",
             peer.name, peer.design, peer.handlers
         );
+    }
+    println!("clients:");
+    for client in clients::ALL {
+        println!("  {:<16} {}", client.name, client.design);
     }
     println!("scenarios:");
     for scenario in scenario::all() {

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod call;
 mod compare;
 mod list;
 mod load;
@@ -20,7 +21,8 @@ netpoll-bench: a load generator, servers to compare, and their ratios
   compare [options]               run servers in turn under the same loads, and report
   serve PEER --listen ADDR        run one server until it is killed
   load --connect ADDR [options]   ask any server of the frame, and print what was seen
-  list                            the peers and the scenarios
+  call CLIENT --connect ADDR      run one client
+  list                            the peers, the clients and the scenarios
   COMMAND --help                  the options of a command
 ";
 
@@ -36,6 +38,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failur
         "compare" => compare::run(args),
         "serve" => serve::run(args),
         "load" => load::run(args),
+        "call" => call::run(args),
         "list" => list::run(),
         "help" => {
             print!("{HELP}");

@@ -5,6 +5,7 @@
 //! a server down, so that more requests arrive together than otherwise.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -41,16 +42,15 @@ impl Tool {
     }
 
     /// The command line that runs a program under the tool, its report going to `out`.
-    fn command(self, out: &Path) -> Vec<std::ffi::OsString> {
+    fn command(self, out: &Path) -> Vec<OsString> {
         match self {
             Self::Strace => {
-                let mut line: Vec<std::ffi::OsString> =
-                    ["strace", "-c", "-f", "-o"].map(Into::into).into();
+                let mut line: Vec<OsString> = ["strace", "-c", "-f", "-o"].map(Into::into).into();
                 line.push(out.into());
                 line
             }
             Self::Callgrind => {
-                let mut file = std::ffi::OsString::from("--callgrind-out-file=");
+                let mut file = OsString::from("--callgrind-out-file=");
                 file.push(out);
                 vec![
                     "valgrind".into(),
@@ -63,6 +63,15 @@ impl Tool {
         }
     }
 
+    /// The counts in its report.
+    fn read(self, text: &str) -> io::Result<BTreeMap<String, u64>> {
+        match self {
+            Self::Strace => Ok(parse_strace(text)),
+            Self::Callgrind => parse_callgrind(text)
+                .ok_or_else(|| io::Error::other("callgrind has not reported the instructions")),
+        }
+    }
+
     /// Few and more requests: the tools differ in how much they slow a server down.
     fn requests(self) -> (u64, u64) {
         match self {
@@ -72,20 +81,48 @@ impl Tool {
     }
 }
 
-/// Counts per request of `shape` against `peer`, by name; [`TOTAL`] is among them for callgrind.
+/// Counts per request of `shape` against `peer`, by name; for callgrind these are [`TOTAL`] and
+/// [`ALLOCATOR`].
 pub(crate) fn count(
     tool: Tool,
     peer: &str,
     shape: &Shape,
     settings: &Settings,
 ) -> io::Result<BTreeMap<String, f64>> {
+    difference(tool, |requests, under| {
+        let server = Server::start(
+            peer,
+            &Settings {
+                under,
+                ..settings.clone()
+            },
+        )?;
+        let times = Times {
+            warmup: Duration::ZERO,
+            measure: Duration::ZERO,
+        };
+        let mut plan = point::plan(shape, &server, settings.congestion.as_deref(), times);
+        plan.requests = Some(requests);
+        load::run(&plan, &mut |_| ())?;
+        server.finish()
+    })
+}
+
+/// Counts per request of what `run` does: it is given a number of requests and the tool to run under.
+pub(crate) fn difference(
+    tool: Tool,
+    mut run: impl FnMut(u64, Vec<OsString>) -> io::Result<()>,
+) -> io::Result<BTreeMap<String, f64>> {
     let (few, more) = tool.requests();
-    let less = run(tool, peer, shape, settings, few)?;
-    let most = run(tool, peer, shape, settings, more)?;
-    let requests = (more - few) as f64;
+    let mut counts = |requests| {
+        let out = Report::new(tool);
+        run(requests, tool.command(&out.0))?;
+        tool.read(&fs::read_to_string(&out.0)?)
+    };
+    let (less, most) = (counts(few)?, counts(more)?);
     let each = |(name, count): (String, u64)| {
         let before = less.get(&name).copied().unwrap_or(0);
-        (name, (count as f64 - before as f64) / requests)
+        (name, (count as f64 - before as f64) / (more - few) as f64)
     };
     Ok(most.into_iter().map(each).collect())
 }
@@ -94,38 +131,6 @@ pub(crate) fn count(
 pub(crate) const TOTAL: &str = "instructions";
 /// The name of the calls of the allocator in what [`count`] returns.
 pub(crate) const ALLOCATOR: &str = "allocations";
-
-fn run(
-    tool: Tool,
-    peer: &str,
-    shape: &Shape,
-    settings: &Settings,
-    requests: u64,
-) -> io::Result<BTreeMap<String, u64>> {
-    let out = Report::new(tool);
-    let under = tool.command(&out.0);
-    let server = Server::start(
-        peer,
-        &Settings {
-            under,
-            ..settings.clone()
-        },
-    )?;
-    let times = Times {
-        warmup: Duration::ZERO,
-        measure: Duration::ZERO,
-    };
-    let mut plan = point::plan(shape, &server, settings.congestion.as_deref(), times);
-    plan.requests = Some(requests);
-    load::run(&plan, &mut |_| ())?;
-    server.finish()?;
-    let text = fs::read_to_string(&out.0)?;
-    match tool {
-        Tool::Strace => Ok(parse_strace(&text)),
-        Tool::Callgrind => parse_callgrind(&text)
-            .ok_or_else(|| io::Error::other("callgrind has not reported the instructions")),
-    }
-}
 
 /// A file in the temporary directory, gone when dropped.
 struct Report(PathBuf);

@@ -1,7 +1,9 @@
 //! The scenarios: what is asked of every server.
 
+use super::callers::Calling;
 use crate::frame::Kind;
 use crate::load::{Mark, Marked};
+use crate::{clients, peers};
 
 /// Where a server and the load generator run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +41,24 @@ pub(crate) struct Scenario {
     pub(crate) quick: &'static [Mode],
 }
 
+impl Scenario {
+    /// The servers or clients it is about, in the order of the reports.
+    pub(crate) fn contestants(&self) -> Vec<&'static str> {
+        match self.what {
+            What::Call(_) => clients::ALL.iter().map(|client| client.name).collect(),
+            What::Load(_) | What::Idle { .. } => peers::ALL.iter().map(|peer| peer.name).collect(),
+        }
+    }
+
+    /// The one of them that ratios are formed with, and its second copy.
+    pub(crate) fn reference(&self) -> (&'static str, &'static str) {
+        match self.what {
+            What::Call(_) => (clients::REFERENCE, clients::SECOND),
+            What::Load(_) | What::Idle { .. } => (peers::REFERENCE, peers::SECOND),
+        }
+    }
+}
+
 /// The kinds of scenarios.
 #[derive(Clone, Debug)]
 pub(crate) enum What {
@@ -49,6 +69,8 @@ pub(crate) enum What {
         /// How many.
         connections: usize,
     },
+    /// Clients that call the reference server and wait.
+    Call(Calling),
 }
 
 /// A load without the times and the address.
@@ -104,6 +126,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     pipelined_and_large(&mut all);
     connections(&mut all);
     handlers(&mut all);
+    calls(&mut all);
     all
 }
 
@@ -283,6 +306,35 @@ fn handlers(all: &mut Vec<Scenario>) {
     let split = Shape::marked(100, 0.01, Marked::Split);
     let about = "100 connections, 1 % of the frames sent in halves 10 ms apart";
     add("split-1-100", about, split, BOTH, FREE);
+}
+
+fn calls(all: &mut Vec<Scenario>) {
+    let mut add = |name: &str, about: &str, callers, shared, quick| {
+        all.push(Scenario {
+            name: name.into(),
+            group: "Clients",
+            about: format!("calls of 1k to the reference server, {about}"),
+            what: What::Call(Calling { callers, shared }),
+            modes: BOTH,
+            quick,
+        });
+    };
+    add("call-1", "one caller", 1, false, PINNED);
+    add("call-8", "8 callers, a connection each", 8, false, NONE);
+    add(
+        "call-shared-8",
+        "8 callers on one connection",
+        8,
+        true,
+        NONE,
+    );
+    add(
+        "call-shared-64",
+        "64 callers on one connection",
+        64,
+        true,
+        NONE,
+    );
 }
 
 /// Whether `name` is meant by `filter`: itself, or the beginning of a name up to a dash.

@@ -8,7 +8,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::procfs;
-use super::scenario::Mode;
 use crate::sys::{self, Signal};
 
 /// How servers are started.
@@ -20,8 +19,8 @@ pub(crate) struct Settings {
     pub(crate) congestion: Option<String>,
     /// Steps of one computation.
     pub(crate) steps: u64,
-    /// Where it runs.
-    pub(crate) mode: Mode,
+    /// The one core it runs on; any when `None`.
+    pub(crate) core: Option<usize>,
     /// A tool and its arguments to run the server under.
     pub(crate) under: Vec<OsString>,
 }
@@ -44,8 +43,8 @@ impl Server {
         if let Some(name) = &settings.congestion {
             line.extend(["--congestion".into(), name.into()]);
         }
-        if settings.mode == Mode::Pinned {
-            line.extend(["--core".into(), "0".into()]);
+        if let Some(core) = settings.core {
+            line.extend(["--core".into(), core.to_string().into()]);
         }
         let mut child = Command::new(&line[0])
             .args(&line[1..])

@@ -246,7 +246,7 @@ impl<'a> Recorder<'a> {
 }
 
 /// Latencies from a microsecond to a minute, in nanoseconds, to three digits.
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, 60_000_000_000, 3).expect("bounds in order")
 }
 

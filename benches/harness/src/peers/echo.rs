@@ -23,6 +23,39 @@ pub(crate) enum Waits {
     Closed,
 }
 
+/// The receive buffer the connections of a thread share.
+pub(crate) struct Scratch {
+    buffer: Vec<u8>,
+    receives: usize,
+    carry: bool,
+}
+
+impl Scratch {
+    /// A buffer of `bytes`. The rest of a frame that came in part is received behind the part, which
+    /// is carried to the front of the buffer.
+    pub(crate) fn carrying(bytes: usize) -> Self {
+        Self {
+            buffer: vec![0; bytes],
+            receives: usize::MAX,
+            carry: true,
+        }
+    }
+
+    /// A buffer of `bytes`. A connection on which a frame came in part receives into memory of its
+    /// own until a frame ends where a receive does.
+    pub(crate) fn spilling(bytes: usize) -> Self {
+        Self {
+            carry: false,
+            ..Self::carrying(bytes)
+        }
+    }
+
+    /// Receives at most `receives` times from a connection in its turn.
+    pub(crate) fn taking_turns(self, receives: usize) -> Self {
+        Self { receives, ..self }
+    }
+}
+
 /// An echo connection on a non-blocking socket.
 pub(crate) struct Echo<S> {
     stream: S,
@@ -59,21 +92,20 @@ impl<S: Read + Write + AsFd> Echo<S> {
         self.ending = true;
     }
 
-    /// Sends what waits, then receives and answers until a receive leaves room, at most `receives`
-    /// times. Handlers run on this thread.
-    pub(crate) fn progress(&mut self, scratch: &mut [u8], receives: usize) -> Waits {
-        self.try_progress(scratch, receives)
-            .unwrap_or(Waits::Closed)
+    /// Sends what waits, then receives and answers until a receive leaves room, or the turn is over.
+    /// Handlers run on this thread.
+    pub(crate) fn progress(&mut self, scratch: &mut Scratch) -> Waits {
+        self.try_progress(scratch).unwrap_or(Waits::Closed)
     }
 
-    fn try_progress(&mut self, scratch: &mut [u8], receives: usize) -> io::Result<Waits> {
+    fn try_progress(&mut self, scratch: &mut Scratch) -> io::Result<Waits> {
         if !self.output.is_empty() {
             self.flush()?;
             if self.output.is_empty() {
                 self.answer_input()?;
             }
         }
-        for _ in 0..receives {
+        for _ in 0..scratch.receives {
             if !self.output.is_empty() {
                 return Ok(Waits::Writable);
             }
@@ -93,19 +125,22 @@ impl<S: Read + Write + AsFd> Echo<S> {
         })
     }
 
-    fn receive(&mut self, scratch: &mut [u8]) -> io::Result<Received> {
+    fn receive(&mut self, scratch: &mut Scratch) -> io::Result<Received> {
         let carried = self.input.len();
         let large = match frame::front(&self.input) {
-            Front::Partial(need) if carried > 0 => need > scratch.len() / 2,
-            _ => self.input.capacity() >= scratch.len(),
+            Front::Partial(need) if carried > 0 => {
+                !scratch.carry || need > scratch.buffer.len() / 2
+            }
+            _ => self.input.capacity() > scratch.buffer.len(),
         };
         if large {
-            return self.receive_large(scratch.len());
+            return self.receive_large(scratch.buffer.len());
         }
-        scratch[..carried].copy_from_slice(&self.input);
-        let room = scratch.len() - carried;
-        let received = self.stream.read(&mut scratch[carried..])?;
-        let data = &scratch[..carried + received];
+        let buffer = &mut scratch.buffer[..];
+        buffer[..carried].copy_from_slice(&self.input);
+        let room = buffer.len() - carried;
+        let received = self.stream.read(&mut buffer[carried..])?;
+        let data = &buffer[..carried + received];
         self.input.clear();
         let used = self.answer(data)?;
         self.keep(&data[used..]);
@@ -234,9 +269,8 @@ mod tests {
 
     /// Sends `data` in pieces of `step` bytes, driving the server whenever one side cannot go on,
     /// and returns as many answer bytes as are expected.
-    fn exchange(data: &[u8], expected: usize, step: usize, scratch: usize) -> Vec<u8> {
+    fn exchange(data: &[u8], expected: usize, step: usize, scratch: &mut Scratch) -> Vec<u8> {
         let (mut client, mut server) = pair();
-        let mut scratch = vec![0; scratch];
         let (mut at, mut answer, mut buffer) = (0, Vec::new(), vec![0; 5000]);
         while answer.len() < expected {
             if at < data.len() {
@@ -246,7 +280,7 @@ mod tests {
                     Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
                 }
             }
-            assert_ne!(server.progress(&mut scratch, 3), Waits::Closed);
+            assert_ne!(server.progress(scratch), Waits::Closed);
             match client.read(&mut buffer) {
                 Ok(received) => answer.extend_from_slice(&buffer[..received]),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
@@ -261,12 +295,12 @@ mod tests {
         for size in [0, 1, 5, 700, 3000, 90_000, 17, 400_000, 2] {
             data.extend(build(Kind::Echo, size));
         }
-        for (step, scratch) in [(usize::MAX, 4096), (977, 4096), (60_000, 65_536), (3, 512)] {
+        for (step, bytes) in [(usize::MAX, 4096), (977, 4096), (60_000, 65_536), (3, 512)] {
             let data = if step == 3 { &data[..3726] } else { &data[..] };
-            assert!(
-                exchange(data, data.len(), step, scratch) == data,
-                "step {step}"
-            );
+            for scratch in [Scratch::carrying(bytes), Scratch::spilling(bytes)] {
+                let answer = exchange(data, data.len(), step, &mut scratch.taking_turns(3));
+                assert!(answer == data, "step {step}, {bytes} bytes");
+            }
         }
     }
 
@@ -274,7 +308,7 @@ mod tests {
     fn a_one_way_frame_is_answered_by_an_empty_one() {
         let mut data = build(Kind::Sink, 100_000);
         data.extend(build(Kind::Echo, 3));
-        let answer = exchange(&data, 4 + 7, usize::MAX, 4096);
+        let answer = exchange(&data, 4 + 7, usize::MAX, &mut Scratch::carrying(4096));
         assert_eq!(answer[..4], frame::ACK);
         assert_eq!(answer[4..], build(Kind::Echo, 3));
     }
@@ -283,10 +317,10 @@ mod tests {
     fn an_overlong_frame_and_the_end_of_stream_close() {
         let (mut client, mut server) = pair();
         client.write_all(&[0xff; 4]).unwrap();
-        assert_eq!(server.progress(&mut [0; 64], 1), Waits::Closed);
+        assert_eq!(server.progress(&mut Scratch::carrying(64)), Waits::Closed);
         let (client, mut server) = pair();
-        assert_eq!(server.progress(&mut [0; 64], 1), Waits::Readable);
+        assert_eq!(server.progress(&mut Scratch::carrying(64)), Waits::Readable);
         drop(client);
-        assert_eq!(server.progress(&mut [0; 64], 1), Waits::Closed);
+        assert_eq!(server.progress(&mut Scratch::carrying(64)), Waits::Closed);
     }
 }

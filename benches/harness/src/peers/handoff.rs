@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use slab::Slab;
 
-use super::echo::{Echo, Waits};
+use super::echo::{Echo, Scratch, Waits};
 use crate::sys::{self, Epoll, Events};
 
 const WORKERS: usize = 64;
@@ -42,7 +42,7 @@ impl Connection {
     }
 
     /// Works until there is nothing left to do; false when the connection has ended.
-    fn run(&self, scratch: &mut [u8]) -> bool {
+    fn run(&self, scratch: &mut Scratch) -> bool {
         let mut slot = self.echo.lock();
         loop {
             let Some(echo) = slot.as_mut() else {
@@ -51,7 +51,7 @@ impl Connection {
             if self.ended.load(Ordering::Acquire) {
                 echo.peer_ended();
             }
-            if echo.progress(scratch, usize::MAX) == Waits::Closed {
+            if echo.progress(scratch) == Waits::Closed {
                 // The state stays RUNNING, so no worker is given this connection again.
                 *slot = None;
                 return false;
@@ -105,7 +105,7 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<()> {
 }
 
 fn worker(work: &Receiver<Arc<Connection>>, ended: &Sender<usize>) {
-    let mut scratch = vec![0; SCRATCH];
+    let mut scratch = Scratch::carrying(SCRATCH);
     while let Ok(connection) = work.recv() {
         if !connection.run(&mut scratch) && ended.send(connection.key).is_err() {
             return;

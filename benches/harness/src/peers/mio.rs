@@ -7,7 +7,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use super::echo::{Echo, Waits};
+use super::echo::{Echo, Scratch, Waits};
 
 /// Bytes of the one receive buffer all connections share.
 const SCRATCH: usize = 256 << 10;
@@ -22,7 +22,7 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<()> {
         .register(&mut listener, LISTENER, Interest::READABLE)?;
     let mut events = Events::with_capacity(1024);
     let mut connections = Slab::new();
-    let mut scratch = vec![0; SCRATCH];
+    let mut scratch = Scratch::carrying(SCRATCH);
     loop {
         if let Err(error) = poll.poll(&mut events, None) {
             if error.kind() == io::ErrorKind::Interrupted {
@@ -40,7 +40,7 @@ pub(crate) fn serve(listener: TcpListener) -> io::Result<()> {
             if event.is_read_closed() || event.is_error() {
                 echo.peer_ended();
             }
-            if echo.progress(&mut scratch, usize::MAX) == Waits::Closed {
+            if echo.progress(&mut scratch) == Waits::Closed {
                 connections.remove(key);
             }
         }

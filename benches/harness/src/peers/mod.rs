@@ -42,23 +42,29 @@ pub(crate) const REFERENCE: &str = "raw-epoll";
 /// The same server once more: how far it strays from the reference is the noise of a run.
 pub(crate) const SECOND: &str = "raw-epoll-2";
 
-const RAW_EPOLL: &str = "one thread, level-triggered epoll, one 256 KiB receive buffer shared by \
-    all connections, partial frames kept per connection";
 const BLOCKS_LOOP: &str = "block the one thread";
 
 /// All peers, in the order of the reports.
 pub(crate) static ALL: &[Peer] = &[
     Peer {
         name: REFERENCE,
-        design: RAW_EPOLL,
+        design: "one thread, level-triggered epoll, a 64 KiB receive buffer shared by all connections; \
+            a connection on which a frame came in part has its own until a frame ends with a receive",
         handlers: BLOCKS_LOOP,
-        serve: raw_epoll::serve,
+        serve: raw_epoll::spilling,
     },
     Peer {
         name: SECOND,
         design: "the reference once more; its distance is the noise",
         handlers: BLOCKS_LOOP,
-        serve: raw_epoll::serve,
+        serve: raw_epoll::spilling,
+    },
+    Peer {
+        name: "raw-epoll-carry",
+        design: "the same loop with a 256 KiB receive buffer, to whose front partial frames are \
+            carried: nearer to the limit where requests are pipelined",
+        handlers: BLOCKS_LOOP,
+        serve: raw_epoll::carrying,
     },
     #[cfg(feature = "peers")]
     Peer {

@@ -5,11 +5,9 @@ use std::net::{TcpListener, TcpStream};
 
 use slab::Slab;
 
-use super::echo::{Echo, Waits};
+use super::echo::{Echo, Scratch, Waits};
 use crate::sys::{self, Epoll, Events};
 
-/// Bytes of the one receive buffer all connections share.
-const SCRATCH: usize = 256 << 10;
 /// Receives from one connection before the others have their turn.
 const RECEIVES: usize = 16;
 const LISTENER: u64 = u64::MAX;
@@ -19,24 +17,33 @@ struct Entry {
     waits: Waits,
 }
 
-/// Serves `listener` for ever.
-pub(crate) fn serve(listener: TcpListener) -> io::Result<()> {
+/// The reference: a receive buffer of 64 KiB; what comes in part moves to the connection.
+pub(crate) fn spilling(listener: TcpListener) -> io::Result<()> {
+    serve(&listener, Scratch::spilling(64 << 10))
+}
+
+/// The same loop with a receive buffer of 256 KiB, to whose front partial frames are carried.
+pub(crate) fn carrying(listener: TcpListener) -> io::Result<()> {
+    serve(&listener, Scratch::carrying(256 << 10))
+}
+
+fn serve(listener: &TcpListener, scratch: Scratch) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let epoll = Epoll::new()?;
-    epoll.add(&listener, LISTENER, sys::READ)?;
+    epoll.add(listener, LISTENER, sys::READ)?;
     let mut events = Events::with_capacity(1024);
     let mut connections = Slab::new();
-    let mut scratch = vec![0; SCRATCH];
+    let mut scratch = scratch.taking_turns(RECEIVES);
     loop {
         epoll.wait(&mut events, None)?;
         for event in events.iter() {
             if event.token == LISTENER {
-                accept(&listener, &epoll, &mut connections)?;
+                accept(listener, &epoll, &mut connections)?;
                 continue;
             }
             let key = event.token as usize;
             let entry: &mut Entry = &mut connections[key];
-            match entry.echo.progress(&mut scratch, RECEIVES) {
+            match entry.echo.progress(&mut scratch) {
                 Waits::Closed => drop(connections.remove(key)),
                 waits if waits == entry.waits => {}
                 waits => {

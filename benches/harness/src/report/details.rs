@@ -3,10 +3,9 @@
 use std::fmt::Write as _;
 
 use super::overview::short;
-use super::peers_of;
+use super::present;
 use super::table::Table;
-use crate::compare::scenario::{self, What};
-use crate::peers::REFERENCE;
+use crate::compare::scenario::{self, Scenario, What};
 use crate::results::{Place, Results, metric};
 use crate::stats;
 
@@ -28,7 +27,7 @@ pub(super) fn text(results: &Results) -> String {
             if matches!(scenario.what, What::Idle { .. }) {
                 continue;
             }
-            let table = table(results, mode, &scenario.name);
+            let table = table(results, mode, &scenario);
             if !table.is_empty() {
                 let (name, about) = (&scenario.name, &scenario.about);
                 let _ = writeln!(text, "## {name}, {mode}\n\n{about}\n\n{}", table.text());
@@ -38,8 +37,10 @@ pub(super) fn text(results: &Results) -> String {
     text
 }
 
-fn table(results: &Results, mode: &str, scenario: &str) -> Table {
-    let peers = peers_of(results);
+fn table(results: &Results, mode: &str, about: &Scenario) -> Table {
+    let peers = present(results, about.contestants());
+    let (reference, _) = about.reference();
+    let scenario = about.name.as_str();
     let has_marked = peers.iter().any(|peer| {
         let place = Place {
             mode,
@@ -81,7 +82,7 @@ fn table(results: &Results, mode: &str, scenario: &str) -> Table {
         let of = |figure| stats::median(results.values(&place, figure).into_values());
         let value = |figure| of(figure).map(|median| short(median.value));
         let ratio = |figure| {
-            let ratio = stats::median(results.ratios(&place, figure, REFERENCE))?;
+            let ratio = stats::median(results.ratios(&place, figure, reference))?;
             Some(format!(
                 "{:.2} ({:.2} - {:.2})",
                 ratio.value, ratio.low, ratio.high
@@ -104,10 +105,13 @@ fn table(results: &Results, mode: &str, scenario: &str) -> Table {
         if has_marked {
             row.extend([value(metric::MARKED_P50), value(metric::MARKED_P99)]);
         }
-        let switches = of(metric::VOLUNTARY).zip(of(metric::INVOLUNTARY));
+        let switches = of(metric::VOLUNTARY).map(|own| match of(metric::INVOLUNTARY) {
+            Some(taken) => format!("{:.3} / {:.3}", own.value, taken.value),
+            None => format!("{:.3}", own.value),
+        });
         row.extend([
             value(metric::CORES),
-            switches.map(|(own, taken)| format!("{:.3} / {:.3}", own.value, taken.value)),
+            switches,
             value(metric::MEMORY),
             of(metric::THREADS).map(|threads| format!("{:.0}", threads.value)),
             value(metric::GENERATOR),

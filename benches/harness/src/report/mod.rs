@@ -32,10 +32,13 @@ pub(crate) fn summary(results: &Results) -> String {
     overview::tables(results)
 }
 
+/// Those of `names` there are results of.
+fn present(results: &Results, names: Vec<&'static str>) -> Vec<&'static str> {
+    let has = |name: &&str| results.samples.iter().any(|one| one.peer == *name);
+    names.into_iter().filter(has).collect()
+}
+
 /// The servers there are results of, in the order of the list of peers.
-fn peers_of(results: &Results) -> Vec<&'static str> {
-    let names = peers::ALL.iter().map(|peer| peer.name);
-    names
-        .filter(|name| results.samples.iter().any(|one| one.peer == *name))
-        .collect()
+fn servers_of(results: &Results) -> Vec<&'static str> {
+    present(results, peers::ALL.iter().map(|peer| peer.name).collect())
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::peers_of;
 use super::table::Table;
+use super::{present, servers_of};
 use crate::compare::scenario::{self, Scenario};
-use crate::peers::{self, REFERENCE, SECOND};
 use crate::results::{Place, Results, metric};
 use crate::stats;
+use crate::{clients, peers};
 
 /// The whole text; `plots` are the names of the plots beside it.
 pub(super) fn text(results: &Results, plots: &[&str]) -> String {
@@ -34,7 +34,8 @@ Every server answers the same frame: four bytes of length, big-endian, and the p
 frame whole before it answers, through its own output path. In every round each server is measured in
 each scenario, the others stopped; a ratio is formed with the reference of the same round, and what is
 shown is the median over the rounds. The reference is the raw epoll loop. It runs twice: how far its
-second copy strays from it is the noise, and differences within that band mean nothing.
+second copy strays from it is the noise, and differences within that band mean nothing. Clients are
+measured likewise, each in a process of its own that calls the reference server.
 
 CPU is the server's own, user and system, read from its clock in nanoseconds. Latency is that of the
 load generator, from before the send to after the receive. `pinned`: the server on core 0, the load
@@ -85,9 +86,9 @@ pub(super) fn tables(results: &Results) -> String {
     let mut text = noise(results);
     for (title, figure, note) in [
         (
-            "Server CPU per request",
+            "CPU per request",
             metric::CPU,
-            "microseconds / ratio to the reference; less is better",
+            "microseconds / ratio to the reference; less is better; of a client, its own",
         ),
         (
             "Requests per second",
@@ -122,16 +123,17 @@ fn noise(results: &Results) -> String {
     ]);
     for mode in ["pinned", "free"] {
         for scenario in scenario::all() {
+            let (reference, second) = scenario.reference();
             let place = Place {
                 mode,
                 scenario: &scenario.name,
-                peer: SECOND,
+                peer: second,
             };
-            let cpu = results.ratios(&place, metric::CPU, REFERENCE);
+            let cpu = results.ratios(&place, metric::CPU, reference);
             let Some(median) = stats::median(cpu.iter().copied()) else {
                 continue;
             };
-            let rate = stats::median(results.ratios(&place, metric::RATE, REFERENCE));
+            let rate = stats::median(results.ratios(&place, metric::RATE, reference));
             table.row([
                 Some(format!("{} {mode}", scenario.name)),
                 Some(format!("{:.2}", median.value)),
@@ -152,33 +154,20 @@ fn noise(results: &Results) -> String {
     )
 }
 
-/// Per mode and group of scenarios a table: servers down, scenarios across.
+/// Per mode and group of scenarios a table: servers or clients down, scenarios across.
 fn matrices(results: &Results, figure: &str) -> String {
     let mut text = String::new();
     for mode in ["pinned", "free"] {
         for (group, scenarios) in columns(results, mode, figure) {
-            let mut table = Table::new(
-                ["server".to_owned()]
-                    .into_iter()
-                    .chain(scenarios.iter().map(|s| s.name.clone())),
-            );
-            for peer in peers_of(results) {
-                let cell = |scenario: &Scenario| {
-                    cell(
-                        results,
-                        &Place {
-                            mode,
-                            scenario: &scenario.name,
-                            peer,
-                        },
-                        figure,
-                    )
-                };
-                table.row(
-                    [Some(peer.to_owned())]
-                        .into_iter()
-                        .chain(scenarios.iter().map(cell)),
-                );
+            let names = scenarios.iter().map(|scenario| scenario.name.clone());
+            let mut table = Table::new([String::new()].into_iter().chain(names));
+            let rows = scenarios
+                .first()
+                .map_or_else(Vec::new, Scenario::contestants);
+            for who in present(results, rows) {
+                let of = |scenario: &Scenario| cell(results, mode, scenario, who, figure);
+                let cells = scenarios.iter().map(of);
+                table.row([Some(who.to_owned())].into_iter().chain(cells));
             }
             let _ = writeln!(text, "### {group}, {mode}\n\n{}", table.text());
         }
@@ -192,7 +181,7 @@ fn columns(results: &Results, mode: &str, figure: &str) -> Vec<(String, Vec<Scen
         let place = Place {
             mode,
             scenario: &scenario.name,
-            peer: REFERENCE,
+            peer: scenario.reference().0,
         };
         !results.values(&place, figure).is_empty()
     };
@@ -214,14 +203,25 @@ fn columns(results: &Results, mode: &str, figure: &str) -> Vec<(String, Vec<Scen
     groups
 }
 
-fn cell(results: &Results, place: &Place<'_>, figure: &str) -> Option<String> {
-    let value = stats::median(results.values(place, figure).into_values())?.value;
+fn cell(
+    results: &Results,
+    mode: &str,
+    scenario: &Scenario,
+    who: &str,
+    figure: &str,
+) -> Option<String> {
+    let place = Place {
+        mode,
+        scenario: &scenario.name,
+        peer: who,
+    };
+    let value = stats::median(results.values(&place, figure).into_values())?.value;
     let value = if figure == metric::RATE {
         value / 1e3
     } else {
         value
     };
-    let ratio = stats::median(results.ratios(place, figure, REFERENCE));
+    let ratio = stats::median(results.ratios(&place, figure, scenario.reference().0));
     let ratio = ratio.map_or_else(|| "-".into(), |ratio| format!("{:.2}", ratio.value));
     Some(format!("{} / {ratio}", short(value)))
 }
@@ -237,7 +237,7 @@ fn silent(results: &Results) -> String {
             "threads",
         ];
         let mut table = Table::new(head);
-        for peer in peers_of(results) {
+        for peer in servers_of(results) {
             let place = Place {
                 mode: "pinned",
                 scenario: name,
@@ -271,15 +271,15 @@ fn silent(results: &Results) -> String {
 
 fn counted(results: &Results) -> String {
     let head = [
-        "server",
+        "",
         "system calls, 1 connection",
         "system calls, 100",
         "user instructions, 100",
         "allocations, 100",
-        "most frequent calls, 100",
+        "most frequent calls",
     ];
     let mut table = Table::new(head);
-    for peer in peers_of(results) {
+    for peer in servers_of(results) {
         let value = |scenario, figure| {
             let place = Place {
                 mode: "counted",
@@ -296,6 +296,30 @@ fn counted(results: &Results) -> String {
             value("pp-100-1k", metric::INSTRUCTIONS).map(|count| format!("{count:.0}")),
             value("pp-100-1k", metric::ALLOCATIONS).map(|count| format!("{count:.2}")),
             calls.map(frequent),
+        ]);
+    }
+    for client in present(
+        results,
+        clients::ALL.iter().map(|client| client.name).collect(),
+    ) {
+        let place = Place {
+            mode: "counted",
+            scenario: "call-1",
+            peer: client,
+        };
+        let values = results.values(&place, metric::SYSCALLS).into_values();
+        let Some(count) = stats::median(values) else {
+            continue;
+        };
+        let calls = results.calls.get(&format!("call-1 {client}")).map(frequent);
+        let name = Some(format!("client {client}"));
+        table.row([
+            name,
+            Some(format!("{:.2}", count.value)),
+            None,
+            None,
+            None,
+            calls,
         ]);
     }
     if table.is_empty() {
@@ -345,6 +369,10 @@ fn servers() -> String {
             peer.name, peer.design, peer.handlers
         );
     }
+    text.push_str("\n## The clients\n\n");
+    for client in clients::ALL {
+        let _ = writeln!(text, "- **{}**: {}.", client.name, client.design);
+    }
     text
 }
 
@@ -365,7 +393,11 @@ mod tests {
     fn results() -> Results {
         let mut samples = Vec::new();
         for round in 0..3 {
-            for (peer, cpu) in [(REFERENCE, 10.0), (SECOND, 11.0), ("mio", 8.0)] {
+            for (peer, cpu) in [
+                (peers::REFERENCE, 10.0),
+                (peers::SECOND, 11.0),
+                ("mio", 8.0),
+            ] {
                 samples.push(Sample {
                     mode: "pinned".into(),
                     scenario: "pp-100-1k".into(),

@@ -1,7 +1,7 @@
 //! The plots of a report.
 
 use super::chart::{Bars, Lines};
-use super::peers_of;
+use super::servers_of;
 use crate::compare::scenario::CONNECTIONS;
 use crate::results::{Place, Results, metric};
 use crate::stats;
@@ -60,7 +60,7 @@ pub(super) fn all(results: &Results) -> Vec<(String, String)> {
 }
 
 fn over_connections(results: &Results, mode: &str, figure: &str) -> Vec<(String, Vec<(f64, f64)>)> {
-    let series = peers_of(results).into_iter().map(|peer| {
+    let series = servers_of(results).into_iter().map(|peer| {
         let point = |connections: usize| {
             let scenario = format!("pp-{connections}-1k");
             let place = Place {
@@ -101,5 +101,5 @@ fn rows(
         let values: Option<Vec<f64>> = figures.iter().map(value).collect();
         Some((String::from(peer), values?))
     };
-    peers_of(results).into_iter().filter_map(row).collect()
+    servers_of(results).into_iter().filter_map(row).collect()
 }

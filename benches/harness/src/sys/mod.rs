@@ -58,6 +58,15 @@ pub(crate) fn own_cpu_time() -> io::Result<Duration> {
     clock_now(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
+/// How often threads of this process have waited, also ended ones.
+pub(crate) fn own_waits() -> io::Result<u64> {
+    // SAFETY: rusage is a structure of integers, for which all zeroes is a value.
+    let mut usage: libc::rusage = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: `usage` is a live rusage the call may write to.
+    check(unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) })?;
+    Ok(usage.ru_nvcsw as u64)
+}
+
 fn clock_now(clock: libc::clockid_t) -> io::Result<Duration> {
     let mut time = libc::timespec {
         tv_sec: 0,
