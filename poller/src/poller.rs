@@ -298,7 +298,9 @@ impl Leader<'_> {
         }
         match progress {
             Some(Progress::Drained) => {}
-            Some(Progress::Yield) => core.yielded.push(Work::Ready(entry.clone(), readiness)),
+            Some(Progress::Yield) => core
+                .yielded
+                .push_back(Work::Ready(entry.clone(), readiness)),
             Some(Progress::Pause) => entry.pause(readiness),
             Some(Progress::Detach) => self.poller.detach(entry.control.token),
             None => {
@@ -320,7 +322,7 @@ impl Leader<'_> {
             Some(mut core) => {
                 match progress {
                     Some(Progress::Drained) => {}
-                    Some(Progress::Yield) => core.yielded.push(Work::Run(entry)),
+                    Some(Progress::Yield) => core.yielded.push_back(Work::Run(entry)),
                     Some(Progress::Pause) => core.pause_after_run(&entry),
                     Some(Progress::Detach) | None => self.poller.detach(entry.control.token),
                 }

@@ -148,3 +148,78 @@ impl<C> Role<C> {
         self.slot.lock().unwatched = false;
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_depositor_gets_its_core_back() {
+        let role = Role::new(Box::new(7));
+        let core = role.accept().unwrap();
+        assert!(role.accept().is_none());
+        let (number, unwatched) = role.deposit(core, 1);
+        assert!(unwatched, "the first deposit starts the monitor");
+        assert_eq!(
+            role.observe(),
+            Some(Sight {
+                deposit: number,
+                runner: Some(1)
+            })
+        );
+        let core = role.reclaim(number).unwrap();
+        assert_eq!(
+            role.observe(),
+            Some(Sight {
+                deposit: number,
+                runner: None
+            })
+        );
+        assert!(!role.deposit(core, 1).1);
+    }
+
+    #[test]
+    fn a_runner_that_comes_back_leaves_a_later_deposit_alone_unless_it_is_wanted() {
+        let role = Role::new(Box::new(7));
+        let core = role.accept().unwrap();
+        let first = role.deposit(core, 1).0;
+        assert!(role.want(first));
+        assert!(!role.want(first), "one promotion at a time");
+        let core = role.accept().unwrap();
+        let second = role.deposit(core, 2).0;
+        assert!(role.reclaim(first).is_none());
+        // The second runner waits, but the thread sent for it does not arrive: the pool is full.
+        assert!(role.want(second));
+        assert!(role.reclaim(first).is_some());
+        assert!(role.accept().is_none());
+        assert!(role.reclaim(second).is_none());
+    }
+
+    #[test]
+    fn a_promotion_that_cannot_be_sent_can_be_asked_for_again() {
+        let role = Role::new(Box::new(7));
+        let core = role.accept().unwrap();
+        assert!(!role.want_any());
+        let number = role.deposit(core, 1).0;
+        assert!(!role.want(number + 1));
+        assert!(role.want_any());
+        role.give_up();
+        assert!(role.want(number));
+    }
+
+    #[test]
+    fn the_monitor_rests_only_if_nothing_lies_in_the_slot() {
+        let role = Role::new(Box::new(7));
+        let core = role.accept().unwrap();
+        let number = role.deposit(core, 1).0;
+        assert!(!role.unwatch(number));
+        let core = role.reclaim(number).unwrap();
+        assert!(!role.unwatch(number - 1));
+        assert!(role.unwatch(number));
+        assert!(role.deposit(core, 1).1);
+        role.ask_for_watch();
+        role.watch();
+        let core = role.reclaim(number + 1).unwrap();
+        assert!(!role.deposit(core, 1).1);
+    }
+}

@@ -160,3 +160,112 @@ impl<T> Wheel<T> {
         level.slots[slot].push((tick, item));
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// A small generator: the tests are the same every time.
+    fn numbers(mut state: u64) -> impl FnMut(u64) -> u64 {
+        move |below| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) % below
+        }
+    }
+
+    #[test]
+    fn fires_exactly_what_a_sorted_map_would() {
+        let mut random = numbers(7);
+        for distance in [10, 100, 5000, 300_000, 1 << 30, 1 << 40] {
+            let mut wheel = Wheel::new();
+            let mut model: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+            let mut now = random(1 << 40);
+            wheel.advance(now, |_, _: u64| unreachable!("nothing was put in"));
+            for id in 0..3000 {
+                if random(3) > 0 {
+                    let tick = now + 1 + random(distance);
+                    wheel.insert(tick, id);
+                    model.entry(tick).or_default().push(id);
+                }
+                if random(4) == 0 {
+                    now += random(distance / 5 + 2);
+                    let mut fired = Vec::new();
+                    wheel.advance(now, |tick, id| fired.push((tick, id)));
+                    let later = model.split_off(&(now + 1));
+                    let mut expected: Vec<_> = std::mem::replace(&mut model, later)
+                        .into_iter()
+                        .flat_map(|(tick, ids)| ids.into_iter().map(move |id| (tick, id)))
+                        .collect();
+                    fired.sort_unstable();
+                    expected.sort_unstable();
+                    assert_eq!(fired, expected);
+                }
+                // What the wheel says next is never later than the first deadline.
+                match (wheel.next(), model.first_key_value()) {
+                    (None, None) => {}
+                    (Some(next), Some((&first, _))) => assert!(now < next && next <= first),
+                    (next, first) => panic!("{next:?} but {first:?}"),
+                }
+            }
+            assert_eq!(wheel.is_empty(), model.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_over_fires_at_the_next_advance() {
+        let mut wheel = Wheel::new();
+        wheel.advance(1000, |_, _: char| {});
+        wheel.insert(3, 'a');
+        wheel.insert(1000, 'b');
+        let mut fired = Vec::new();
+        wheel.advance(1001, |_, item| fired.push(item));
+        assert_eq!(fired, ['a', 'b']);
+    }
+
+    #[test]
+    fn the_end_of_time_is_kept_and_not_reached() {
+        let mut wheel = Wheel::new();
+        for start in [0, 1, REACH - 1, REACH, 3 * REACH + 12_345] {
+            wheel.advance(start, |_, ()| unreachable!("years too early"));
+            wheel.insert(u64::MAX - 1, ());
+            wheel.insert(start + 2 * REACH, ());
+            assert!(wheel.next().is_some_and(|next| next > start));
+            let mut fired = 0;
+            wheel.advance(start + 2 * REACH - 1, |_, ()| fired += 1);
+            assert_eq!(fired, 0);
+            wheel.advance(start + 2 * REACH, |_, ()| fired += 1);
+            assert_eq!(fired, 1);
+            wheel = Wheel::new();
+        }
+    }
+
+    #[test]
+    fn deadlines_round_up_and_the_clock_rounds_down() {
+        let clock = Clock::new();
+        let tick = Duration::from_nanos(1 << TICK_SHIFT);
+        assert_eq!(clock.tick_after(clock.base), 0);
+        assert_eq!(clock.tick_before(clock.base), 0);
+        let just_after = clock.base + Duration::from_nanos(1);
+        assert_eq!(clock.tick_after(just_after), 1);
+        assert_eq!(clock.tick_before(just_after), 0);
+        assert_eq!(clock.tick_after(clock.base + tick), 1);
+        assert_eq!(clock.tick_before(clock.base + tick), 1);
+        assert_eq!(clock.until(5, clock.base + 2 * tick), 3 * tick);
+        assert_eq!(clock.until(5, clock.base + 20 * tick), Duration::ZERO);
+        // Before the clock began, and as late as can be said.
+        assert_eq!(clock.tick_after(clock.base - Duration::from_secs(1)), 0);
+        let far = clock.base + Duration::from_secs(10_u64.pow(10));
+        assert!(clock.tick_after(far) < u64::MAX);
+        assert!(clock.until(u64::MAX - 1, clock.base) > Duration::from_secs(10_u64.pow(9)));
+        for millis in 0..2000 {
+            let at = clock.base + Duration::from_micros(millis * 977);
+            assert!(
+                clock.base + tick * clock.tick_after(at) as u32 >= at,
+                "never early"
+            );
+        }
+    }
+}

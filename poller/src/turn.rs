@@ -1,8 +1,8 @@
 //! What the leader owns: the selector, the work of the present turn, the timers.
 //!
 //! All of it moves with the role. The work of a turn is one list, so that a new leader goes on
-//! exactly where the old one left: events first, then the operators that yielded in the last turn,
-//! then what other threads asked for, then timers, which are judged only against events that had
+//! exactly where the old one left: events first, then what other threads asked for, then the
+//! operators that yielded in the last turn, then timers, which are judged only against events that had
 //! arrived before.
 
 use std::{
@@ -33,7 +33,7 @@ pub(crate) struct Core {
     /// What is left to do in this turn.
     pub(crate) work: VecDeque<Work>,
     /// Goes on after the next wait.
-    pub(crate) yielded: Vec<Work>,
+    pub(crate) yielded: VecDeque<Work>,
     /// To be told that they are out, after this turn's work.
     pub(crate) detached: Vec<Arc<Entry>>,
     /// The time, read once per turn.
@@ -68,7 +68,7 @@ impl Core {
             events: Vec::new(),
             commands: Vec::new(),
             work: VecDeque::new(),
-            yielded: Vec::new(),
+            yielded: VecDeque::new(),
             detached: Vec::new(),
             now: Instant::now(),
         }
@@ -96,8 +96,8 @@ impl Core {
                 work.push_back(Work::Ready(entry.clone(), readiness));
             });
         }
-        work.extend(self.yielded.drain(..));
         self.obey(poller);
+        self.work.append(&mut self.yielded);
         if !full {
             self.expire(poller, tick);
         }

@@ -5,28 +5,21 @@ mod support;
 
 use std::{
     io::{Read, Write},
-    os::unix::net::UnixStream,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
-use poller::{Balance, Interest, PollerGroup, Progress, Readiness, must_not_block};
-use support::{Probe, until};
+use poller::{Interest, Progress, Readiness, must_not_block};
+use support::{group, pair, probe, until};
 
-fn pair() -> (UnixStream, UnixStream) {
-    let (ours, peers) = UnixStream::pair().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    (ours, peers)
-}
-
-const READ_WRITE: fn() -> Interest = || Interest::READ | Interest::WRITE;
+const BOTH: fn() -> Interest = || Interest::READ | Interest::WRITE;
 
 #[test]
 fn echo_through_on_ready_and_run() {
-    let group = PollerGroup::new(1, Balance::RoundRobin).unwrap();
+    let group = group(1);
     let (ours, mut peer) = pair();
     let reader = ours.try_clone().unwrap();
-    let probe = Probe::new(ours)
+    let probe = probe(ours)
         .on_ready(|_, readiness, budget| {
             assert!(must_not_block());
             if readiness.contains(Readiness::READABLE) {
@@ -45,7 +38,7 @@ fn echo_through_on_ready_and_run() {
             }
             Progress::Drained
         })
-        .register(&group.pick(), READ_WRITE());
+        .register(&group.pick(), BOTH());
     for round in 0..100u8 {
         peer.write_all(&[round; 7]).unwrap();
         let mut back = [0; 7];
@@ -61,9 +54,9 @@ fn echo_through_on_ready_and_run() {
 
 #[test]
 fn wakes_are_coalesced_and_none_is_lost() {
-    let group = PollerGroup::new(1, Balance::RoundRobin).unwrap();
+    let group = group(1);
     let (ours, _peer) = pair();
-    let probe = Probe::new(ours).register(&group.pick(), Interest::READ);
+    let probe = probe(ours).register(&group.pick(), Interest::READ);
     for round in 1..=1000 {
         let before = probe.calls();
         for _ in 0..round % 7 + 1 {
@@ -78,10 +71,10 @@ fn wakes_are_coalesced_and_none_is_lost() {
 
 #[test]
 fn timers_fire_once_and_never_early() {
-    let group = PollerGroup::new(1, Balance::RoundRobin).unwrap();
+    let group = group(1);
     let (ours, _peer) = pair();
     let (tell, told) = mpsc::channel();
-    let probe = Probe::new(ours)
+    let probe = probe(ours)
         .on_ready(move |_, readiness, _| {
             if readiness.contains(Readiness::TIMER) {
                 tell.send(Instant::now()).unwrap();
@@ -108,9 +101,9 @@ fn timers_fire_once_and_never_early() {
 
 #[test]
 fn paused_readiness_is_remembered() {
-    let group = PollerGroup::new(1, Balance::RoundRobin).unwrap();
+    let group = group(1);
     let (ours, mut peer) = pair();
-    let probe = Probe::new(ours)
+    let probe = probe(ours)
         .on_ready(|probe, _, _| {
             if probe.runs() == 0 {
                 Progress::Pause
@@ -143,12 +136,12 @@ fn paused_readiness_is_remembered() {
 
 #[test]
 fn a_run_that_blocks_without_a_word_loses_the_role() {
-    let group = PollerGroup::new(1, Balance::RoundRobin).unwrap();
+    let group = group(1);
     let (slow, mut slow_peer) = pair();
     let (fast, mut fast_peer) = pair();
     let (release, released) = mpsc::channel::<()>();
     let released = std::sync::Mutex::new(released);
-    let slow = Probe::new(slow)
+    let slow = probe(slow)
         .on_ready(|_, _, budget| {
             budget.request_run();
             Progress::Drained
@@ -159,7 +152,7 @@ fn a_run_that_blocks_without_a_word_loses_the_role() {
         })
         .register(&group.pick(), Interest::READ);
     let echo = fast.try_clone().unwrap();
-    let _fast = Probe::new(fast)
+    let _fast = probe(fast)
         .on_ready(move |_, _, _| {
             let mut bytes = [0; 64];
             while let Ok(n @ 1..) = (&echo).read(&mut bytes) {
@@ -167,7 +160,7 @@ fn a_run_that_blocks_without_a_word_loses_the_role() {
             }
             Progress::Drained
         })
-        .register(&group.pick(), READ_WRITE());
+        .register(&group.pick(), BOTH());
     slow_peer.write_all(b"go").unwrap();
     until("the slow run", || slow.runs() == 1);
     fast_peer.write_all(b"ping").unwrap();
@@ -184,20 +177,16 @@ fn a_run_that_blocks_without_a_word_loses_the_role() {
 
 #[test]
 fn operators_are_dropped_after_close() {
-    let group = PollerGroup::new(2, Balance::RoundRobin).unwrap();
+    let group = group(2);
     let (ours, _peer) = pair();
-    let probe = Probe::new(ours).register(&group.pick(), Interest::READ);
+    let operator = probe(ours).register(&group.pick(), Interest::READ);
     group.close();
     group.close();
     assert!(group.is_closed());
-    assert_eq!(probe.detached(), 1);
-    let weak = Arc::downgrade(&probe);
-    drop(probe);
+    assert_eq!(operator.detached(), 1);
+    let weak = Arc::downgrade(&operator);
+    drop(operator);
     assert!(weak.upgrade().is_none());
     let (ours, _peer) = pair();
-    assert!(
-        group
-            .register(Probe::new(ours).build(), Interest::READ)
-            .is_err()
-    );
+    assert!(group.register(probe(ours).build(), Interest::READ).is_err());
 }

@@ -12,7 +12,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use super::Flags;
+use super::{Flags, collect};
 use crate::{Interest, Readiness};
 
 pub(super) fn add(
@@ -40,18 +40,7 @@ pub(super) fn remove(registry: &mio::Registry, fd: BorrowedFd<'_>) -> io::Result
 /// What an event says. `mio` shows `EPOLLRDHUP` only next to `EPOLLIN`; an event that shows nothing
 /// at all is a bare `EPOLLRDHUP`, because nothing else is ever asked for.
 pub(super) fn readiness(event: &impl Flags) -> Readiness {
-    let mut readiness = Readiness::EMPTY;
-    for (set, flag) in [
-        (event.readable(), Readiness::READABLE),
-        (event.writable(), Readiness::WRITABLE),
-        (event.read_closed(), Readiness::READ_CLOSED),
-        (event.write_closed(), Readiness::WRITE_CLOSED),
-        (event.error(), Readiness::ERROR),
-    ] {
-        if set {
-            readiness |= flag;
-        }
-    }
+    let readiness = collect(event);
     if readiness.is_empty() {
         Readiness::READ_CLOSED
     } else {

@@ -15,7 +15,10 @@
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod epoll;
-#[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
+#[cfg(any(
+    all(test, not(loom)),
+    not(any(target_os = "linux", target_os = "android"))
+))]
 mod kqueue;
 mod selector;
 mod thread;
@@ -29,6 +32,25 @@ use kqueue as platform;
 pub(crate) use selector::{Control, Event, Selector, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id};
 pub use wait::wait_ready;
+
+use crate::Readiness;
+
+/// The flags of one event as a set.
+fn collect(event: &impl Flags) -> Readiness {
+    let mut readiness = Readiness::EMPTY;
+    for (set, flag) in [
+        (event.readable(), Readiness::READABLE),
+        (event.writable(), Readiness::WRITABLE),
+        (event.read_closed(), Readiness::READ_CLOSED),
+        (event.write_closed(), Readiness::WRITE_CLOSED),
+        (event.error(), Readiness::ERROR),
+    ] {
+        if set {
+            readiness |= flag;
+        }
+    }
+    readiness
+}
 
 /// The flags of one event, as `mio` tells them. A trait so that scripted events can be fed in.
 trait Flags {

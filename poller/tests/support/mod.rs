@@ -3,15 +3,22 @@
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
 
-use poller::{Budget, Interest, Operator, PollerHandle, Progress, Readiness, Registration};
+use poller::{
+    Balance, Budget, Interest, Operator, PollerGroup, PollerHandle, Progress, Readiness,
+    Registration,
+};
 
 /// Far more than any of the waited-for things takes.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -23,6 +30,15 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "never came: {what}");
         std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Waits until the leader has gone round twice: everything queued or ready before is delivered.
+pub fn settle(poller: &PollerHandle) {
+    for _ in 0..2 {
+        let (tell, told) = mpsc::channel();
+        poller.schedule(Instant::now(), move || tell.send(()).unwrap());
+        told.recv_timeout(LIMIT).unwrap();
     }
 }
 
@@ -44,22 +60,36 @@ pub struct Probe {
 
 pub struct ProbeBuilder(Probe);
 
-impl Probe {
-    pub fn new(fd: impl Into<OwnedFd>) -> ProbeBuilder {
-        ProbeBuilder(Self {
-            fd: fd.into(),
-            registration: OnceLock::new(),
-            seen: Mutex::default(),
-            runs: AtomicUsize::new(0),
-            detached: AtomicUsize::new(0),
-            on_ready: Box::new(|_, _, _| Progress::Drained),
-            on_run: Box::new(|_| Progress::Drained),
-            on_detached: Box::new(|_| {}),
-        })
-    }
+/// A probe in the making.
+pub fn probe(fd: impl Into<OwnedFd>) -> ProbeBuilder {
+    ProbeBuilder(Probe {
+        fd: fd.into(),
+        registration: OnceLock::new(),
+        seen: Mutex::default(),
+        runs: AtomicUsize::new(0),
+        detached: AtomicUsize::new(0),
+        on_ready: Box::new(|_, _, _| Progress::Drained),
+        on_run: Box::new(|_| Progress::Drained),
+        on_detached: Box::new(|_| {}),
+    })
+}
 
+/// A connected pair; ours does not block.
+pub fn pair() -> (UnixStream, UnixStream) {
+    let (ours, peer) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    peer.set_read_timeout(Some(LIMIT)).unwrap();
+    (ours, peer)
+}
+
+pub fn group(pollers: usize) -> PollerGroup {
+    PollerGroup::new(pollers, Balance::RoundRobin).unwrap()
+}
+
+impl Probe {
     pub fn registration(&self) -> &Registration {
-        self.registration.wait()
+        until("registration", || self.registration.get().is_some());
+        self.registration.get().unwrap()
     }
 
     /// How often `on_ready` was called.
@@ -73,6 +103,20 @@ impl Probe {
 
     pub fn detached(&self) -> usize {
         self.detached.load(Ordering::SeqCst)
+    }
+
+    /// Forgets what was seen.
+    pub fn forget(&self) {
+        self.seen.lock().unwrap().clear();
+    }
+
+    /// All flags seen, together.
+    pub fn all(&self) -> Readiness {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .fold(Readiness::EMPTY, |all, &seen| all | seen)
     }
 
     /// Whether any call brought all of `flags`.

@@ -1,0 +1,318 @@
+//! Detaching, closing, panics: exactly one `on_detached`, whatever happens.
+#![cfg(not(loom))]
+
+mod support;
+
+use std::{
+    io::Write,
+    os::unix::net::UnixStream,
+    panic,
+    sync::{Arc, Mutex, Once, mpsc},
+    time::{Duration, Instant},
+};
+
+use poller::{Interest, PollerGroup, Progress, Readiness, before_blocking, must_not_block};
+use support::{Probe, group, pair, probe, settle, until};
+
+/// The panics of these tests are on purpose: their messages would only be noise.
+fn quiet() {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let on_purpose = info.payload().is::<Bomb>()
+                || info.payload().downcast_ref::<&str>() == Some(&"on purpose");
+            if !on_purpose {
+                usual(info);
+            }
+        }));
+    });
+}
+
+/// A panic payload that panics again when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("on purpose");
+    }
+}
+
+#[test]
+fn detaching_from_inside_callbacks() {
+    let group = group(1);
+    let handle = group.pick();
+    let ready = probe(pair().0)
+        .on_ready(|probe, _, _| {
+            probe.registration().detach();
+            probe.registration().detach();
+            // Too late for any of this.
+            probe.registration().wake();
+            Progress::Yield
+        })
+        .on_detached(|_| assert!(must_not_block()))
+        .register(&handle, Interest::READ);
+    let run = probe(pair().0)
+        .on_ready(|_, _, budget| {
+            budget.request_run();
+            Progress::Drained
+        })
+        .on_run(|probe| {
+            before_blocking();
+            probe.registration().detach();
+            Progress::Detach
+        })
+        .register(&handle, Interest::READ);
+    for probe in [&ready, &run] {
+        until("detached", || probe.detached() == 1);
+    }
+    settle(&handle);
+    assert_eq!((ready.calls(), run.runs()), (1, 1));
+    assert_eq!((ready.detached(), run.detached()), (1, 1));
+    group.close();
+}
+
+#[test]
+fn dropping_the_registration_detaches_and_the_operator_is_dropped() {
+    let group = group(1);
+    let (ours, mut peer) = pair();
+    let operator = probe(ours).build();
+    let weak = Arc::downgrade(&operator);
+    let registration = group.register(operator, Interest::READ).unwrap();
+    peer.write_all(b"x").unwrap();
+    until("the event", || {
+        weak.upgrade().is_some_and(|probe| probe.calls() == 1)
+    });
+    drop(registration);
+    until("the drop", || weak.upgrade().is_none());
+    // Its descriptor is closed: we see the end of the stream.
+    peer.set_nonblocking(true).unwrap();
+    assert!(peer.write(b"y").is_err());
+    group.close();
+}
+
+#[test]
+fn an_operator_that_owns_its_registration_goes_away() {
+    let group = group(1);
+    let (ours, _peer) = pair();
+    let probe = probe(ours).register(&group.pick(), Interest::READ);
+    let weak = Arc::downgrade(&probe);
+    probe.registration().detach();
+    drop(probe);
+    until("the drop", || weak.upgrade().is_none());
+    group.close();
+}
+
+#[test]
+fn closing_from_inside_every_callback() {
+    type Start =
+        fn(&PollerGroup, Arc<Mutex<Option<PollerGroup>>>) -> Option<(Arc<Probe>, UnixStream)>;
+    fn close(group: &Mutex<Option<PollerGroup>>) {
+        let group = group.lock().unwrap().take();
+        if let Some(group) = group {
+            group.close();
+            assert!(group.is_closed());
+        }
+    }
+    let starts: [(&str, Start); 4] = [
+        ("on_ready", |group, inner| {
+            let (ours, peer) = pair();
+            let probe = probe(ours).on_ready(move |_, _, _| {
+                close(&inner);
+                Progress::Drained
+            });
+            Some((probe.register(&group.pick(), Interest::WRITE), peer))
+        }),
+        ("run", |group, inner| {
+            let (ours, peer) = pair();
+            let probe = probe(ours)
+                .on_ready(|_, _, budget| {
+                    budget.request_run();
+                    Progress::Drained
+                })
+                .on_run(move |_| {
+                    close(&inner);
+                    Progress::Drained
+                });
+            Some((probe.register(&group.pick(), Interest::WRITE), peer))
+        }),
+        ("on_detached", |group, inner| {
+            let (ours, peer) = pair();
+            let probe = probe(ours)
+                .on_ready(|_, _, _| Progress::Detach)
+                .on_detached(move |_| close(&inner));
+            Some((probe.register(&group.pick(), Interest::WRITE), peer))
+        }),
+        ("closure", |group, inner| {
+            group.pick().schedule(Instant::now(), move || close(&inner));
+            None
+        }),
+    ];
+    for (name, start) in starts {
+        let group = group(2);
+        let (ours, _peer) = pair();
+        let bystander = probe(ours).register(&group.pick(), Interest::READ);
+        let inner = Arc::new(Mutex::new(Some(group.clone())));
+        let own = start(&group, inner);
+        until(name, || group.is_closed());
+        // From out here it waits.
+        group.close();
+        assert_eq!(group.stats().workers.threads, 0, "{name}");
+        assert_eq!(bystander.detached(), 1, "{name}");
+        if let Some((own, _)) = own {
+            assert_eq!(own.detached(), 1, "{name}");
+        }
+    }
+}
+
+#[test]
+fn close_waits_for_a_run_and_then_for_all_threads() {
+    let group = group(1);
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let (ours, _peer) = pair();
+    let slow = probe(ours)
+        .on_ready(|_, _, budget| {
+            budget.request_run();
+            Progress::Drained
+        })
+        .on_run(move |_| {
+            let _ = released.lock().unwrap().recv();
+            Progress::Yield
+        })
+        .register(&group.pick(), Interest::WRITE);
+    until("the run", || slow.runs() == 1);
+    let closer = std::thread::spawn({
+        let group = group.clone();
+        move || group.close()
+    });
+    // Told while the run still waits, which may be what the run waits for.
+    until("the word", || slow.detached() == 1);
+    assert!(!closer.is_finished());
+    release.send(()).unwrap();
+    closer.join().unwrap();
+    assert_eq!(group.stats().workers.threads, 0);
+    assert_eq!((slow.runs(), slow.detached()), (1, 1));
+}
+
+#[test]
+fn a_group_dropped_is_closed() {
+    let group = group(2);
+    let (ours, _peer) = pair();
+    let probe = probe(ours).register(&group.pick(), Interest::READ);
+    let handle = group.pick();
+    drop(group);
+    until("the word", || probe.detached() == 1);
+    let error = handle
+        .register(probe_of_nothing(), Interest::READ)
+        .unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotConnected);
+    // Nothing of this does anything any more, nor harm.
+    probe.registration().wake();
+    probe.registration().resume();
+    probe.registration().set_timer(Some(Instant::now()));
+    probe.registration().detach();
+    let (tell, told) = mpsc::channel::<()>();
+    let key = handle.schedule(Instant::now(), move || tell.send(()).unwrap());
+    assert!(told.recv().is_err(), "the closure is dropped");
+    assert!(!handle.cancel(key));
+    assert_eq!(probe.detached(), 1);
+}
+
+fn probe_of_nothing() -> Arc<Probe> {
+    probe(pair().0).build()
+}
+
+#[test]
+fn scheduled_closures_are_dropped_at_close() {
+    let group = group(1);
+    let (tell, told) = mpsc::channel::<()>();
+    group
+        .pick()
+        .schedule(Instant::now() + Duration::from_secs(3600), move || {
+            tell.send(()).unwrap();
+        });
+    group.close();
+    assert!(told.recv().is_err());
+}
+
+#[test]
+fn a_panic_detaches_that_operator_only() {
+    quiet();
+    let group = group(1);
+    let handle = group.pick();
+    let ready = probe(pair().0)
+        .on_ready(|_, _, _| panic!("on purpose"))
+        .register(&handle, Interest::WRITE);
+    let run = probe(pair().0)
+        .on_ready(|_, _, budget| {
+            budget.request_run();
+            Progress::Drained
+        })
+        .on_run(|probe| {
+            if probe.runs() == 1 {
+                before_blocking();
+            }
+            panic::panic_any(Bomb)
+        })
+        .register(&handle, Interest::WRITE);
+    let end = probe(pair().0)
+        .on_ready(|_, _, _| Progress::Detach)
+        .on_detached(|_| panic!("on purpose"))
+        .register(&handle, Interest::WRITE);
+    handle.schedule(Instant::now(), || panic!("on purpose"));
+    for probe in [&ready, &run, &end] {
+        until("detached", || probe.detached() == 1);
+    }
+    until("all counted", || group.stats().total().panics == 4);
+    let (ours, mut peer) = pair();
+    let fine = probe(ours).register(&handle, Interest::READ);
+    peer.write_all(b"x").unwrap();
+    until("an event", || fine.saw(Readiness::READABLE));
+    group.close();
+    assert!(group.health().is_ok());
+    for probe in [&ready, &run, &end, &fine] {
+        assert_eq!(probe.detached(), 1);
+    }
+}
+
+#[test]
+fn zero_pollers_are_refused() {
+    let error = PollerGroup::builder().pollers(0).build().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn the_global_group_is_one_and_stays() {
+    let first = PollerGroup::global().unwrap();
+    assert!(std::ptr::eq(first, PollerGroup::global().unwrap()));
+    assert!(!first.is_closed());
+    let (ours, mut peer) = pair();
+    let probe = probe(ours).register(&first.pick(), Interest::READ);
+    peer.write_all(b"x").unwrap();
+    until("an event", || probe.calls() == 1);
+}
+
+#[test]
+fn register_and_detach_from_many_threads() {
+    let group = group(2);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..300 {
+                    let (ours, mut peer) = pair();
+                    let probe = probe(ours).register(&group.pick(), Interest::READ);
+                    peer.write_all(b"x").unwrap();
+                    probe.registration().wake();
+                    if round % 3 == 0 {
+                        until("an event", || probe.calls() > 0);
+                    }
+                    probe.registration().detach();
+                    until("detached", || probe.detached() == 1);
+                }
+            });
+        }
+    });
+    assert_eq!(group.stats().total().registered, 0);
+    group.close();
+}
