@@ -146,9 +146,15 @@ pub(crate) trait Session: Send + fmt::Debug {
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason);
     fn hooks(&self) -> Option<Arc<dyn Hooks>>;
 
-    /// Whether input is to be received now; asked before each share.
-    fn wants_input(&self) -> bool {
-        true
+    /// How many bytes to receive at most before the next `request`; 0 for none at all now.
+    fn input_share(&self, limit: usize) -> usize {
+        limit
+    }
+
+    /// Whether the session is over when its connection is taken from it, instead of hearing of
+    /// the connection's end.
+    fn ends_when_taken(&self) -> bool {
+        false
     }
 
     /// Whether `request` is to be called for the end of input even if no byte is left.

@@ -32,6 +32,7 @@
 //! * [`EventLoop`] accepts connections and runs a [`Handler`]; [`Dialer`] and [`Pool`] open them.
 //! * [`Connection`] reads and writes, waiting or not; [`ConnectionHandle`] sends, watches and closes
 //!   from any thread.
+//! * [`Decoder`] and [`Encoder`] cut a stream into messages; [`framed`] makes a handler of a codec.
 //! * [`LinkBuffer`] is what input and output are kept in; [`Reader`] and [`Writer`] are what codecs
 //!   are written against, so that they are tested without a socket.
 //! * [`Dispatch`] says where handlers run, [`SocketOptions`] and [`Builder`] what is allowed.
@@ -77,9 +78,11 @@ mod event_loop;
 #[cfg(feature = "fault-injection")]
 #[doc(hidden)]
 pub mod fault;
+mod frame;
 pub mod guide;
 mod handler;
 mod net;
+mod relay;
 mod stats;
 mod sync;
 mod trace;
@@ -94,8 +97,12 @@ pub use connection::{
 pub use dispatch::{Dispatch, Executor, Task};
 pub use error::{CloseReason, Error, InvalidAddress};
 pub use event_loop::{Builder, EventLoop, Pollers};
+pub use frame::{
+    Decoder, Delimited, Encoder, FixedLength, FrameError, FrameView, Framed, LengthField, framed,
+};
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use linkbuffer::{self, LinkBuffer, Reader, Slot, Writer};
 pub use net::{Address, AddressError, ListenOptions, Listener, SocketOptions};
 pub use poller::{self, Balance, PollerGroup};
+pub use relay::{Outcome, Relay, RelayBuilder, RelayEnd, RelaySide, Verdict, relay};
 pub use stats::{ConnectionStats, Stats};

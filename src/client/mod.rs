@@ -4,4 +4,5 @@ mod dialer;
 mod pool;
 
 pub use dialer::Dialer;
+pub(crate) use pool::Lease;
 pub use pool::{Pool, PoolStats, Pooled};

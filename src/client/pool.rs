@@ -278,10 +278,14 @@ impl Pool {
     }
 
     fn lend(&self, conn: Connection, address: &Address) -> Pooled {
-        Pooled {
-            conn: Some(conn),
+        let lease = Lease {
             pool: self.clone(),
             address: address.clone(),
+            used: false,
+        };
+        Pooled {
+            conn: Some(conn),
+            lease: Some(lease),
         }
     }
 
@@ -359,45 +363,65 @@ impl Drop for Place<'_> {
 /// or half written, or [discarded](Self::discard).
 pub struct Pooled {
     conn: Option<Connection>,
+    lease: Option<Lease>,
+}
+
+/// A place in a pool's total, for a connection that may come back.
+pub(crate) struct Lease {
     pool: Pool,
     address: Address,
+    used: bool,
+}
+
+impl Lease {
+    /// Gives the connection back, or closes it if it is not sound.
+    pub(crate) fn restore(mut self, mut conn: Connection) {
+        if !conn.is_sound() {
+            return;
+        }
+        conn.settle();
+        match self.pool.inner.keep(&self.address, conn) {
+            Ok(()) => self.used = true,
+            Err(conn) => drop(conn),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.used {
+            self.pool
+                .inner
+                .give_back(&self.address, |stats| stats.rejected += 1);
+        }
+    }
 }
 
 impl Pooled {
     /// Closes the connection instead of giving it back.
     pub fn discard(mut self) {
-        self.take();
+        self.conn.take();
     }
 
     /// Takes the connection out of the pool for good.
-    pub fn into_inner(mut self) -> Connection {
-        self.take()
-            .expect("a loan holds its connection until it is dropped")
+    pub fn into_inner(self) -> Connection {
+        self.into_parts().0
     }
 
-    fn take(&mut self) -> Option<Connection> {
-        let conn = self.conn.take()?;
-        self.pool.inner.give_back(&self.address, |_| {});
-        Some(conn)
+    /// The connection and its way back.
+    pub(crate) fn into_parts(mut self) -> (Connection, Lease) {
+        let parts = self.conn.take().zip(self.lease.take());
+        parts.expect("a loan holds its connection until it is dropped")
     }
 }
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        let Some(mut conn) = self.conn.take() else {
-            return;
-        };
-        let rejected = if !std::thread::panicking() && conn.is_sound() {
-            conn.settle();
-            self.pool.inner.keep(&self.address, conn).err()
-        } else {
-            Some(conn)
-        };
-        if let Some(conn) = rejected {
-            self.pool
-                .inner
-                .give_back(&self.address, |stats| stats.rejected += 1);
-            drop(conn);
+        if let (Some(conn), Some(lease)) = (self.conn.take(), self.lease.take()) {
+            // What a panic left behind is not to be trusted.
+            if !std::thread::panicking() {
+                lease.restore(conn);
+            }
         }
     }
 }

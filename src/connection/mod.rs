@@ -27,9 +27,9 @@ pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 pub use state::State;
 
 pub(crate) use process::{in_callback, run};
-pub(crate) use shared::Shared;
+pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
-pub(crate) use state::DRAIN;
+pub(crate) use state::{DRAIN, READABLE, WROTE};
 
 use crate::{
     error::{CloseReason, Error},
@@ -170,7 +170,15 @@ impl Connection {
     /// What `on_prepare` returns, [`Error::Closed`] on an ended connection, or what the system
     /// reports; the connection is closed then.
     pub fn attach(self, handler: impl Handler) -> io::Result<ConnectionHandle> {
-        start::attach(self, sessions(handler)())
+        self.attach_session(sessions(handler)())
+    }
+
+    pub(crate) fn attach_session(self, session: Box<dyn Session>) -> io::Result<ConnectionHandle> {
+        start::attach(self, session)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.rx.shared
     }
 
     /// Takes the connection out of its handler, from inside `on_connect` or `on_request`, with
@@ -201,15 +209,15 @@ impl Connection {
     ///
     /// [`Error::OutputFull`] if output is still queued, or what the system reports.
     pub fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
-        let shared = &self.rx.shared;
-        if how != Shutdown::Read {
-            let queued = shared.outbox.queued() + self.tx.pending();
-            if queued > 0 {
-                return Err(Error::OutputFull { queued, limit: 0 }.into());
+        let unflushed = self.tx.pending();
+        if how != Shutdown::Read && unflushed > 0 {
+            return Err(Error::OutputFull {
+                queued: unflushed,
+                limit: 0,
             }
-            shared.word.set(state::WRITE_SHUT);
+            .into());
         }
-        self.rx.socket.shutdown(how)
+        self.rx.shared.shut_down(how)
     }
 
     /// The two directions as separate values for one thread at a time each.
@@ -264,6 +272,11 @@ impl Connection {
     /// What the kernel has for us, without reading it.
     pub(crate) fn peek_state(&self) -> Peek {
         self.rx.socket.peek_state()
+    }
+
+    /// Whether the peer ended its side in order.
+    pub(crate) fn has_eof(&self) -> bool {
+        self.rx.end == Some(input::End::Eof)
     }
 
     /// Gives buffers back that an idle connection does not need.

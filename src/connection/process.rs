@@ -19,7 +19,7 @@ use super::{
     handle::ConnectionHandle,
     input::End,
     shared::Shared,
-    state::{ABORT, ATTEND, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, READABLE, WROTE},
+    state::{ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, READABLE, WROTE},
 };
 use crate::{
     error::{CloseReason, Error},
@@ -232,19 +232,14 @@ impl Owner {
             if let Some(turn) = self.ending(shared) {
                 return turn;
             }
-            let wanted = self
-                .session
-                .as_ref()
-                .is_none_or(|session| session.wants_input());
-            let wants_end = self
-                .session
-                .as_ref()
-                .is_some_and(|session| session.wants_end());
+            let session = self.session.as_deref();
+            let share = session.map_or(limits.pause_at, |s| s.input_share(limits.pause_at));
+            let wants_end = session.is_some_and(|session| session.wants_end());
             let rx = &mut self.conn.rx;
-            if !received && wanted {
+            if !received && share > 0 {
                 // One share of input a turn; the mark may ask for more than the pause limit.
                 received = true;
-                rx.receive(limits.pause_at.max(rx.mark));
+                rx.receive(share.max(rx.mark));
             }
             let available = rx.len();
             let enough = available >= rx.mark.max(1);
@@ -252,7 +247,7 @@ impl Owner {
             let run = (enough && (rx.fresh || again))
                 || (unseen_end && (available > 0 || limits.half_open || wants_end));
             if !run {
-                return self.rest(shared, available, wanted);
+                return self.rest(shared, available, share > 0);
             }
             rx.fresh = false;
             rx.mark = 0;
@@ -380,11 +375,14 @@ impl Owner {
         let connected = std::mem::take(&mut self.connected);
         let mut sessions = std::mem::take(&mut self.past);
         sessions.extend(self.session.take().filter(|_| connected));
-        shared.set_hooks(None);
+        sessions.retain(|session| !session.ends_when_taken());
         shared.ending.lock().park(sessions);
-        if shared.word.clear(BUSY) & GONE != 0 {
+        let meanwhile = shared.word.clear(BUSY | BEGIN);
+        if meanwhile & GONE != 0 {
             let reason = shared.ending.lock().decide(CloseReason::Local);
             conclude(shared, self, reason);
+        } else if meanwhile & BEGIN != 0 {
+            super::start::begin(shared);
         }
     }
 

@@ -119,7 +119,9 @@ pub(crate) fn attach(
     }
     let handle = ConnectionHandle::new(Arc::clone(&shared));
     shared.word.set(ATTEND | READABLE | WRITABLE);
-    begin(&shared);
+    if shared.word.may_begin() {
+        begin(&shared);
+    }
     Ok(handle)
 }
 
@@ -136,6 +138,7 @@ pub(crate) fn take(conn: &mut Connection) -> io::Result<Connection> {
     };
     registration.set_interest(Interest::HANGUP)?;
     shared.word.set(OWNED | BUSY);
+    shared.set_hooks(None);
     let mut taken = Connection::new(&shared, &conn.guard.socket);
     std::mem::swap(&mut taken.rx, &mut conn.rx);
     std::mem::swap(&mut taken.tx, &mut conn.tx);
@@ -225,7 +228,7 @@ fn register(shared: &Arc<Shared>, socket: &Arc<Socket>, interest: Interest) -> i
 ///
 /// A new registration reports a writable socket. If that came while the role was still ours
 /// nobody acted on it, so the poller must be asked to look again.
-fn begin(shared: &Arc<Shared>) {
+pub(super) fn begin(shared: &Arc<Shared>) {
     if shared.idle_timeout.load(Ordering::Relaxed) != 0 {
         shared.arm_idle(Instant::now());
     }

@@ -74,6 +74,9 @@ pub(crate) const BUSY: u32 = 1 << 20;
 /// The user let go of the connection while that callback was still running.
 pub(crate) const GONE: u32 = 1 << 21;
 
+/// The user gave the connection to another handler while that callback was still running.
+pub(crate) const BEGIN: u32 = 1 << 22;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 
@@ -172,12 +175,18 @@ impl Word {
     /// The user lets go. `false`: a callback is still running and ends the connection when it
     /// returns.
     pub(crate) fn let_go(&self) -> bool {
-        let mut busy = false;
-        let _ = self.update(|bits| {
-            busy = bits & BUSY != 0;
-            busy.then_some(bits | GONE)
-        });
-        !busy
+        !self.defer(GONE)
+    }
+
+    /// A new handler may begin. `false`: a callback is still running and has it begin when it
+    /// returns.
+    pub(crate) fn may_begin(&self) -> bool {
+        !self.defer(BEGIN)
+    }
+
+    fn defer(&self, bit: u32) -> bool {
+        self.update(|bits| (bits & BUSY != 0).then_some(bits | bit))
+            .is_ok()
     }
 
     pub(crate) fn ended(&self) -> bool {
@@ -218,7 +227,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 22] = [
+        const NAMES: [&str; 23] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -241,6 +250,7 @@ impl fmt::Debug for Word {
             "OWNED",
             "BUSY",
             "GONE",
+            "BEGIN",
         ];
         let bits = self.load();
         let names = NAMES

@@ -1,7 +1,7 @@
 //! The sending side of a connection: private output until a flush, then the outbox.
 
 use super::{
-    output::{Full, Mark, Sent},
+    output::{Bound, Full, Mark, Sent},
     shared::{For, Shared},
     spare,
     state::{ABORT, BROKEN, CLOSED, POISONED, WRITE_SHUT},
@@ -14,6 +14,7 @@ use crate::{
 use linkbuffer::LinkBuffer;
 use std::{
     io,
+    net::Shutdown,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -166,11 +167,8 @@ impl Shared {
         let mut until = None;
         loop {
             match self.outbox.send(&self.word, socket, chain, self.bound()) {
-                Ok((mark, mut sent)) => {
-                    while sent == Sent::Share {
-                        sent = self.outbox.drive(&self.word, socket);
-                    }
-                    self.after_send(sent);
+                Ok((mark, sent)) => {
+                    let sent = self.settle_send(socket, sent);
                     return match sent {
                         Sent::All => Ok(None),
                         Sent::Parked | Sent::Starved | Sent::Share => Ok(Some(mark)),
@@ -193,6 +191,56 @@ impl Shared {
                     }
                 }
             }
+        }
+    }
+
+    /// Sends a chain or queues it, whatever is queued already: the caller keeps its own bound.
+    pub(crate) fn push(self: &Arc<Self>, chain: &mut LinkBuffer) -> io::Result<()> {
+        self.check_writable()?;
+        let socket = self.socket().ok_or_else(|| self.closed_error())?;
+        let unbounded = Bound {
+            bytes: usize::MAX,
+            messages: usize::MAX,
+        };
+        let sent = match self.outbox.send(&self.word, &*socket, chain, unbounded) {
+            Ok((_, sent)) => sent,
+            Err(Full(queued)) => {
+                return Err(Error::OutputFull {
+                    queued,
+                    limit: usize::MAX,
+                }
+                .into());
+            }
+        };
+        self.settle_send(&socket, sent);
+        if matches!(sent, Sent::Failed(_)) {
+            Err(self.write_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Goes on until a flusher's turn has an end.
+    fn settle_send(self: &Arc<Self>, socket: &Socket, mut sent: Sent) -> Sent {
+        while sent == Sent::Share {
+            sent = self.outbox.drive(&self.word, socket);
+        }
+        self.after_send(sent);
+        sent
+    }
+
+    /// `shutdown(2)`, refused while output is queued.
+    pub(crate) fn shut_down(&self, how: Shutdown) -> io::Result<()> {
+        if how != Shutdown::Read {
+            let queued = self.outbox.queued();
+            if queued > 0 {
+                return Err(Error::OutputFull { queued, limit: 0 }.into());
+            }
+            self.word.set(WRITE_SHUT);
+        }
+        match self.socket() {
+            Some(socket) => socket.shutdown(how),
+            None => Err(self.closed_error()),
         }
     }
 

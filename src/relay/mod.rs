@@ -1,0 +1,458 @@
+//! Joins two connections: what one receives the other sends, both ways, without threads of its
+//! own.
+//!
+//! Each side is driven by its poller. Input of one side is linked into the output of the other;
+//! when more than the limit waits there the first side stops receiving until it has drained, so
+//! a slow reader slows its writer down through the kernel. The end of one side's input is passed
+//! on once everything before it was sent; a reset is passed on as a reset.
+
+mod session;
+mod side;
+
+pub use side::{RelaySide, Verdict};
+
+use crate::{
+    connection::Connection,
+    error::{CloseReason, Error},
+    sync::{AtomicU64, Condvar, Mutex, Ordering},
+};
+use session::RelaySession;
+use side::{Lane, Returned};
+use std::{
+    fmt, io,
+    sync::{Arc, OnceLock, Weak},
+    time::{Duration, Instant},
+};
+
+/// Copies both directions of `a` and `b` until both have ended; see [`RelayBuilder`] for options.
+///
+/// Returns at once. Either side may be a [`Connection`] of the caller's or a
+/// [`Pooled`](crate::Pooled) one, which goes back to its pool if it is still sound at the end. In
+/// a handler, [`Connection::take`] gives the connection.
+///
+/// ```no_run
+/// use netpoll::{Address, Connection, Pool, relay};
+/// use std::io;
+///
+/// fn proxy(client: &mut Connection, pool: &Pool, backend: &Address) -> io::Result<()> {
+///     let backend = pool.get(backend)?;
+///     relay(client.take()?, backend)?;
+///     Ok(())
+/// }
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Closed`] if a side has ended already, or what the system reports; both sides are
+/// closed then.
+pub fn relay(a: impl Into<RelaySide>, b: impl Into<RelaySide>) -> io::Result<Relay> {
+    RelayBuilder::default().start(a, b)
+}
+
+/// Options of a relay.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing before `start`"]
+pub struct RelayBuilder {
+    in_flight: usize,
+    idle_timeout: Option<Duration>,
+}
+
+impl Default for RelayBuilder {
+    fn default() -> Self {
+        Self {
+            in_flight: 256 << 10,
+            idle_timeout: None,
+        }
+    }
+}
+
+impl RelayBuilder {
+    /// How many bytes may wait in each direction before its source is not read any more (default
+    /// 256 KiB). One receive, at most 64 KiB, may come on top.
+    pub fn in_flight(mut self, bytes: usize) -> Self {
+        self.in_flight = bytes.max(1);
+        self
+    }
+
+    /// Ends the relay with [`RelayEnd::IdleTimeout`] when nothing moved in either direction for
+    /// this long. Default: never.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Starts the relay.
+    ///
+    /// # Errors
+    ///
+    /// As [`relay`].
+    pub fn start(self, a: impl Into<RelaySide>, b: impl Into<RelaySide>) -> io::Result<Relay> {
+        let (a, lease_a) = a.into().into_parts();
+        let (b, lease_b) = b.into().into_parts();
+        let core = Arc::new(Core {
+            lanes: [Lane::new(&a), Lane::new(&b)],
+            in_flight: self.in_flight,
+            idle_timeout: self.idle_timeout,
+            epoch: Instant::now(),
+            moved_at: AtomicU64::new(0),
+            progress: Mutex::new(Progress {
+                end: None,
+                returned: [None, None],
+                leases: [lease_a, lease_b],
+                outcome: None,
+                callbacks: Vec::new(),
+                settled: false,
+            }),
+            changed: Condvar::new(),
+            this: OnceLock::new(),
+        });
+        let _ = core.this.set(Arc::downgrade(&core));
+        let relay = Relay {
+            core: Arc::clone(&core),
+        };
+        for (index, conn) in [a, b].into_iter().enumerate() {
+            if let Err(error) = conn.attach_session(Box::new(RelaySession::new(&core, index))) {
+                core.lanes[1 - index].shared.abort_with(CloseReason::Local);
+                return Err(error);
+            }
+        }
+        core.watch_idleness();
+        Ok(relay)
+    }
+}
+
+/// A relay at work. Clones are the same relay; dropping them leaves it running.
+#[derive(Clone)]
+pub struct Relay {
+    core: Arc<Core>,
+}
+
+impl Relay {
+    /// Options first.
+    pub fn builder() -> RelayBuilder {
+        RelayBuilder::default()
+    }
+
+    /// Stops both directions now, without closing anything: the sides come back in the
+    /// [`Outcome`]. Idempotent, returns at once, callable from any thread and any callback.
+    pub fn interrupt(&self) {
+        self.core.stop(RelayEnd::Interrupted);
+    }
+
+    /// Waits for the end. The sides are in the outcome of whoever asks first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WouldDeadlock`] on a poller's thread that must not wait.
+    pub fn wait(&self) -> io::Result<Outcome> {
+        self.core
+            .wait(None)
+            .map(|outcome| outcome.expect("without a deadline there is an end"))
+    }
+
+    /// Waits for the end, at most `timeout`; `None` if the relay still runs then.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> io::Result<Option<Outcome>> {
+        self.core.wait(Instant::now().checked_add(timeout))
+    }
+
+    /// Calls `callback` with the outcome at the end, at once if that has come; on the thread
+    /// that ended the relay.
+    pub fn on_end(&self, callback: impl FnOnce(Outcome) + Send + 'static) {
+        self.core.on_end(Box::new(callback));
+    }
+
+    /// Bytes moved so far: from `a` to `b`, and from `b` to `a`.
+    pub fn moved(&self) -> (u64, u64) {
+        (self.core.lanes[0].moved(), self.core.lanes[1].moved())
+    }
+}
+
+/// Why a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RelayEnd {
+    /// Both sides ended their output and everything was passed on.
+    Finished,
+    /// [`Relay::interrupt`] was called.
+    Interrupted,
+    /// Nothing moved for the idle timeout.
+    IdleTimeout,
+    /// A side failed or was closed; the other was reset.
+    Failed(CloseReason),
+}
+
+/// How a relay ended, and what is left.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Why it ended.
+    pub end: RelayEnd,
+    /// The first side, open only after an interrupt or a timeout.
+    pub a: Option<Connection>,
+    /// Whether the first side may be used again.
+    pub a_verdict: Verdict,
+    /// The second side.
+    pub b: Option<Connection>,
+    /// Whether the second side may be used again.
+    pub b_verdict: Verdict,
+    /// Bytes moved from `a` to `b`.
+    pub a_to_b: u64,
+    /// Bytes moved from `b` to `a`.
+    pub b_to_a: u64,
+}
+
+type Callback = Box<dyn FnOnce(Outcome) + Send>;
+
+pub(crate) struct Core {
+    pub(crate) lanes: [Lane; 2],
+    pub(crate) in_flight: usize,
+    idle_timeout: Option<Duration>,
+    epoch: Instant,
+    /// Milliseconds since `epoch`; kept only with an idle timeout.
+    moved_at: AtomicU64,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+    this: OnceLock<Weak<Self>>,
+}
+
+struct Progress {
+    end: Option<RelayEnd>,
+    returned: [Option<Returned>; 2],
+    leases: [Option<crate::client::Lease>; 2],
+    outcome: Option<Outcome>,
+    callbacks: Vec<Callback>,
+    settled: bool,
+}
+
+impl Core {
+    /// Ends the relay for a reason; the first one counts.
+    pub(crate) fn stop(&self, end: RelayEnd) {
+        {
+            let mut progress = self.progress.lock();
+            if progress.end.is_some() {
+                return;
+            }
+            progress.end = Some(end);
+        }
+        for lane in &self.lanes {
+            match end {
+                RelayEnd::Failed(reason) => lane.shared.abort_with(reason),
+                RelayEnd::Finished => lane.shared.close_with(CloseReason::Local),
+                // The sides give themselves back in their own turn.
+                _ => lane.poke(),
+            }
+        }
+    }
+
+    /// Whether the sides are to be given back instead of served.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        matches!(
+            self.progress.lock().end,
+            Some(RelayEnd::Interrupted | RelayEnd::IdleTimeout)
+        )
+    }
+
+    /// Something moved.
+    pub(crate) fn touch(&self) {
+        if self.idle_timeout.is_some() {
+            let at = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.moved_at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// Both directions have been passed on to their end.
+    pub(crate) fn finish_if_done(&self) {
+        if self.lanes.iter().all(Lane::is_done) {
+            self.stop(RelayEnd::Finished);
+        }
+    }
+
+    /// A side is out of the relay: given back, or closed.
+    pub(crate) fn settle(&self, index: usize, returned: Returned) {
+        if let Returned::Closed(reason) = &returned {
+            // Without a reason of our own it failed, and the other side must hear of it.
+            self.stop(RelayEnd::Failed(*reason));
+        }
+        let (end, sides) = {
+            let mut progress = self.progress.lock();
+            if progress.returned[index].is_some() {
+                return;
+            }
+            progress.returned[index] = Some(returned);
+            if progress.returned.iter().any(Option::is_none) {
+                return;
+            }
+            let returned = std::mem::replace(&mut progress.returned, [const { None }; 2]);
+            // Nobody settles twice: both places stay taken.
+            progress.returned = [0, 1].map(|_| Some(Returned::Closed(CloseReason::Local)));
+            let leases = std::mem::take(&mut progress.leases);
+            (
+                progress.end.unwrap_or(RelayEnd::Interrupted),
+                returned.into_iter().zip(leases),
+            )
+        };
+        // Judging may close a connection, which runs user code: no lock is held.
+        let mut sides = sides.map(|(returned, lease)| match returned {
+            Some(returned) => returned.judge(lease),
+            None => (None, Verdict::Closed(CloseReason::Local)),
+        });
+        let none = (None, Verdict::Closed(CloseReason::Local));
+        let (a, a_verdict) = sides.next().unwrap_or(none);
+        let none = (None, Verdict::Closed(CloseReason::Local));
+        let (b, b_verdict) = sides.next().unwrap_or(none);
+        let (a_to_b, b_to_a) = (self.lanes[0].moved(), self.lanes[1].moved());
+        self.publish(
+            index,
+            Outcome {
+                end,
+                a,
+                a_verdict,
+                b,
+                b_verdict,
+                a_to_b,
+                b_to_a,
+            },
+        );
+    }
+
+    /// Hands the outcome out: with the sides to whoever asked first.
+    fn publish(&self, index: usize, mut outcome: Outcome) {
+        let (first, callbacks) = {
+            let mut progress = self.progress.lock();
+            let mut callbacks = std::mem::take(&mut progress.callbacks).into_iter();
+            let first = callbacks.next();
+            progress.outcome = Some(match first {
+                Some(_) => outcome.without_sides(),
+                None => Outcome {
+                    a: outcome.a.take(),
+                    b: outcome.b.take(),
+                    ..outcome
+                },
+            });
+            progress.settled = true;
+            (first, callbacks)
+        };
+        self.changed.notify_all();
+        let lane = &self.lanes[index];
+        let rest = outcome.without_sides();
+        if let Some(first) = first {
+            lane.shared.contain("relay callback", || first(outcome));
+        }
+        for callback in callbacks {
+            let outcome = rest.without_sides();
+            lane.shared.contain("relay callback", || callback(outcome));
+        }
+    }
+
+    fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Outcome>> {
+        let mut progress = self.progress.lock();
+        while !progress.settled {
+            if poller::must_not_block() {
+                return Err(Error::WouldDeadlock.into());
+            }
+            drop(progress);
+            poller::before_blocking();
+            progress = self.progress.lock();
+            if progress.settled {
+                break;
+            }
+            match deadline {
+                None => self.changed.wait(&mut progress),
+                Some(deadline) => {
+                    let late = self.changed.wait_until(&mut progress, deadline).timed_out();
+                    if late && !progress.settled {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        Ok(Some(progress.take_outcome()))
+    }
+
+    fn on_end(&self, callback: Callback) {
+        let outcome = {
+            let mut progress = self.progress.lock();
+            if !progress.settled {
+                progress.callbacks.push(callback);
+                return;
+            }
+            progress.take_outcome()
+        };
+        self.lanes[0]
+            .shared
+            .contain("relay callback", || callback(outcome));
+    }
+
+    /// Looks again when the idle timeout may have passed.
+    fn watch_idleness(&self) {
+        let Some(timeout) = self.idle_timeout else {
+            return;
+        };
+        let moved_at = Duration::from_millis(self.moved_at.load(Ordering::Relaxed));
+        let due = self
+            .epoch
+            .checked_add(moved_at)
+            .and_then(|at| at.checked_add(timeout));
+        let Some(due) = due else { return };
+        let Some(registration) = self.lanes[0].shared.registration() else {
+            return;
+        };
+        let this = self.this.get().cloned().unwrap_or_default();
+        registration
+            .poller()
+            .schedule(due.max(Instant::now()), move || {
+                let Some(core) = this.upgrade() else { return };
+                if core.progress.lock().end.is_some() {
+                    return;
+                }
+                let idle = core.epoch.elapsed().as_millis()
+                    >= u128::from(core.moved_at.load(Ordering::Relaxed)) + timeout.as_millis();
+                // Input that waits to be read is not idleness.
+                if idle && !core.lanes.iter().any(Lane::has_news) {
+                    core.stop(RelayEnd::IdleTimeout);
+                } else {
+                    core.touch_if(idle);
+                    core.watch_idleness();
+                }
+            });
+    }
+
+    fn touch_if(&self, moved: bool) {
+        if moved {
+            self.touch();
+        }
+    }
+}
+
+impl Progress {
+    fn take_outcome(&mut self) -> Outcome {
+        let outcome = self.outcome.take().expect("a settled relay has an outcome");
+        self.outcome = Some(outcome.without_sides());
+        outcome
+    }
+}
+
+impl Outcome {
+    fn without_sides(&self) -> Self {
+        Self {
+            a: None,
+            b: None,
+            ..*self
+        }
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (a_to_b, b_to_a) = self.moved();
+        f.debug_struct("Relay")
+            .field("a", &self.core.lanes[0].shared.id)
+            .field("b", &self.core.lanes[1].shared.id)
+            .field("a_to_b", &a_to_b)
+            .field("b_to_a", &b_to_a)
+            .finish_non_exhaustive()
+    }
+}

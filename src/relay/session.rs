@@ -1,0 +1,159 @@
+//! The callbacks of one side of a relay.
+
+use super::{Core, side::Returned};
+use crate::{
+    connection::{Connection, ConnectionHandle},
+    error::CloseReason,
+    handler::{Hooks, Session},
+    sync::Ordering,
+};
+use std::{fmt, io, net::Shutdown, sync::Arc};
+
+/// Bytes received before they are passed on.
+const SHARE: usize = 64 << 10;
+
+pub(super) struct RelaySession {
+    core: Arc<Core>,
+    index: usize,
+}
+
+impl RelaySession {
+    pub(super) fn new(core: &Arc<Core>, index: usize) -> Self {
+        Self {
+            core: Arc::clone(core),
+            index,
+        }
+    }
+
+    /// Gives the connection back if the relay was interrupted.
+    fn give_back(&self, conn: &mut Connection) -> io::Result<bool> {
+        if !self.core.is_interrupted() {
+            return Ok(false);
+        }
+        let taken = conn.take()?;
+        self.core.lanes[self.index].release();
+        self.core
+            .settle(self.index, Returned::Open(Box::new(taken)));
+        Ok(true)
+    }
+}
+
+impl Session for RelaySession {
+    fn prepare(&mut self, _: &mut Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn connect(&mut self, _: &mut Connection) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn request(&mut self, conn: &mut Connection) -> io::Result<()> {
+        if self.give_back(conn)? {
+            return Ok(());
+        }
+        self.core.forward(self.index, conn)
+    }
+
+    fn wrote(&mut self, conn: &mut Connection) -> io::Result<()> {
+        self.give_back(conn).map(drop)
+    }
+
+    fn disconnect(&mut self, _: &mut Connection, reason: CloseReason) {
+        self.core.lanes[self.index].release();
+        self.core.settle(self.index, Returned::Closed(reason));
+    }
+
+    fn hooks(&self) -> Option<Arc<dyn Hooks>> {
+        Some(Arc::new(RelayHooks {
+            core: Arc::clone(&self.core),
+            index: self.index,
+        }))
+    }
+
+    fn input_share(&self, _: usize) -> usize {
+        let paused = self.core.lanes[self.index].paused.load(Ordering::Acquire);
+        if paused { 0 } else { SHARE }
+    }
+
+    fn ends_when_taken(&self) -> bool {
+        true
+    }
+
+    fn wants_end(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for RelaySession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelaySession")
+            .field("side", &self.index)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Output of one side drained: the other may go on.
+struct RelayHooks {
+    core: Arc<Core>,
+    index: usize,
+}
+
+impl Hooks for RelayHooks {
+    fn in_turn(&self) -> bool {
+        false
+    }
+
+    fn write_complete(&self, _: &ConnectionHandle) {
+        self.core.drained(self.index);
+    }
+}
+
+impl Core {
+    /// Passes on what side `index` received.
+    fn forward(&self, index: usize, conn: &mut Connection) -> io::Result<()> {
+        let (from, to) = (&self.lanes[index], &self.lanes[1 - index]);
+        let n = conn.available();
+        if n > 0 {
+            let mut chain = conn.slice(n)?;
+            self.touch();
+            to.shared.push(&mut chain)?;
+            from.count(n);
+            if to.shared.outbox.queued() > self.in_flight {
+                from.paused.store(true, Ordering::SeqCst);
+                // It may have drained before the pause was visible.
+                if to.shared.outbox.queued() <= self.in_flight {
+                    from.paused.store(false, Ordering::SeqCst);
+                }
+            }
+        }
+        if conn.has_eof() {
+            from.ended.store(true, Ordering::SeqCst);
+            self.pass_end_on(index);
+        }
+        Ok(())
+    }
+
+    /// Side `index` has nothing queued any more.
+    fn drained(&self, index: usize) {
+        self.touch();
+        let other = 1 - index;
+        if self.lanes[other].paused.swap(false, Ordering::SeqCst) {
+            self.lanes[other].shared.attend(0);
+        }
+        self.pass_end_on(other);
+    }
+
+    /// Ends the output of the side opposite `index` if its input has ended and all of it is on
+    /// its way.
+    fn pass_end_on(&self, index: usize) {
+        let (from, to) = (&self.lanes[index], &self.lanes[1 - index]);
+        if !from.ended.load(Ordering::SeqCst) || to.shared.outbox.queued() > 0 {
+            return;
+        }
+        if !from.passed_on.swap(true, Ordering::SeqCst) {
+            // An error means that the other side is gone, which it reports itself.
+            let _ = to.shared.shut_down(Shutdown::Write);
+            self.finish_if_done();
+        }
+    }
+}

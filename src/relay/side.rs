@@ -1,0 +1,165 @@
+//! One side of a relay: what goes through it, and what is left of it.
+
+use crate::{
+    client::{Lease, Pooled},
+    connection::{Connection, ConnectionHandle, For, Hold, READABLE, Shared, WROTE},
+    error::CloseReason,
+    net::Peek,
+    sync::{AtomicBool, AtomicU64, Mutex, Ordering},
+};
+use std::{fmt, sync::Arc};
+
+/// A connection that may take part in a relay.
+pub struct RelaySide {
+    conn: Connection,
+    lease: Option<Lease>,
+}
+
+impl RelaySide {
+    pub(super) fn into_parts(self) -> (Connection, Option<Lease>) {
+        (self.conn, self.lease)
+    }
+}
+
+impl From<Connection> for RelaySide {
+    fn from(conn: Connection) -> Self {
+        Self { conn, lease: None }
+    }
+}
+
+impl From<Pooled> for RelaySide {
+    fn from(pooled: Pooled) -> Self {
+        let (conn, lease) = pooled.into_parts();
+        Self {
+            conn,
+            lease: Some(lease),
+        }
+    }
+}
+
+impl fmt::Debug for RelaySide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelaySide")
+            .field("conn", &self.conn)
+            .field("pooled", &self.lease.is_some())
+            .finish()
+    }
+}
+
+/// Whether a side of an ended relay may be used again, and why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Nothing is under way on it: it may go back to a pool (a pooled one has).
+    Sound,
+    /// It is closed, for this reason.
+    Closed(CloseReason),
+    /// The peer has ended its side, or we ours.
+    HalfClosed,
+    /// Input arrived that was not passed on.
+    UnreadInput,
+    /// Output was not handed to the kernel completely.
+    UnsentOutput,
+}
+
+/// The direction that starts at one side.
+pub(crate) struct Lane {
+    pub(crate) shared: Arc<Shared>,
+    moved: AtomicU64,
+    /// The other side has too much to send: do not receive.
+    pub(super) paused: AtomicBool,
+    /// The end of input was received.
+    pub(super) ended: AtomicBool,
+    /// The end was passed on to the other side.
+    pub(super) passed_on: AtomicBool,
+    /// Keeps the connection open while it is half closed.
+    hold: Mutex<Option<Hold>>,
+}
+
+impl Lane {
+    pub(super) fn new(conn: &Connection) -> Self {
+        let handle: ConnectionHandle = conn.handle();
+        Self {
+            shared: Arc::clone(conn.shared()),
+            moved: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            passed_on: AtomicBool::new(false),
+            hold: Mutex::new(Some(handle.hold())),
+        }
+    }
+
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count(&self, n: usize) {
+        self.moved.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.passed_on.load(Ordering::Acquire)
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        self.shared.word.has(READABLE)
+    }
+
+    /// Has the side look at the relay's state in its own turn.
+    pub(super) fn poke(&self) {
+        self.shared.attend(WROTE);
+    }
+
+    /// The relay is over for this side.
+    pub(super) fn release(&self) {
+        let hold = self.hold.lock().take();
+        drop(hold);
+        self.shared.notify(For::Output);
+    }
+}
+
+/// What became of a side.
+pub(crate) enum Returned {
+    /// It is open and the caller's again.
+    Open(Box<Connection>),
+    /// It is closed.
+    Closed(CloseReason),
+}
+
+impl Returned {
+    /// The verdict; a sound pooled side goes back to its pool.
+    pub(super) fn judge(self, lease: Option<Lease>) -> (Option<Connection>, Verdict) {
+        let conn = match self {
+            Self::Closed(reason) => return (None, Verdict::Closed(reason)),
+            Self::Open(conn) => *conn,
+        };
+        let verdict = verdict(&conn);
+        match lease {
+            Some(lease) if verdict == Verdict::Sound => {
+                lease.restore(conn);
+                (None, verdict)
+            }
+            // A pooled side that is not sound is closed.
+            Some(_) => (None, verdict),
+            None => (Some(conn), verdict),
+        }
+    }
+}
+
+fn verdict(conn: &Connection) -> Verdict {
+    let unsent = conn.stats().queued > 0 || conn.malloc_len() > 0;
+    if unsent || conn.stats().lost_bytes > 0 {
+        Verdict::UnsentOutput
+    } else if conn.available() > 0 {
+        Verdict::UnreadInput
+    } else if conn.is_read_closed() || !conn.is_active() {
+        Verdict::HalfClosed
+    } else {
+        match conn.peek_state() {
+            Peek::Empty if conn.is_sound() => Verdict::Sound,
+            Peek::Empty | Peek::Eof => Verdict::HalfClosed,
+            Peek::Data => Verdict::UnreadInput,
+            Peek::Err(kind) => Verdict::Closed(CloseReason::Error(kind)),
+        }
+    }
+}
