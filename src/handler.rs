@@ -146,6 +146,9 @@ pub(crate) trait Session: Send + fmt::Debug {
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason);
     fn hooks(&self) -> Option<Arc<dyn Hooks>>;
 
+    /// The connection ended before `connect` was called or because it failed.
+    fn never_connected(&mut self, _reason: CloseReason) {}
+
     /// How many bytes to receive at most before the next `request`; 0 for none at all now.
     fn input_share(&self, limit: usize) -> usize {
         limit

@@ -140,9 +140,10 @@ impl Owner {
     pub(crate) fn new(conn: Connection, session: Option<Box<dyn Session>>) -> Self {
         Self {
             conn,
+            // Without callbacks there is nothing to connect.
+            connected: session.is_none(),
             session,
             past: Vec::new(),
-            connected: false,
             end_shown: false,
             close_deadline: None,
         }
@@ -164,7 +165,11 @@ impl Owner {
     pub(crate) fn disconnect(&mut self, reason: CloseReason) {
         let shared = Arc::clone(&self.conn.rx.shared);
         let connected = std::mem::take(&mut self.connected);
-        let last = self.session.take().filter(|_| connected);
+        let mut last = self.session.take();
+        if let Some(session) = last.as_mut().filter(|_| !connected) {
+            shared.contain("end of a session", || session.never_connected(reason));
+        }
+        let last = last.filter(|_| connected);
         let parked = shared.ending.lock().unpark();
         for mut session in parked.into_iter().chain(self.past.drain(..)).chain(last) {
             shared

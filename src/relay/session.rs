@@ -59,6 +59,10 @@ impl Session for RelaySession {
     }
 
     fn disconnect(&mut self, _: &mut Connection, reason: CloseReason) {
+        self.never_connected(reason);
+    }
+
+    fn never_connected(&mut self, reason: CloseReason) {
         self.core.lanes[self.index].release();
         self.core.settle(self.index, Returned::Closed(reason));
     }
