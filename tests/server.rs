@@ -401,9 +401,6 @@ fn one_loop_serves_several_listeners_with_several_pollers() {
         assert_eq!(event_loop.stats().active, 30);
         drop(peers);
         event_loop.shutdown(LIMIT).unwrap();
-        let (mut tcp, mut unix) = (tcp, unix);
-        tcp.join().unwrap();
-        unix.join().unwrap();
         assert!(Peer::connect(&address).is_err(), "nobody listens any more");
     });
 }

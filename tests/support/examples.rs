@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
     process::{Child, ChildStdout, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Server {
     child: Child,
     output: BufReader<ChildStdout>,
+    /// What it wrote to stderr: shown if the test fails.
+    errors: Option<JoinHandle<String>>,
     /// What it printed behind `listening`.
     pub(crate) place: String,
 }
@@ -41,14 +43,30 @@ impl Server {
     }
 
     fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the example starts");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the example starts");
+        let mut stderr = child.stderr.take().expect("a pipe");
+        let errors = thread::spawn(move || {
+            let mut errors = Vec::new();
+            let _ = stderr.read_to_end(&mut errors);
+            text(&errors)
+        });
         let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut line = String::new();
         output.read_line(&mut line).expect("its first line");
         let Some(place) = line.trim_end().strip_prefix("listening ") else {
-            panic!("{command:?} said {line:?}, then {:?}", child.wait());
+            let errors = errors.join();
+            panic!(
+                "{command:?} said {line:?}, then {errors:?}, {:?}",
+                child.wait()
+            );
         };
-        Self { child, output, place: place.to_owned() }
+        Self {
+            child,
+            output,
+            errors: Some(errors),
+            place: place.to_owned(),
+        }
     }
 
     pub(crate) fn connect(&self) -> Socket {
@@ -66,12 +84,18 @@ impl Server {
     }
 
     pub(crate) fn port(&self) -> &str {
-        self.place.rsplit_once(':').expect("an address with a port").1
+        self.place
+            .rsplit_once(':')
+            .expect("an address with a port")
+            .1
     }
 
     pub(crate) fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
-        let status = Command::new("sh").args(["-c", &kill]).status().expect("a shell");
+        let status = Command::new("sh")
+            .args(["-c", &kill])
+            .status()
+            .expect("a shell");
         assert!(status.success(), "{kill}");
     }
 
@@ -79,7 +103,9 @@ impl Server {
     pub(crate) fn wait(mut self) -> i32 {
         let code = exit_code(&mut self.child);
         let mut rest = String::new();
-        self.output.read_to_string(&mut rest).expect("the rest of its output");
+        self.output
+            .read_to_string(&mut rest)
+            .expect("the rest of its output");
         assert_eq!(rest, "", "nothing but `listening` is printed");
         code
     }
@@ -96,6 +122,9 @@ impl Drop for Server {
         // Fails if it has ended already, which is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let (true, Some(errors)) = (thread::panicking(), self.errors.take()) {
+            eprintln!("{}: {}", self.place, errors.join().unwrap_or_default());
+        }
     }
 }
 
@@ -115,13 +144,23 @@ fn exit_code(child: &mut Child) -> i32 {
 
 /// Runs an example to its end.
 pub(crate) fn run(name: &str, args: &[&str]) -> Output {
-    output(command(name, args).stdout(Stdio::piped()).stderr(Stdio::piped()), &[])
+    output(
+        command(name, args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+        &[],
+    )
 }
 
 /// Runs a command to its end with something to read.
 pub(crate) fn output(command: &mut Command, input: &[u8]) -> Output {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut pipe = child.stdin.take().expect("a pipe");
     let input = input.to_vec();
     // It may end without reading all.
@@ -138,7 +177,9 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 /// The path of a program of the system, or `None` with a message.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let paths = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&paths).map(|dir| dir.join(name)).find(|path| path.is_file());
+    let found = env::split_paths(&paths)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
     if found.is_none() {
         eprintln!("skipped: {name} is not installed");
     }
@@ -154,7 +195,10 @@ fn command(name: &str, args: &[&str]) -> Command {
 /// Where cargo puts a built example: beside the directory of the test.
 fn path(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the test's own path");
-    let target = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps/TEST");
+    let target = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("target/PROFILE/deps/TEST");
     let path = target.join("examples").join(name);
     assert!(
         path.is_file(),
@@ -174,7 +218,9 @@ pub(crate) fn fresh_path(suffix: &str) -> String {
     );
     let path = env::temp_dir().join(name);
     let _ = fs::remove_file(&path);
-    path.into_os_string().into_string().expect("a UTF-8 temporary directory")
+    path.into_os_string()
+        .into_string()
+        .expect("a UTF-8 temporary directory")
 }
 
 /// A connected socket of either kind.
@@ -194,6 +240,19 @@ impl Socket {
             Self::Tcp(socket) => Self::Tcp(socket.try_clone().expect("clone")),
             Self::Unix(socket) => Self::Unix(socket.try_clone().expect("clone")),
         }
+    }
+
+    /// Whether the server still took it.
+    pub(crate) fn try_send(&mut self, data: &[u8]) -> bool {
+        self.write_all(data).is_ok()
+    }
+
+    pub(crate) fn set_nonblocking(&self, on: bool) {
+        match self {
+            Self::Tcp(socket) => socket.set_nonblocking(on),
+            Self::Unix(socket) => socket.set_nonblocking(on),
+        }
+        .expect("a mode");
     }
 
     /// Exactly `n` bytes.
@@ -289,7 +348,9 @@ pub(crate) fn figure(text: &str, name: &str) -> u64 {
         .find_map(|key| text.find(key).map(|at| &text[at + key.len()..]))
         .unwrap_or_else(|| panic!("no {name} in {text:?}"));
     let digits: String = found.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap_or_else(|_| panic!("{name} is no number in {text:?}"))
+    digits
+        .parse()
+        .unwrap_or_else(|_| panic!("{name} is no number in {text:?}"))
 }
 
 /// Asks again and again until `condition` holds.

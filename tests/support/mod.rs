@@ -15,7 +15,10 @@ pub(crate) use process::{
     threads,
 };
 pub(crate) use script::{Log, Script};
-pub(crate) use server::{Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, on_tcp};
+pub(crate) use server::{
+    Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, fresh_path, listener,
+    on_tcp,
+};
 
 use std::{
     sync::{Arc, Condvar, Mutex},

@@ -5,7 +5,6 @@ use netpoll::{
     Address, Builder, Connection, Dialer, Dispatch, EventLoop, Executor, Handler, Listener, Task,
 };
 use std::{
-    io,
     panic::resume_unwind,
     path::PathBuf,
     sync::{
@@ -136,7 +135,6 @@ pub(crate) fn bounded(what: &str, test: impl FnOnce() + Send + 'static) {
 pub(crate) struct Server {
     pub(crate) event_loop: EventLoop,
     pub(crate) address: Address,
-    serving: Option<thread::JoinHandle<io::Result<()>>>,
 }
 
 impl Server {
@@ -145,16 +143,13 @@ impl Server {
         Self::serve(transport, builder.build(handler).unwrap())
     }
 
+    /// Serves in the background, so that connections are accepted from here on.
     #[track_caller]
     pub(crate) fn serve(transport: Transport, event_loop: EventLoop) -> Self {
-        let listener = match transport {
-            Transport::Tcp => Listener::bind(([127, 0, 0, 1], 0)).unwrap(),
-            Transport::Unix => Listener::bind(fresh_path()).unwrap(),
-        };
+        let listener = listener(transport);
         let address = listener.local_addr().unwrap();
-        let server = event_loop.clone();
-        let serving = thread::spawn(move || server.serve(listener));
-        Self { event_loop, address, serving: Some(serving) }
+        event_loop.serve_in_background(listener).unwrap();
+        Self { event_loop, address }
     }
 
     /// A plain peer.
@@ -172,30 +167,24 @@ impl Server {
 
     /// Ends the loop in order: everything is over when this returns.
     #[track_caller]
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn stop(self) {
         self.event_loop.shutdown(LIMIT).expect("the loop drains");
-        self.join().expect("serve ends without an error");
-    }
-
-    /// Waits for `serve` to return.
-    #[track_caller]
-    pub(crate) fn join(&mut self) -> io::Result<()> {
-        self.serving.take().expect("served once").join().expect("serve does not panic")
-    }
-
-    pub(crate) fn is_serving(&self) -> bool {
-        self.serving.as_ref().is_some_and(|serving| !serving.is_finished())
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(serving) = self.serving.take() {
-            let forced = self.event_loop.shutdown_forced(Duration::from_millis(100));
-            if forced.is_ok() {
-                let _ = serving.join();
-            }
-        }
+        // After a failure; otherwise everything is over.
+        let _ = self.event_loop.shutdown_forced(Duration::from_millis(100));
+    }
+}
+
+/// A listener of its own.
+#[track_caller]
+pub(crate) fn listener(transport: Transport) -> Listener {
+    match transport {
+        Transport::Tcp => Listener::bind(([127, 0, 0, 1], 0)).unwrap(),
+        Transport::Unix => Listener::bind(fresh_path()).unwrap(),
     }
 }
 
