@@ -8,6 +8,7 @@
 //! | [`framing`] | where one message ends and the next begins |
 //! | [`dispatch`] | what a handler that waits costs others |
 //! | [`backpressure`] | what bounds memory, in both directions |
+//! | [`relay`] | joining two connections |
 //! | [`shutdown`] | closing a connection, half-close, ending a server |
 //! | [`errors`] | which error means what, timeouts, panics, logging |
 //!
@@ -67,8 +68,16 @@ pub mod dispatch {}
 /// ---
 /// Types of this chapter: [`OnFull`](crate::OnFull),
 /// [`ConnectionHandle`](crate::ConnectionHandle), [`ConnectionStats`](crate::ConnectionStats).
-/// Next: [`shutdown`].
+/// Next: [`relay`].
 pub mod backpressure {}
+
+#[doc = include_str!("../docs/guide/relay.md")]
+///
+/// ---
+/// Types of this chapter: [`relay()`](crate::relay()), [`Relay`](crate::Relay),
+/// [`RelayBuilder`](crate::RelayBuilder), [`Outcome`](crate::Outcome),
+/// [`Verdict`](crate::Verdict). Next: [`shutdown`].
+pub mod relay {}
 
 #[doc = include_str!("../docs/guide/shutdown.md")]
 ///

@@ -33,6 +33,7 @@
 //! * [`Connection`] reads and writes, waiting or not; [`ConnectionHandle`] sends, watches and closes
 //!   from any thread.
 //! * [`Decoder`] and [`Encoder`] cut a stream into messages; [`framed`] makes a handler of a codec.
+//! * [`relay()`] joins two connections.
 //! * [`LinkBuffer`] is what input and output are kept in; [`Reader`] and [`Writer`] are what codecs
 //!   are written against, so that they are tested without a socket.
 //! * [`Dispatch`] says where handlers run, [`SocketOptions`] and [`Builder`] what is allowed.
