@@ -91,7 +91,9 @@ fn quickstart() -> io::Result<()> {
         stats.accepted, stats.active, stats.panics
     );
     if stats.active + stats.panics as usize > 0 || stats.connected != stats.disconnected {
-        return Err(io::Error::other(format!("the server did not end in order: {stats:?}")));
+        return Err(io::Error::other(format!(
+            "the server did not end in order: {stats:?}"
+        )));
     }
     Ok(())
 }
@@ -107,10 +109,11 @@ impl Handler for Echo {
     }
 
     fn on_request(&self, conn: &mut Connection, (): &mut ()) -> io::Result<()> {
-        while conn.available() > 0 {
-            let Some(len) = codec::frame_len(conn)? else { break };
+        while let Some(len) = codec::frame_len(conn)? {
             // Not called again before the whole frame is here.
-            let Some(frame) = conn.try_slice(len)? else { break };
+            let Some(frame) = conn.try_slice(len)? else {
+                break;
+            };
             conn.append(frame)?;
         }
         conn.flush()
@@ -126,7 +129,9 @@ fn pooled_call(pool: &Pool, address: &Address, id: u32, body: &Bytes) -> io::Res
     let head = conn.next(codec::HEAD)?;
     let (len, answered) = codec::head(head);
     if answered != id {
-        return Err(io::Error::other(format!("call {id} got the answer to {answered}")));
+        return Err(io::Error::other(format!(
+            "call {id} got the answer to {answered}"
+        )));
     }
     conn.slice(len)
 }
@@ -175,7 +180,13 @@ where
             meter.add(&caller.join().expect("callers do not panic")?);
         }
         progress.end();
-        Ok(Row { transport, client, elapsed, allocated, meter })
+        Ok(Row {
+            transport,
+            client,
+            elapsed,
+            allocated,
+            meter,
+        })
     })
 }
 
@@ -187,7 +198,9 @@ fn calls(
     stop: &AtomicBool,
 ) -> io::Result<Meter> {
     let mut meter = Meter::new();
-    let body: Bytes = (0..BODY as u32).map(|i| (i * 31 + i / 256 + caller) as u8).collect();
+    let body: Bytes = (0..BODY as u32)
+        .map(|i| (i * 31 + i / 256 + caller) as u8)
+        .collect();
     for sequence in 0.. {
         if stop.load(Ordering::Relaxed) {
             break;

@@ -69,7 +69,14 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
         .output_limit(depth.saturating_mul(size + 4).max(8 << 20), OnFull::Error)
         .input_limits(1 << 20, (size + 4).max(1 << 20));
     let handles = (0..connections)
-        .map(|_| dialer.dial_with(place.address.clone(), Caller { run: Arc::clone(&run) }))
+        .map(|_| {
+            dialer.dial_with(
+                place.address.clone(),
+                Caller {
+                    run: Arc::clone(&run),
+                },
+            )
+        })
         .collect::<io::Result<Vec<_>>>()?;
     run.go(&handles)?;
 
@@ -185,7 +192,11 @@ impl Run {
             micros(total.latency.max()),
             total.calls * 2 * (self.size as u64 + 4),
         );
-        if wrong + errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if wrong + errors == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -220,25 +231,29 @@ impl Handler for Caller {
         let run = &*self.run;
         let now = Instant::now();
         let in_time = now.duration_since(run.started()) < run.duration;
-        while conn.available() > 0 {
-            let Some(head) = conn.try_peek(4)? else { break };
+        while let Some(head) = conn.try_peek(4)? {
             let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
             if len != run.size {
                 run.wrong_bytes.fetch_add(1, Ordering::Relaxed);
                 let text = format!("an answer of {len} bytes to a call of {}", run.size);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
-            let Some(answer) = conn.try_next(4 + len)? else { break };
+            let Some(answer) = conn.try_next(4 + len)? else {
+                break;
+            };
             let wrong = run.check(&answer[4..], flow.next_answer);
             run.wrong_bytes.fetch_add(wrong, Ordering::Relaxed);
             let called = if flow.next_answer < run.depth as u64 {
                 run.started()
             } else {
-                flow.sent.pop_front().expect("one instant for each call in flight")
+                flow.sent
+                    .pop_front()
+                    .expect("one instant for each call in flight")
             };
             flow.next_answer += 1;
             if in_time {
-                flow.latencies.push(now.duration_since(called).as_nanos() as u64);
+                flow.latencies
+                    .push(now.duration_since(called).as_nanos() as u64);
                 run.encode(conn, flow.next_call)?;
                 flow.sent.push_back(now);
                 flow.next_call += 1;

@@ -67,8 +67,7 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
 
 /// Moves every whole frame from the input to the output.
 fn answer(conn: &mut Connection) -> io::Result<()> {
-    while conn.available() > 0 {
-        let Some(head) = conn.try_peek(4)? else { break };
+    while let Some(head) = conn.try_peek(4)? {
         let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
         // Not run again before the whole frame is here.
         let Some(frame) = conn.try_slice(4 + len)? else {

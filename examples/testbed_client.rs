@@ -61,16 +61,28 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
             None => place.address.clone(),
         },
     };
-    let timeout = args.millis("timeout-ms")?.unwrap_or(Duration::from_secs(10));
-    let connect_timeout = args.millis("connect-timeout-ms")?.unwrap_or(Duration::from_secs(5));
+    let timeout = args
+        .millis("timeout-ms")?
+        .unwrap_or(Duration::from_secs(10));
+    let connect_timeout = args
+        .millis("connect-timeout-ms")?
+        .unwrap_or(Duration::from_secs(5));
     args.finish()?;
 
     let dialer = Dialer::new()
         .connect_timeout(connect_timeout)
         .read_timeout(timeout)
         .write_timeout(timeout)
-        .input_limits(1 << 20, (request.size as usize).saturating_add(1 << 16).max(64 << 20));
-    let pool = Pool::new(dialer).max_total(connections).max_idle(connections).wait(timeout);
+        .input_limits(
+            1 << 20,
+            (request.size as usize)
+                .saturating_add(1 << 16)
+                .max(64 << 20),
+        );
+    let pool = Pool::new(dialer)
+        .max_total(connections)
+        .max_idle(connections)
+        .wait(timeout);
     let tickets = AtomicU64::new(0);
     let start = Instant::now();
     let tallies = thread::scope(|scope| {
@@ -84,13 +96,19 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
         let callers = (0..concurrency)
             .map(|_| thread::Builder::new().spawn_scoped(scope, caller))
             .collect::<io::Result<Vec<_>>>()?;
-        let tallies = callers.into_iter().map(|caller| caller.join().expect("no call panics"));
+        let tallies = callers
+            .into_iter()
+            .map(|caller| caller.join().expect("no call panics"));
         io::Result::Ok(tallies.collect::<Vec<_>>())
     })?;
     let elapsed = start.elapsed();
     let total = tallies.into_iter().fold(Tally::default(), Tally::add);
     println!("{}", total.json(pool.stats().peak, elapsed));
-    Ok(if total.wrong_bytes == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if total.wrong_bytes == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// What became of the calls.
@@ -107,7 +125,12 @@ impl Tally {
         match result {
             Ok(0) => self.ok += 1,
             Ok(wrong) => self.wrong_bytes += wrong,
-            Err(error) => *self.errors.entry(format!("{:?}", error.kind())).or_default() += 1,
+            Err(error) => {
+                *self
+                    .errors
+                    .entry(format!("{:?}", error.kind()))
+                    .or_default() += 1
+            }
         }
     }
 
@@ -167,7 +190,10 @@ impl Op {
     ];
 
     fn code(self) -> u8 {
-        Self::ALL.iter().find(|(_, op)| *op == self).map_or(0, |(code, _)| *code)
+        Self::ALL
+            .iter()
+            .find(|(_, op)| *op == self)
+            .map_or(0, |(code, _)| *code)
     }
 }
 
@@ -175,8 +201,12 @@ impl FromStr for Op {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.iter().find(|(code, _)| text.as_bytes() == [*code]);
-        found.map(|(_, op)| *op).ok_or("one of E, S, P, C, A, B, Q, L, K, U and T")
+        let found = Self::ALL
+            .iter()
+            .find(|(code, _)| text.as_bytes() == [*code]);
+        found
+            .map(|(_, op)| *op)
+            .ok_or("one of E, S, P, C, A, B, Q, L, K, U and T")
     }
 }
 
@@ -218,7 +248,9 @@ impl Request {
             Op::Echo | Op::Sleep | Op::Link | Op::Pattern => pattern_reply(conn, self.size),
             Op::Close => Ok(pattern_reply(conn, self.size)? + ended(conn)?),
             Op::Keep => {
-                let sum = Crc32::new().add(&pattern::bytes(self.size as usize)).value();
+                let sum = Crc32::new()
+                    .add(&pattern::bytes(self.size as usize))
+                    .value();
                 let reply = reply(conn)?;
                 Ok(differences(&reply, &sum.to_be_bytes()))
             }
@@ -250,8 +282,10 @@ impl Request {
             }
             _ => {}
         }
-        if matches!(self.op, Op::Echo | Op::Sleep | Op::Link | Op::Keep | Op::Threads | Op::Quiet)
-        {
+        if matches!(
+            self.op,
+            Op::Echo | Op::Sleep | Op::Link | Op::Keep | Op::Threads | Op::Quiet
+        ) {
             body.write_bytes(pattern::bytes(self.size as usize));
         }
         body.flush();

@@ -75,7 +75,11 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
         file.iter().for_each(|path| figures.write(path));
     });
     options.stats_file.iter().for_each(|path| book.write(path));
-    Ok(if cut? == 0 { ExitCode::SUCCESS } else { ExitCode::from(serve::CUT) })
+    Ok(if cut? == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(serve::CUT)
+    })
 }
 
 struct Options {
@@ -116,13 +120,17 @@ impl Options {
                 usize::MAX => None,
                 connections => Some(connections),
             },
-            grace: args.take("grace-ms")?.map_or(Duration::from_secs(5), Duration::from_millis),
+            grace: args
+                .take("grace-ms")?
+                .map_or(Duration::from_secs(5), Duration::from_millis),
             stats_file: args.take("stats-file")?,
         })
     }
 
     fn pollers(&self) -> io::Result<PollerGroup> {
-        let group = PollerGroup::builder().pollers(self.pollers).balance(Balance::RoundRobin);
+        let group = PollerGroup::builder()
+            .pollers(self.pollers)
+            .balance(Balance::RoundRobin);
         match self.workers {
             Some(workers) => group.max_threads(workers).build(),
             None => group.build(),

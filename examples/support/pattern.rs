@@ -13,7 +13,11 @@ pub(crate) const fn byte(i: u64) -> u8 {
 
 /// The first `n` bytes.
 pub(crate) fn bytes(n: usize) -> Bytes {
-    if n <= PERIOD { block().slice(..n) } else { (0..n as u64).map(byte).collect() }
+    if n <= PERIOD {
+        block().slice(..n)
+    } else {
+        (0..n as u64).map(byte).collect()
+    }
 }
 
 /// Writes `n` bytes of the pattern from position `from` on; large parts are linked, not copied.

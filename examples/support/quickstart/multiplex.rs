@@ -55,7 +55,9 @@ impl Multiplex {
     }
 
     pub(crate) fn caller(&self) -> Caller {
-        Caller { slot: Arc::default() }
+        Caller {
+            slot: Arc::default(),
+        }
     }
 
     /// Sends a request and waits for its answer.
@@ -101,9 +103,10 @@ impl Handler for Answers {
     }
 
     fn on_request(&self, conn: &mut Connection, (): &mut ()) -> io::Result<()> {
-        while conn.available() > 0 {
-            let Some(len) = codec::frame_len(conn)? else { break };
-            let Some(mut frame) = conn.try_slice(len)? else { break };
+        while let Some(len) = codec::frame_len(conn)? {
+            let Some(mut frame) = conn.try_slice(len)? else {
+                break;
+            };
             let (_, id) = codec::head(frame.next(codec::HEAD)?);
             let slot = lock(&self.0.waiting).slots.remove(&id);
             match slot {

@@ -28,7 +28,9 @@ impl Meter {
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
-        self.nanos.add(&other.nanos).expect("histograms of the same range");
+        self.nanos
+            .add(&other.nanos)
+            .expect("histograms of the same range");
         self.bytes += other.bytes;
     }
 }
@@ -77,7 +79,12 @@ impl Progress {
     const WIDTH: usize = 40;
 
     pub(crate) fn new(parts: u32) -> Self {
-        Self { parts, done: 0, label: String::new(), live: io::stdout().is_terminal() }
+        Self {
+            parts,
+            done: 0,
+            label: String::new(),
+            live: io::stdout().is_terminal(),
+        }
     }
 
     pub(crate) fn begin(&mut self, transport: &str, client: &str) {
@@ -114,8 +121,15 @@ impl Progress {
         }
         let whole = (f64::from(self.done) + part) / f64::from(self.parts);
         let filled = (whole * Self::WIDTH as f64) as usize;
-        let (full, empty) = ("#".repeat(filled), ".".repeat(Self::WIDTH.saturating_sub(filled)));
-        print!("\r[{full}{empty}] {:3.0} %  {:24}", whole * 100.0, self.label);
+        let (full, empty) = (
+            "#".repeat(filled),
+            ".".repeat(Self::WIDTH.saturating_sub(filled)),
+        );
+        print!(
+            "\r[{full}{empty}] {:3.0} %  {:24}",
+            whole * 100.0,
+            self.label
+        );
         // Only for the eye: a terminal that is gone does not matter.
         let _ = io::stdout().flush();
     }

@@ -93,12 +93,7 @@ impl Book {
     }
 
     /// Notes that a callback begins which may come after `allowed` and leads to `next`.
-    pub(crate) fn enter<'a>(
-        &self,
-        track: &'a Track,
-        allowed: &[Phase],
-        next: Phase,
-    ) -> Inside<'a> {
+    pub(crate) fn enter<'a>(&self, track: &'a Track, allowed: &[Phase], next: Phase) -> Inside<'a> {
         if track.busy.swap(true, Ordering::SeqCst) {
             self.violation("two callbacks at once");
         }
@@ -119,7 +114,11 @@ impl Book {
     }
 
     fn close(&self, track: &Track) {
-        drop(self.enter(track, &[Phase::Prepared, Phase::Disconnected], Phase::Closed));
+        drop(self.enter(
+            track,
+            &[Phase::Prepared, Phase::Disconnected],
+            Phase::Closed,
+        ));
         let mut open = self.open();
         let stats = track.handle.stats();
         open.past_in += stats.bytes_in;

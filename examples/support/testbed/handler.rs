@@ -44,13 +44,20 @@ enum Outcome {
 
 impl Testbed {
     pub(crate) fn new(book: Arc<Book>, dialer: Dialer, waiting: Waiting) -> io::Result<Self> {
-        Ok(Self { book, dialer, keeper: Keeper::start()?, waiting })
+        Ok(Self {
+            book,
+            dialer,
+            keeper: Keeper::start()?,
+            waiting,
+        })
     }
 
     /// Serves the frames that are here.
     fn serve(&self, conn: &mut Connection, track: &Track) -> io::Result<Outcome> {
         while conn.available() > 0 {
-            let Some(frame) = self.frame(conn)? else { break };
+            let Some(frame) = self.frame(conn)? else {
+                break;
+            };
             track.consumed(frame.len());
             if let Outcome::Closing = self.answer(conn, frame)? {
                 return Ok(Outcome::Closing);
@@ -73,7 +80,9 @@ impl Testbed {
 
     fn answer(&self, conn: &mut Connection, mut frame: LinkBuffer) -> io::Result<Outcome> {
         frame.skip(4)?;
-        let opcode = frame.read_u8().map_err(|_| invalid("a frame without an opcode"))?;
+        let opcode = frame
+            .read_u8()
+            .map_err(|_| invalid("a frame without an opcode"))?;
         match opcode {
             b'E' => reply(conn, frame)?,
             b'S' => {
@@ -155,12 +164,17 @@ impl Handler for Testbed {
 
     fn on_connect(&self, conn: &mut Connection) -> io::Result<Arc<Track>> {
         let track = self.book.find(conn.id())?;
-        drop(self.book.enter(&track, &[Phase::Prepared], Phase::Connected));
+        drop(
+            self.book
+                .enter(&track, &[Phase::Prepared], Phase::Connected),
+        );
         Ok(track)
     }
 
     fn on_request(&self, conn: &mut Connection, track: &mut Arc<Track>) -> io::Result<()> {
-        let _inside = self.book.enter(track, &[Phase::Connected], Phase::Connected);
+        let _inside = self
+            .book
+            .enter(track, &[Phase::Connected], Phase::Connected);
         let served = self.serve(conn, track);
         if let Ok(Outcome::Closing) = served {
             return Ok(());
@@ -172,7 +186,10 @@ impl Handler for Testbed {
     }
 
     fn on_disconnect(&self, track: Arc<Track>, _: CloseReason) {
-        drop(self.book.enter(&track, &[Phase::Connected], Phase::Disconnected));
+        drop(
+            self.book
+                .enter(&track, &[Phase::Connected], Phase::Disconnected),
+        );
     }
 }
 
@@ -199,7 +216,9 @@ fn pattern_in_pieces(conn: &mut Connection, n: u64, pieces: u64) -> io::Result<(
 /// Replies of a number from 0 on and the body, each from a thread of its own.
 fn echo_from_threads(handle: &ConnectionHandle, threads: u32, body: &Bytes) -> io::Result<()> {
     if threads > MAX_THREADS {
-        return Err(invalid(format!("{threads} threads asked for, {MAX_THREADS} allowed")));
+        return Err(invalid(format!(
+            "{threads} threads asked for, {MAX_THREADS} allowed"
+        )));
     }
     for tag in 0..threads {
         let (handle, body) = (handle.clone(), body.clone());

@@ -31,27 +31,38 @@ struct Kept {
 impl Keeper {
     pub(crate) fn start() -> io::Result<Self> {
         let (views, kept) = mpsc::channel::<Kept>();
-        thread::Builder::new().name("keeper".to_owned()).spawn(move || {
-            // All are kept for the same time, so they become due in the order they come in.
-            for kept in kept {
-                thread::sleep(kept.due.saturating_duration_since(Instant::now()));
-                kept.answer();
-            }
-        })?;
+        thread::Builder::new()
+            .name("keeper".to_owned())
+            .spawn(move || {
+                // All are kept for the same time, so they become due in the order they come in.
+                for kept in kept {
+                    thread::sleep(kept.due.saturating_duration_since(Instant::now()));
+                    kept.answer();
+                }
+            })?;
         Ok(Self { views })
     }
 
     /// Keeps `view` for five seconds, then sends its checksum to the connection.
     pub(crate) fn keep(&self, view: LinkBuffer, to: ConnectionHandle) -> io::Result<()> {
         let promise = to.hold();
-        let kept = Kept { due: Instant::now() + KEEP, view, to, promise };
-        self.views.send(kept).map_err(|_| io::Error::other("the keeper's thread has ended"))
+        let kept = Kept {
+            due: Instant::now() + KEEP,
+            view,
+            to,
+            promise,
+        };
+        self.views
+            .send(kept)
+            .map_err(|_| io::Error::other("the keeper's thread has ended"))
     }
 }
 
 impl Kept {
     fn answer(self) {
-        let Self { view, to, promise, .. } = self;
+        let Self {
+            view, to, promise, ..
+        } = self;
         let sum = view.chunks().fold(Crc32::new(), Crc32::add).value();
         let mut reply = LinkBuffer::new();
         reply.write_slice(&4_u32.to_be_bytes());
