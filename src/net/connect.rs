@@ -4,6 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::AsFd,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,10 +18,7 @@ use super::{
     stream::Socket,
     syscall::{Call, call, new_socket},
 };
-use crate::{
-    error::{Error, InvalidAddress, with_context},
-    sync::thread,
-};
+use crate::error::{Error, InvalidAddress, with_context};
 
 /// What a connection attempt is made with.
 #[derive(Clone, Copy, Default)]

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::unix::{ffi::OsStrExt, fs::FileTypeExt, fs::MetadataExt},
     path::{Path, PathBuf},
-    process,
+    process, thread,
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use super::{
     address::MAX_PATH,
     syscall::{Call, call},
 };
-use crate::{sync::thread, trace};
+use crate::trace;
 
 /// The socket file a listener made; removed when this is dropped, if nobody replaced it.
 #[derive(Debug)]
