@@ -264,11 +264,6 @@ impl LinkBuffer {
         std::iter::once(&self.front).chain(self.rest.iter().flat_map(|l| &l.nodes))
     }
 
-    pub(crate) fn nodes_mut_rev(&mut self) -> impl Iterator<Item = &mut Node> {
-        let rest = self.rest.iter_mut().flat_map(|l| l.nodes.iter_mut().rev());
-        rest.chain(std::iter::once(&mut self.front))
-    }
-
     #[inline]
     pub(crate) fn has_rest(&self) -> bool {
         self.rest.as_ref().is_some_and(|l| !l.nodes.is_empty())
@@ -316,29 +311,47 @@ impl LinkBuffer {
     /// Drops the nodes at the front that are read to the end. If nothing is left, the front node
     /// starts over.
     pub(crate) fn settle(&mut self) {
+        if self.len + self.pending == 0 {
+            return self.restart();
+        }
         loop {
             let n = self.front.len();
             if self.off < n {
                 return;
             }
-            let Some(next) = self.pop_rest() else {
-                self.restart_front();
-                return;
-            };
+            let Some(next) = self.pop_rest() else { return };
             self.off -= n;
             let old = std::mem::replace(&mut self.front, next);
             self.retire(old);
         }
     }
 
-    /// All nodes are read to the end and only the front one is left.
+    /// Everything is read to the end: keeps one own node as room for the next write, the front one
+    /// if possible.
+    fn restart(&mut self) {
+        if self.has_rest() {
+            let keep = self.front.is_own() && self.front.capacity() >= KEEP_ROOM;
+            while let Some(node) = self.pop_rest() {
+                let needless = if keep {
+                    node
+                } else {
+                    std::mem::replace(&mut self.front, node)
+                };
+                self.discard(needless);
+            }
+        }
+        self.restart_front();
+    }
+
+    /// Starts the front node over, the only one there is; it is read to the end.
     #[inline]
-    fn restart_front(&mut self) {
+    pub(crate) fn restart_front(&mut self) {
         self.off = 0;
         match &mut self.front {
             // Bytes before the handle's own region may be viewed by others; those in it are not.
             Node::Own(chunk, _) => chunk.clear(),
-            other => *other = Node::VACANT,
+            Node::Piece(chunk) => *chunk = BytesMut::new(),
+            shared => *shared = Node::VACANT,
         }
     }
 

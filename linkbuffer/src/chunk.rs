@@ -110,26 +110,49 @@ impl ChunkPool {
     }
 
     /// Makes sure that `chunk` has at least `spare` bytes of spare room, for a reader that fills a
-    /// chunk and publishes the filled part with [`BytesMut::split`].
+    /// chunk and publishes the filled part with [`BytesMut::split`]. `size` is the size the chunk
+    /// was taken with.
     ///
-    /// If no view of the chunk is left, its memory is used again from the start. If there are
-    /// views, the chunk is parked until they are gone and replaced by another one of room for
-    /// `size` bytes. `size` must be the size the chunk was taken with. Bytes that are in the chunk
-    /// and were not split off are moved along.
+    /// If no view of the chunk is left, its memory is used again from the start, which is where it
+    /// is most likely cached. Otherwise it is used on while it has the room. If it has not, it is
+    /// parked until its views are gone, and replaced by another chunk of `size`. Bytes that are in
+    /// the chunk and were not split off are moved along.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::{ChunkPool, LinkBuffer};
+    /// const SIZE: usize = 64 << 10;
+    /// let pool = ChunkPool::new();
+    /// let mut chunk = pool.take(SIZE);
+    /// let mut buf = LinkBuffer::with_pool(&pool);
+    /// for _ in 0..1000 {
+    ///     pool.renew(&mut chunk, 4096, SIZE);
+    ///     chunk.extend_from_slice(&[1; 1000]); // receive
+    ///     buf.push_chunk(chunk.split());
+    ///     buf.skip(1000)?;
+    /// }
+    /// assert_eq!(pool.stats().allocated, 1);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
     pub fn renew(&self, chunk: &mut BytesMut, spare: usize, size: usize) {
-        if chunk.capacity() - chunk.len() >= spare {
+        let room = chunk.capacity() - chunk.len();
+        if room >= size || (chunk.is_empty() && chunk.try_reclaim(size)) {
             return;
         }
+        if room < spare {
+            self.replace(chunk, spare, size);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn replace(&self, chunk: &mut BytesMut, spare: usize, size: usize) {
         let need = chunk.len().saturating_add(spare).max(size);
-        if need <= size && chunk.is_empty() && chunk.try_reclaim(size) {
-            return;
-        }
         let mut fresh = self.take(need);
         fresh.extend_from_slice(chunk);
-        let old = std::mem::replace(chunk, fresh);
-        if old.capacity() > 0 || size > 0 {
-            self.give(old, Class::of(size));
-        }
+        self.give(std::mem::replace(chunk, fresh), Class::of(size));
     }
 
     /// Numbers since the pool was made.

@@ -83,14 +83,6 @@ impl Node {
         }
     }
 
-    /// Cuts the first `n` bytes off as a node that nobody has to return to a pool.
-    pub(crate) fn split_to(&mut self, n: usize) -> Self {
-        match self {
-            Self::Own(b, _) | Self::Piece(b) => Self::Piece(b.split_to(n)),
-            Self::Shared(b) => Self::Shared(b.split_to(n)),
-        }
-    }
-
     /// Cuts off everything from `n` on, spare room included. If the node owns its chunk, the
     /// ownership goes with the cut-off part: that is the part which can still grow.
     pub(crate) fn split_off(&mut self, n: usize) -> Self {
@@ -103,13 +95,6 @@ impl Node {
             }
             Self::Piece(b) => Self::Piece(b.split_off(n)),
             Self::Shared(b) => Self::Shared(b.split_off(n)),
-        }
-    }
-
-    pub(crate) fn into_bytes(self) -> Bytes {
-        match self {
-            Self::Own(b, _) | Self::Piece(b) => b.freeze(),
-            Self::Shared(b) => b,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The reading side.
 
-use std::io;
+use std::{io, mem};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::buffer::LinkBuffer;
 use crate::chunk::Class;
@@ -89,25 +89,20 @@ impl LinkBuffer {
     /// assert_eq!((body.len(), buf.len()), (600, 400));
     /// # Ok::<(), std::io::Error>(())
     /// ```
+    #[inline]
     pub fn next_bytes(&mut self, n: usize) -> io::Result<Bytes> {
         self.check(n)?;
-        if n < COPY_BELOW {
-            if n == 0 {
-                return Ok(Bytes::new());
-            }
-            if self.front.len() - self.off >= n {
-                return self.next(n).map(Bytes::copy_from_slice);
-            }
-            return self.read_vec(n).map(Bytes::from);
-        }
-        if self.front.len() - self.off < n {
-            self.settle();
-            if self.front.len() - self.off < n {
-                return self.read_vec(n).map(Bytes::from);
-            }
+        let start = self.off;
+        let front = self.front.as_slice();
+        if front.len() - start < n {
+            return Ok(self.view_across(n));
         }
         self.len -= n;
-        Ok(self.split_front(n).into_bytes())
+        if n < COPY_BELOW {
+            self.off += n;
+            return Ok(Bytes::copy_from_slice(&front[start..start + n]));
+        }
+        Ok(self.view_front(n))
     }
 
     /// The next `n` bytes as a buffer of its own, already readable. Never copies, whatever chunks
@@ -123,7 +118,6 @@ impl LinkBuffer {
         out.pool.clone_from(&self.pool);
         out.len = n;
         out.written = n as u64;
-        self.len -= n;
         let mut left = n;
         while left > 0 {
             if self.off == self.front.len() {
@@ -131,6 +125,7 @@ impl LinkBuffer {
             }
             let k = left.min(self.front.len() - self.off);
             let node = self.split_front(k);
+            self.len -= k;
             out.push_node(node);
             left -= k;
         }
@@ -170,15 +165,7 @@ impl LinkBuffer {
     /// then.
     pub fn read_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
         self.check(n)?;
-        let mut out = Vec::with_capacity(n);
-        for chunk in self.chunks() {
-            out.extend_from_slice(&chunk[..chunk.len().min(n - out.len())]);
-            if out.len() == n {
-                break;
-            }
-        }
-        self.advance_by(n);
-        Ok(out)
+        Ok(self.copy_vec(n))
     }
 
     /// One line of text without its end, consumed and copied. The end is `\n` or `\r\n`; a lone
@@ -263,12 +250,18 @@ impl LinkBuffer {
     }
 
     #[inline]
-    pub(crate) fn check(&self, n: usize) -> Result<(), ShortRead> {
+    pub(crate) fn check(&self, n: usize) -> io::Result<()> {
         if n > self.len {
-            Err(ShortRead::new(n, self.len))
+            Err(self.short(n))
         } else {
             Ok(())
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn short(&self, n: usize) -> io::Error {
+        ShortRead::new(n, self.len).into()
     }
 
     /// Consumes `n` bytes, which are known to be readable.
@@ -283,7 +276,7 @@ impl LinkBuffer {
 
     /// Makes the next `n` bytes lie in the front node.
     #[inline]
-    fn contiguous(&mut self, n: usize) -> Result<(), ShortRead> {
+    fn contiguous(&mut self, n: usize) -> io::Result<()> {
         self.check(n)?;
         if self.front.len() - self.off < n {
             self.join(n);
@@ -307,7 +300,7 @@ impl LinkBuffer {
             let (mut chunk, class) = self.pool().take_class(room);
             chunk.extend_from_slice(&self.front.as_slice()[self.off..]);
             self.off = 0;
-            let old = std::mem::replace(&mut self.front, Node::Own(chunk, class));
+            let old = mem::replace(&mut self.front, Node::Own(chunk, class));
             self.retire(old);
         }
         while have < n {
@@ -328,25 +321,77 @@ impl LinkBuffer {
         }
     }
 
+    /// The next `n` bytes, which are readable but not all in the front node.
+    #[cold]
+    #[inline(never)]
+    fn view_across(&mut self, n: usize) -> Bytes {
+        self.settle();
+        if n < COPY_BELOW || self.front.len() - self.off < n {
+            return Bytes::from(self.copy_vec(n));
+        }
+        self.len -= n;
+        self.view_front(n)
+    }
+
+    /// Copies and consumes `n` bytes, which are readable.
+    fn copy_vec(&mut self, n: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(n);
+        for chunk in self.chunks() {
+            out.extend_from_slice(&chunk[..chunk.len().min(n - out.len())]);
+            if out.len() == n {
+                break;
+            }
+        }
+        self.advance_by(n);
+        out
+    }
+
     /// Cuts `n` bytes, which are there, off the front node. Lengths are the caller's business.
+    fn view_front(&mut self, n: usize) -> Bytes {
+        self.trim_front();
+        match &mut self.front {
+            Node::Piece(chunk) if chunk.len() == n => mem::take(chunk).freeze(),
+            Node::Piece(chunk) => chunk.split_to(n).freeze(),
+            Node::Shared(bytes) => bytes.split_to(n),
+            Node::Own(..) => self.split_own(n).freeze(),
+        }
+    }
+
+    /// As [`view_front`](Self::view_front), but leaves the memory what it is.
     fn split_front(&mut self, n: usize) -> Node {
+        self.trim_front();
+        match &mut self.front {
+            Node::Piece(chunk) if chunk.len() == n => Node::Piece(mem::take(chunk)),
+            Node::Piece(chunk) => Node::Piece(chunk.split_to(n)),
+            Node::Shared(bytes) => Node::Shared(bytes.split_to(n)),
+            Node::Own(..) => Node::Piece(self.split_own(n)),
+        }
+    }
+
+    /// Cuts `n` bytes off the front node, which is an own one. If all of it goes and there is no
+    /// room worth keeping behind it, the chunk goes back to the pool, to wait for its views.
+    fn split_own(&mut self, n: usize) -> BytesMut {
+        let Node::Own(chunk, class) = &mut self.front else {
+            return BytesMut::new();
+        };
+        if chunk.len() > n || chunk.capacity() - n >= SPARE_WORTH {
+            return chunk.split_to(n);
+        }
+        if *class == Class::UNPOOLED {
+            return mem::take(chunk);
+        }
+        let view = chunk.split_to(n);
+        let owner = mem::replace(&mut self.front, Node::VACANT);
+        self.discard(owner);
+        view
+    }
+
+    #[inline]
+    fn trim_front(&mut self) {
         if self.off > 0 {
             self.front.advance(self.off);
             self.off = 0;
         }
-        // The whole node goes, unless it has room worth keeping.
-        if self.front.len() == n && !(self.front.is_own() && self.front.spare() >= SPARE_WORTH) {
-            return match std::mem::replace(&mut self.front, Node::VACANT) {
-                Node::Own(mut chunk, class) if class != Class::UNPOOLED => {
-                    let view = chunk.split_to(n);
-                    self.pool().give(chunk, class);
-                    Node::Piece(view)
-                }
-                Node::Own(chunk, _) => Node::Piece(chunk),
-                node => node,
-            };
-        }
-        self.front.split_to(n)
     }
 }
 

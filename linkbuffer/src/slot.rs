@@ -4,6 +4,7 @@ use std::io;
 
 use crate::buffer::LinkBuffer;
 use crate::error::WriteError;
+use crate::node::Node;
 use crate::traits::Writer;
 
 /// `N` bytes that were reserved in a buffer and are still to be filled in: a length prefix, a
@@ -109,8 +110,10 @@ impl RawSlot {
 
 impl LinkBuffer {
     /// Writes `N` zero bytes, contiguous, to be filled in later.
+    #[inline]
     pub fn reserve_slot<const N: usize>(&mut self) -> Slot<N> {
-        Slot(self.reserve_raw(N))
+        self.write_slice(&[0; N]);
+        Slot(self.last_as_slot(N))
     }
 
     /// Fills in the bytes that were reserved.
@@ -119,20 +122,35 @@ impl LinkBuffer {
     ///
     /// If the slot is gone: its buffer was flushed, `malloc_ack` cut it away or `write_direct` tore
     /// it; see [`Slot`]. [`Slot::fill`] returns an error instead.
+    #[inline]
     #[track_caller]
     pub fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, data: [u8; N]) {
-        if let Err(e) = self.fill_raw(slot.0, &data) {
-            panic!("{e}");
+        match self
+            .slot_bytes(&slot.0)
+            .and_then(|bytes| bytes.first_chunk_mut())
+        {
+            Some(bytes) => *bytes = data,
+            None => gone(N),
         }
     }
 
     /// [`reserve_slot`](Self::reserve_slot) with a size known at run time.
+    #[inline]
     pub fn reserve_raw(&mut self, len: usize) -> RawSlot {
-        let at = self.written;
         self.malloc(len);
+        self.last_as_slot(len)
+    }
+
+    /// Makes a slot of the last `len` bytes.
+    #[inline]
+    fn last_as_slot(&mut self, len: usize) -> RawSlot {
         self.slot_top = self.slot_top.max(self.written);
         let stamp = self.rest.as_ref().map_or(0, |l| l.moves.len());
-        RawSlot { at, len, stamp }
+        RawSlot {
+            at: self.written - len as u64,
+            len,
+            stamp,
+        }
     }
 
     /// [`fill_slot`](Self::fill_slot) with a size known at run time.
@@ -148,38 +166,37 @@ impl LinkBuffer {
                 len,
             });
         }
-        let at = self.locate(&slot).ok_or(WriteError::SlotGone { len })?;
+        let bytes = self.slot_bytes(&slot).ok_or(WriteError::SlotGone { len })?;
+        bytes.copy_from_slice(data);
+        Ok(())
+    }
+
+    /// The bytes of a slot, if they are still there.
+    #[inline]
+    fn slot_bytes(&mut self, slot: &RawSlot) -> Option<&mut [u8]> {
+        let at = self.locate(slot)?;
         let mut left = (self.written - at) as usize;
         // Slots are recent: search from the end.
-        for node in self.nodes_mut_rev() {
-            let size = node.len();
-            if left <= size {
-                let start = size - left;
-                let bytes = node.as_mut().ok_or(WriteError::SlotGone { len })?;
-                bytes[start..start + len].copy_from_slice(data);
-                return Ok(());
+        if let Some(links) = &mut self.rest {
+            for node in links.nodes.iter_mut().rev() {
+                if left <= node.len() {
+                    return within(node, left, slot.len);
+                }
+                left -= node.len();
             }
-            left -= size;
         }
-        Err(WriteError::SlotGone { len })
+        within(&mut self.front, left, slot.len)
     }
 
     /// Where the slot's bytes are now, as a position in the stream.
+    #[inline]
     fn locate(&self, slot: &RawSlot) -> Option<u64> {
-        let len = slot.len as u64;
-        let mut at = slot.at;
-        if let Some(links) = &self.rest {
-            for m in links.moves.get(slot.stamp..)? {
-                match *m {
-                    Move::Cut(floor) if at + len > floor => return None,
-                    Move::Insert { at: p, n } if p <= at => at += n,
-                    Move::Insert { at: p, .. } if p < at + len => return None,
-                    _ => {}
-                }
-            }
-        }
+        let at = match &self.rest {
+            Some(links) if links.moves.len() > slot.stamp => follow(&links.moves, slot)?,
+            _ => slot.at,
+        };
         let flushed = self.written - self.pending as u64;
-        (at >= flushed && at + len <= self.written).then_some(at)
+        (at >= flushed && at + slot.len as u64 <= self.written).then_some(at)
     }
 
     /// Remembers a change that may concern slots still open.
@@ -213,4 +230,33 @@ impl LinkBuffer {
             links.moves.clear();
         }
     }
+}
+
+/// `len` bytes that begin `left` bytes before the end of the node.
+#[inline]
+fn within(node: &mut Node, left: usize, len: usize) -> Option<&mut [u8]> {
+    let start = node.len().checked_sub(left)?;
+    node.as_mut()?.get_mut(start..start + len)
+}
+
+/// Where a slot is after all that happened since it was made.
+#[cold]
+fn follow(moves: &[Move], slot: &RawSlot) -> Option<u64> {
+    let len = slot.len as u64;
+    let mut at = slot.at;
+    for m in &moves[slot.stamp..] {
+        match *m {
+            Move::Cut(floor) if at + len > floor => return None,
+            Move::Insert { at: p, n } if p <= at => at += n,
+            Move::Insert { at: p, .. } if p < at + len => return None,
+            _ => {}
+        }
+    }
+    Some(at)
+}
+
+#[cold]
+#[track_caller]
+fn gone(len: usize) -> ! {
+    panic!("{}", WriteError::SlotGone { len })
 }

@@ -6,7 +6,6 @@ use bytes::Bytes;
 
 use crate::buffer::LinkBuffer;
 use crate::chunk::Class;
-use crate::error::ShortRead;
 use crate::slot::{RawSlot, Slot};
 
 /// A source of bytes: a [`LinkBuffer`], a connection, an [`IoReader`](crate::IoReader).
@@ -421,7 +420,7 @@ impl Reader for LinkBuffer {
 
     #[inline]
     fn fill(&mut self, n: usize) -> io::Result<()> {
-        self.check(n).map_err(ShortRead::into)
+        self.check(n)
     }
 
     #[inline]
