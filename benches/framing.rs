@@ -84,7 +84,10 @@ fn ours<D: netpoll::Decoder>(mut decoder: D) -> impl FnMut(&[u8], usize) -> Dura
         buffer.push_chunk(scratch.split());
         let start = Instant::now();
         let mut frames = 0;
-        while let Some(frame) = decoder.decode(&mut buffer).expect("only whole frames were sent") {
+        while let Some(frame) = decoder
+            .decode(&mut buffer)
+            .expect("only whole frames were sent")
+        {
             black_box(&frame);
             frames += 1;
         }
@@ -108,7 +111,10 @@ where
         buffer.extend_from_slice(bytes);
         let start = Instant::now();
         let mut frames = 0;
-        while let Some(frame) = codec.decode(&mut buffer).expect("only whole frames were sent") {
+        while let Some(frame) = codec
+            .decode(&mut buffer)
+            .expect("only whole frames were sent")
+        {
             black_box(&frame);
             frames += 1;
         }

@@ -62,7 +62,10 @@ impl Delimited {
 
     /// Lines of at most `max` bytes, each followed by `\n` or `\r\n`. They are written with `\n`.
     pub fn lines(max: usize) -> Self {
-        Self { carriage_return: true, ..Self::new("\n", max) }
+        Self {
+            carriage_return: true,
+            ..Self::new("\n", max)
+        }
     }
 }
 
@@ -100,7 +103,10 @@ impl<V> Delimited<V> {
 
     #[cold]
     fn too_long(&self) -> FrameError {
-        FrameError::TooLong { len: (self.max as u64).saturating_add(1), max: self.max }
+        FrameError::TooLong {
+            len: (self.max as u64).saturating_add(1),
+            max: self.max,
+        }
     }
 }
 
@@ -115,7 +121,11 @@ impl<V: FrameView> Delimited<V> {
         if text > self.max {
             return Err(self.too_long().into());
         }
-        if self.keep { V::cut(chain, 0, end, 0) } else { V::cut(chain, 0, text, end - text) }
+        if self.keep {
+            V::cut(chain, 0, end, 0)
+        } else {
+            V::cut(chain, 0, text, end - text)
+        }
     }
 
     /// Consumes what is left at the end of input.
@@ -212,7 +222,10 @@ impl<V> Delimited<V> {
 
     fn check_len(&self, len: usize) -> Result<(), FrameError> {
         if len > self.max {
-            return Err(FrameError::BodyTooLong { len, max: self.max as u64 });
+            return Err(FrameError::BodyTooLong {
+                len,
+                max: self.max as u64,
+            });
         }
         Ok(())
     }
@@ -242,7 +255,10 @@ impl<V> Clone for Delimited<V> {
 impl<V> fmt::Debug for Delimited<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delimited")
-            .field("delimiter", &self.delimiter.as_slice().escape_ascii().to_string())
+            .field(
+                "delimiter",
+                &self.delimiter.as_slice().escape_ascii().to_string(),
+            )
             .field("max", &self.max)
             .field("keep_delimiter", &self.keep)
             .field("progress", &self.progress)

@@ -91,7 +91,10 @@ impl fmt::Display for FrameError {
                  maximum or the width of the length field"
             ),
             Self::BodySize { len, expected } => {
-                write!(f, "a body of {len} bytes was to be sent but a frame takes {expected}")
+                write!(
+                    f,
+                    "a body of {len} bytes was to be sent but a frame takes {expected}"
+                )
             }
             Self::HoldsDelimiter { at } => write!(
                 f,

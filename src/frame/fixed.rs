@@ -33,21 +33,30 @@ impl FixedLength {
     /// If `len` is 0: such frames would never end.
     pub const fn new(len: usize) -> Self {
         assert!(len > 0, "a fixed-length frame has at least 1 byte");
-        Self { len, view: PhantomData }
+        Self {
+            len,
+            view: PhantomData,
+        }
     }
 }
 
 impl<V> FixedLength<V> {
     /// Gives frames as another type: see [`FrameView`].
     pub fn frames_as<W: FrameView>(self) -> FixedLength<W> {
-        FixedLength { len: self.len, view: PhantomData }
+        FixedLength {
+            len: self.len,
+            view: PhantomData,
+        }
     }
 
     fn check(&self, len: usize) -> Result<(), FrameError> {
         if len == self.len {
             Ok(())
         } else {
-            Err(FrameError::BodySize { len, expected: self.len })
+            Err(FrameError::BodySize {
+                len,
+                expected: self.len,
+            })
         }
     }
 }
@@ -89,6 +98,8 @@ impl<V> Clone for FixedLength<V> {
 
 impl<V> fmt::Debug for FixedLength<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FixedLength").field("len", &self.len).finish()
+        f.debug_struct("FixedLength")
+            .field("len", &self.len)
+            .finish()
     }
 }

@@ -43,7 +43,11 @@ where
     D: Decoder + Clone + Send + Sync + 'static,
     F: Fn(&mut Connection, D::Frame) -> io::Result<()> + Send + Sync + 'static,
 {
-    Framed { decoder, on_frame, on_error: |_, _| {} }
+    Framed {
+        decoder,
+        on_frame,
+        on_error: |_, _| {},
+    }
 }
 
 /// The callback of a handler without one for errors.
@@ -79,7 +83,11 @@ impl<D, F> Framed<D, F> {
     where
         E: Fn(&mut Connection, &io::Error) + Send + Sync + 'static,
     {
-        Framed { decoder: self.decoder, on_frame: self.on_frame, on_error }
+        Framed {
+            decoder: self.decoder,
+            on_frame: self.on_frame,
+            on_error,
+        }
     }
 }
 
@@ -125,7 +133,11 @@ where
                 break;
             }
         }
-        if conn.malloc_len() > 0 { conn.flush() } else { Ok(()) }
+        if conn.malloc_len() > 0 {
+            conn.flush()
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -146,6 +158,8 @@ fn last_flush(conn: &mut Connection, error: io::Error) -> io::Error {
 
 impl<D: fmt::Debug, F, E> fmt::Debug for Framed<D, F, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Framed").field("decoder", &self.decoder).finish_non_exhaustive()
+        f.debug_struct("Framed")
+            .field("decoder", &self.decoder)
+            .finish_non_exhaustive()
     }
 }

@@ -68,7 +68,10 @@ impl LengthField {
             strip: None,
             max: 8 << 20,
         };
-        Self { format, view: PhantomData }
+        Self {
+            format,
+            view: PhantomData,
+        }
     }
 }
 
@@ -108,7 +111,10 @@ impl<V> LengthField<V> {
 
     /// Gives frames as another type: see [`FrameView`].
     pub fn frames_as<W: FrameView>(self) -> LengthField<W> {
-        LengthField { format: self.format, view: PhantomData }
+        LengthField {
+            format: self.format,
+            view: PhantomData,
+        }
     }
 
     /// Writes one frame with the bytes `head` in front of its length field and what `body`
@@ -208,7 +214,11 @@ impl Format {
     /// Bytes of the whole frame with these bytes in its length field.
     #[inline]
     fn total(&self, field: &[u8]) -> Result<usize, FrameError> {
-        let value = if self.little_endian { little_endian(field) } else { big_endian(field) };
+        let value = if self.little_endian {
+            little_endian(field)
+        } else {
+            big_endian(field)
+        };
         // Three terms of at most 64 bits each: no overflow in 128.
         let head = self.offset as i128 + self.width as i128;
         let total = i128::from(value) + i128::from(self.adjustment) + head;
@@ -232,7 +242,10 @@ impl Format {
         let head = self.offset as i128 + self.width as i128;
         let stripped = self.strip.unwrap_or(0) as i128 - head;
         if (len as i128) < stripped {
-            return Err(FrameError::BodySize { len, expected: stripped as usize });
+            return Err(FrameError::BodySize {
+                len,
+                expected: stripped as usize,
+            });
         }
         let largest = i128::from(u64::MAX >> (64 - 8 * self.width));
         let fits = (largest + i128::from(self.adjustment)).min(self.max as i128 - head);
@@ -247,7 +260,10 @@ impl Format {
         if head.len() == self.offset {
             Ok(())
         } else {
-            Err(FrameError::HeadSize { len: head.len(), expected: self.offset })
+            Err(FrameError::HeadSize {
+                len: head.len(),
+                expected: self.offset,
+            })
         }
     }
 
@@ -270,7 +286,9 @@ fn big_endian(field: &[u8]) -> u64 {
         [a, b] => u16::from_be_bytes([a, b]).into(),
         [a, b, c, d] => u32::from_be_bytes([a, b, c, d]).into(),
         [a, b, c, d, e, f, g, h] => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-        _ => field.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)),
+        _ => field
+            .iter()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte)),
     }
 }
 
@@ -282,19 +300,28 @@ fn little_endian(field: &[u8]) -> u64 {
         [a, b] => u16::from_le_bytes([a, b]).into(),
         [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
         [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => field.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)),
+        _ => field
+            .iter()
+            .rev()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte)),
     }
 }
 
 #[cold]
 fn too_short(total: i128, least: i128) -> FrameError {
     let len = i64::try_from(total).unwrap_or(if total < 0 { i64::MIN } else { i64::MAX });
-    FrameError::TooShort { len, least: usize::try_from(least).unwrap_or(usize::MAX) }
+    FrameError::TooShort {
+        len,
+        least: usize::try_from(least).unwrap_or(usize::MAX),
+    }
 }
 
 #[cold]
 fn too_long(total: i128, max: usize) -> FrameError {
-    FrameError::TooLong { len: u64::try_from(total).unwrap_or(u64::MAX), max }
+    FrameError::TooLong {
+        len: u64::try_from(total).unwrap_or(u64::MAX),
+        max,
+    }
 }
 
 impl<V> Clone for LengthField<V> {

@@ -85,7 +85,10 @@ pub trait Decoder {
     /// # }
     /// ```
     fn read_frame(&mut self, r: &mut dyn Reader) -> io::Result<Option<Self::Frame>> {
-        let mut waiting = Waiting { inner: r, ended: false };
+        let mut waiting = Waiting {
+            inner: r,
+            ended: false,
+        };
         loop {
             if let Some(frame) = self.decode(&mut waiting)? {
                 return Ok(Some(frame));
@@ -189,7 +192,9 @@ fn whole(
 fn written(w: &mut dyn Writer, body: &mut Body<'_>) -> io::Result<usize> {
     let before = w.malloc_len();
     body(w)?;
-    w.malloc_len().checked_sub(before).ok_or_else(|| FrameError::Flushed.into())
+    w.malloc_len()
+        .checked_sub(before)
+        .ok_or_else(|| FrameError::Flushed.into())
 }
 
 /// A source whose `try_` calls wait.

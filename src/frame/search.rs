@@ -132,7 +132,9 @@ impl Sequence {
         let mut at = 0;
         // A delimiter may have begun in an earlier piece.
         while *matched > 0 {
-            let Some(&byte) = bytes.get(at) else { return None };
+            let Some(&byte) = bytes.get(at) else {
+                return None;
+            };
             at += 1;
             if self.step(matched, byte) {
                 return Some(at);
@@ -181,7 +183,9 @@ mod tests {
     fn texts(max: u32) -> impl Iterator<Item = Vec<u8>> {
         (0..=max).flat_map(|len| {
             (0..1u32 << len).map(move |bits| {
-                (0..len).map(|i| if bits >> i & 1 == 0 { b'a' } else { b'b' }).collect()
+                (0..len)
+                    .map(|i| if bits >> i & 1 == 0 { b'a' } else { b'b' })
+                    .collect()
             })
         })
     }
