@@ -9,6 +9,8 @@ mod context;
 
 mod group;
 mod handle;
+mod leader;
+mod learn;
 #[cfg(all(test, loom))]
 mod models;
 mod monitor;

@@ -191,16 +191,16 @@ impl Suspect {
             return true;
         };
         let Some(runner) = sight.runner else {
-            let moved = sight.deposit != self.deposit;
+            let moved = sight.number != self.deposit;
             *self = Self {
-                deposit: sight.deposit,
+                deposit: sight.number,
                 ..Self::default()
             };
             return moved;
         };
-        if sight.deposit != self.deposit || !self.seen {
+        if sight.number != self.deposit || !self.seen {
             *self = Self {
-                deposit: sight.deposit,
+                deposit: sight.number,
                 seen: true,
                 ..Self::default()
             };
@@ -212,6 +212,7 @@ impl Suspect {
         match thread_activity(runner) {
             Activity::Waiting | Activity::Unknown => {
                 self.wanted = true;
+                poller.counters.waits.add(1);
                 if poller.role.want(self.deposit) {
                     poller.counters.promotions.add(1);
                     poller.send_leader();

@@ -10,10 +10,7 @@ use std::{
 use crate::{
     Interest, Operator,
     command::{Command, CommandQueue},
-    context,
     monitor::Monitor,
-    operator::{Budget, Progress, Requests},
-    readiness::Readiness,
     registry::{Control, Entry, NEVER, Registry, Token, closed},
     role::Role,
     schedule::Schedule,
@@ -21,8 +18,8 @@ use crate::{
     sync::{AtomicBool, Mutex, Ordering},
     sys,
     timer::Clock,
-    turn::{Core, Work},
-    workers::{Job, WorkerPool},
+    turn::Core,
+    workers::WorkerPool,
 };
 
 /// A poller, shared by the threads that lead it and those that talk to it.
@@ -60,12 +57,13 @@ impl Poller {
     ) -> io::Result<Arc<Self>> {
         let (selector, control, waker) = sys::open()?;
         let clock = Clock::new();
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Arc::new(Self {
             index,
             clock,
             registry: Registry::new(control),
             commands: CommandQueue::new(waker),
-            role: Role::new(Box::new(Core::new(selector, busy_poll))),
+            role: Role::new(Box::new(Core::new(selector, busy_poll, processors))),
             schedule: Schedule::new(),
             counters: Counters::new(),
             workers,
@@ -154,7 +152,7 @@ impl Poller {
 
     /// Begins to close: detaches everything and ends, without waiting for it.
     pub(crate) fn close(self: &Arc<Self>) {
-        self.closing.store(true, Ordering::Release);
+        self.refuse();
         self.push(Command::Nudge);
         if self.role.want_any() {
             self.send_leader();
@@ -163,6 +161,24 @@ impl Poller {
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// Takes no more operators.
+    pub(crate) fn refuse(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// The core is gone.
+    pub(crate) fn ended(&self, error: Option<io::Error>) {
+        let fatal = error.map(|error| Fatal {
+            kind: error.kind(),
+            text: format!(
+                "poller {} ended, its operators were detached: {error}",
+                self.index
+            ),
+        });
+        *self.end.lock() = Some(fatal);
+        (self.on_end)();
     }
 
     /// The fatal error that ended this poller, if one did.
@@ -179,14 +195,14 @@ impl Poller {
     }
 
     /// Tells an operator that it is out, once.
-    fn announce(&self, entry: &Entry) {
+    pub(crate) fn announce(&self, entry: &Entry) {
         if entry.announce() {
             self.contain(|| entry.operator.on_detached());
         }
     }
 
     /// Runs foreign code; `None` if it panicked.
-    fn contain<T>(&self, foreign: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn contain<T>(&self, foreign: impl FnOnce() -> T) -> Option<T> {
         match catch_unwind(AssertUnwindSafe(foreign)) {
             Ok(value) => Some(value),
             Err(payload) => {
@@ -196,204 +212,5 @@ impl Poller {
                 None
             }
         }
-    }
-}
-
-/// A thread of the pool takes the role, if it is still to be had.
-impl Job for Poller {
-    fn run(self: Arc<Self>) {
-        if let Some(core) = self.role.accept() {
-            Leader {
-                context: context::lead(self.clone()),
-                thread: sys::thread_id(),
-                poller: &self,
-            }
-            .lead(core);
-        }
-    }
-}
-
-/// A thread while it leads.
-struct Leader<'a> {
-    poller: &'a Arc<Poller>,
-    context: context::Leading,
-    thread: u32,
-}
-
-impl Leader<'_> {
-    /// Polls until the poller closes or the role is gone.
-    fn lead(&self, mut core: Box<Core>) {
-        loop {
-            while !self.poller.is_closing() {
-                let Some(work) = core.work.pop_front() else {
-                    break;
-                };
-                core = match self.perform(core, work) {
-                    Some(core) => core,
-                    None => return,
-                };
-            }
-            for entry in std::mem::take(&mut core.detached) {
-                self.poller.announce(&entry);
-            }
-            if self.poller.is_closing() {
-                return self.end(core, None);
-            }
-            if let Err(error) = core.turn(self.poller) {
-                return self.end(core, Some(error));
-            }
-        }
-    }
-
-    /// Does one piece of work. `None`: the role went to another thread meanwhile.
-    fn perform(&self, mut core: Box<Core>, work: Work) -> Option<Box<Core>> {
-        match work {
-            Work::Ready(entry, readiness) => self.deliver(core, entry, readiness),
-            Work::Run(entry) => {
-                if entry.is_detached() {
-                    Some(core)
-                } else {
-                    self.run_operator(core, entry)
-                }
-            }
-            Work::Timer(entry, judged) => {
-                if core.timer_is_due(self.poller, &entry, judged) {
-                    self.poller.counters.timers.add(1);
-                    self.deliver(core, entry, Readiness::TIMER)
-                } else {
-                    Some(core)
-                }
-            }
-            Work::Call(call) => {
-                self.poller.counters.timers.add(1);
-                self.run_closure(core, call)
-            }
-        }
-    }
-
-    fn deliver(
-        &self,
-        mut core: Box<Core>,
-        entry: Arc<Entry>,
-        readiness: Readiness,
-    ) -> Option<Box<Core>> {
-        if readiness.contains(Readiness::WAKE) {
-            // A wake from here on is another one.
-            entry.control.wake_queued.store(false, Ordering::SeqCst);
-        }
-        if entry.is_detached() {
-            return Some(core);
-        }
-        if entry.is_paused() {
-            entry.remember(readiness);
-            return Some(core);
-        }
-        let mut requests = Requests::default();
-        let mut budget = Budget::new(core.now, &mut requests);
-        let progress = self
-            .poller
-            .contain(|| entry.operator.on_ready(readiness, &mut budget));
-        if let Some(deadline) = requests.timer {
-            core.set_timer(self.poller, &entry, deadline);
-        }
-        match progress {
-            Some(Progress::Drained) => {}
-            Some(Progress::Yield) => core
-                .yielded
-                .push_back(Work::Ready(entry.clone(), readiness)),
-            Some(Progress::Pause) => entry.pause(readiness),
-            Some(Progress::Detach) => self.poller.detach(entry.control.token),
-            None => {
-                self.poller.detach(entry.control.token);
-                return Some(core);
-            }
-        }
-        if requests.run {
-            self.run_operator(core, entry)
-        } else {
-            Some(core)
-        }
-    }
-
-    fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
-        entry.control.resumed.store(false, Ordering::Relaxed);
-        let (core, progress) = self.released(core, || entry.operator.run());
-        match core {
-            Some(mut core) => {
-                match progress {
-                    Some(Progress::Drained) => {}
-                    Some(Progress::Yield) => core.yielded.push_back(Work::Run(entry)),
-                    Some(Progress::Pause) => core.pause_after_run(&entry),
-                    Some(Progress::Detach) | None => self.poller.detach(entry.control.token),
-                }
-                Some(core)
-            }
-            None => {
-                finish_run(self.poller, entry, progress);
-                None
-            }
-        }
-    }
-
-    fn run_closure(&self, core: Box<Core>, call: Box<dyn FnOnce() + Send>) -> Option<Box<Core>> {
-        self.released(core, call).0
-    }
-
-    /// Runs foreign code with the role released.
-    fn released<T>(
-        &self,
-        core: Box<Core>,
-        foreign: impl FnOnce() -> T,
-    ) -> (Option<Box<Core>>, Option<T>) {
-        let (deposit, unwatched) = self.poller.role.deposit(core, self.thread);
-        if unwatched {
-            self.poller.monitor.watch();
-        }
-        self.context.running(deposit);
-        let value = self.poller.contain(foreign);
-        let core = self.poller.role.reclaim(deposit);
-        self.context.returned(core.is_some());
-        if core.is_none() {
-            self.poller.counters.slow_runs.add(1);
-        }
-        (core, value)
-    }
-
-    /// The poller ends: everything is detached and told so.
-    fn end(&self, mut core: Box<Core>, error: Option<io::Error>) {
-        let poller = self.poller;
-        poller.closing.store(true, Ordering::Release);
-        for entry in poller.registry.close() {
-            poller.announce(&entry);
-        }
-        for entry in core.detached.drain(..) {
-            poller.announce(&entry);
-        }
-        for command in poller.commands.close() {
-            if let Command::Detached(entry) = command {
-                poller.announce(&entry);
-            }
-        }
-        poller.schedule.close();
-        drop(core);
-        let fatal = error.map(|error| Fatal {
-            kind: error.kind(),
-            text: format!(
-                "poller {} ended, its operators were detached: {error}",
-                poller.index
-            ),
-        });
-        *poller.end.lock() = Some(fatal);
-        (poller.on_end)();
-    }
-}
-
-/// What follows from a run on a thread that does not hold the role.
-pub(crate) fn finish_run(poller: &Poller, entry: Arc<Entry>, progress: Option<Progress>) {
-    match progress {
-        Some(Progress::Drained) => {}
-        Some(Progress::Yield) => poller.push(Command::Rerun(entry)),
-        Some(Progress::Pause) => poller.push(Command::Pause(entry)),
-        Some(Progress::Detach) | None => poller.detach(entry.control.token),
     }
 }

@@ -9,8 +9,22 @@
 //! promotion of *n*: one thread is sent to accept the core. At most one such thread is under way;
 //! a later request while it is only renews the number, and if the thread finds another deposit
 //! than the one asked for, it leaves it alone.
+//!
+//! A run whose core was taken by somebody else is *abroad*; it is kept in a list until it returns.
+//!
+//! **Sharing.** A leader that expects runs to wait, or to keep more than one processor busy, marks
+//! its deposits as shared. A shared deposit may be taken by anybody: threads that return from
+//! abroad take it and go on with the batch, and so does a promoted thread. Each shared deposit has
+//! to be *covered*: another thread must be at work (abroad and not known to wait), looking for the
+//! core, or on its way; otherwise the depositor sends one before it runs.
+
+use std::time::{Duration, Instant};
 
 use crate::sync::Mutex;
+
+/// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
+/// said that it computes.
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
 
 /// Where the core is while its leader runs foreign code.
 pub(crate) struct Role<C> {
@@ -19,14 +33,18 @@ pub(crate) struct Role<C> {
 
 struct Slot<C> {
     core: Option<Box<C>>,
-    /// The number of the latest deposit.
-    deposit: u64,
-    /// The deposit that should be taken over.
+    /// The latest deposit; its run is under way if the core is here.
+    latest: Run,
+    /// The deposit may be taken by anybody.
+    shared: bool,
+    /// The number of the deposit that should be taken over.
     wanted: u64,
     /// A promoted thread is under way (or queued until a thread is free).
     promoting: bool,
-    /// The depositor of `deposit`.
-    runner: ThreadId,
+    /// Threads looking for a shared deposit.
+    looking: u32,
+    /// Runs whose core has been taken by somebody else.
+    abroad: Vec<Run>,
     /// The monitor does not look: the next deposit has to start it.
     unwatched: bool,
 }
@@ -34,12 +52,36 @@ struct Slot<C> {
 /// The system's number of a thread, 0 if unknown.
 pub(crate) type ThreadId = u32;
 
+/// A run of foreign code with the role released.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// The number of its deposit.
+    pub(crate) number: u64,
+    /// Who runs it.
+    pub(crate) thread: ThreadId,
+    /// When it began, or was last found computing.
+    since: Instant,
+    /// It is known to wait.
+    waiting: bool,
+}
+
+/// What a deposit leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deposit {
+    /// Its number.
+    pub(crate) number: u64,
+    /// The monitor has to be started.
+    pub(crate) unwatched: bool,
+    /// It is shared and nobody covers it.
+    pub(crate) uncovered: bool,
+}
+
 /// A deposit seen by the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
     /// The number of the latest deposit.
-    pub(crate) deposit: u64,
-    /// Who made it, if the core still lies in the slot.
+    pub(crate) number: u64,
+    /// Who made it, if the core still lies in the slot and nobody was asked to take it.
     pub(crate) runner: Option<ThreadId>,
 }
 
@@ -49,68 +91,102 @@ impl<C> Role<C> {
         Self {
             slot: Mutex::new(Slot {
                 core: Some(core),
-                deposit: 1,
+                latest: Run {
+                    number: 1,
+                    thread: 0,
+                    since: Instant::now(),
+                    waiting: true,
+                },
+                shared: false,
                 wanted: 1,
                 promoting: true,
-                runner: 0,
+                looking: 0,
+                abroad: Vec::new(),
                 unwatched: true,
             }),
         }
     }
 
-    /// Leaves the core for others to take. Returns the deposit's number and whether the monitor
-    /// has to be started.
-    pub(crate) fn deposit(&self, core: Box<C>, runner: ThreadId) -> (u64, bool) {
+    /// Leaves the core for others to take, at the time `now`.
+    pub(crate) fn deposit(
+        &self,
+        core: Box<C>,
+        thread: ThreadId,
+        shared: bool,
+        now: Instant,
+    ) -> Deposit {
         let mut slot = self.slot.lock();
         debug_assert!(slot.core.is_none());
         slot.core = Some(core);
-        slot.deposit += 1;
-        slot.runner = runner;
+        slot.latest = Run {
+            number: slot.latest.number + 1,
+            thread,
+            since: now,
+            waiting: false,
+        };
+        slot.shared = shared;
         let unwatched = slot.unwatched;
         slot.unwatched = false;
-        (slot.deposit, unwatched)
+        Deposit {
+            number: slot.latest.number,
+            unwatched,
+            uncovered: shared && !slot.is_covered(now),
+        }
     }
 
     /// After the foreign code returned: the core, if the caller is to lead (on).
     ///
-    /// That is the case if its own deposit is untouched, and also if a later leader's deposit waits
-    /// for a promotion that has not arrived: the caller is here already.
-    pub(crate) fn reclaim(&self, deposit: u64) -> Option<Box<C>> {
+    /// That is the case if its own deposit is untouched; if a later deposit waits for a promotion
+    /// that has not arrived, because the caller is here already; and if a later deposit is shared.
+    pub(crate) fn reclaim(&self, number: u64) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
-        if slot.deposit == deposit || (slot.promoting && slot.wanted == slot.deposit) {
-            slot.core.take()
+        if slot.latest.number == number {
+            if let Some(core) = slot.core.take() {
+                return Some(core);
+            }
+        }
+        if let Some(place) = slot.abroad.iter().position(|run| run.number == number) {
+            slot.abroad.swap_remove(place);
+        }
+        let wanted = slot.promoting && slot.wanted == slot.latest.number;
+        if slot.shared || wanted {
+            slot.take_over()
         } else {
             None
         }
     }
 
-    /// Asks for `deposit` to be taken over. `true`: the caller has to send a thread to
-    /// [`accept`](Self::accept), or to call [`give_up`](Self::give_up).
-    pub(crate) fn want(&self, deposit: u64) -> bool {
+    /// Asks for the deposit of this number to be taken over, because its run waits. `true`: the
+    /// caller has to send a thread to [`accept`](Self::accept), or to call
+    /// [`give_up`](Self::give_up).
+    pub(crate) fn want(&self, number: u64) -> bool {
         let mut slot = self.slot.lock();
-        if slot.core.is_none() || slot.deposit != deposit {
+        if slot.latest.number != number || slot.core.is_none() {
+            slot.waits(number);
             return false;
         }
-        slot.wanted = deposit;
-        !std::mem::replace(&mut slot.promoting, true)
+        slot.latest.waiting = true;
+        slot.ask()
     }
 
     /// As [`want`](Self::want) for whatever is deposited now.
     pub(crate) fn want_any(&self) -> bool {
         let mut slot = self.slot.lock();
-        if slot.core.is_none() {
-            return false;
-        }
-        slot.wanted = slot.deposit;
-        !std::mem::replace(&mut slot.promoting, true)
+        slot.core.is_some() && slot.ask()
+    }
+
+    /// As [`want`](Self::want), but the run is not known to wait: more hands are wanted.
+    pub(crate) fn want_help(&self, number: u64) -> bool {
+        let mut slot = self.slot.lock();
+        slot.core.is_some() && slot.latest.number == number && slot.ask()
     }
 
     /// The promoted thread is here: the core, if it is still wanted.
     pub(crate) fn accept(&self) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
         slot.promoting = false;
-        if slot.wanted == slot.deposit {
-            slot.core.take()
+        if slot.shared || slot.wanted == slot.latest.number {
+            slot.take_over()
         } else {
             None
         }
@@ -121,12 +197,49 @@ impl<C> Role<C> {
         self.slot.lock().promoting = false;
     }
 
+    /// A thread without the core begins to look for a shared deposit. `false`: there is no point.
+    pub(crate) fn look(&self) -> bool {
+        let mut slot = self.slot.lock();
+        if slot.shared {
+            slot.looking += 1;
+        }
+        slot.shared
+    }
+
+    /// Looks once. After a core or, with `last`, a final look the thread is not looking any more.
+    pub(crate) fn find(&self, last: bool) -> Option<Box<C>> {
+        let mut slot = self.slot.lock();
+        let core = if slot.shared { slot.take_over() } else { None };
+        if last || core.is_some() {
+            slot.looking -= 1;
+        }
+        core
+    }
+
+    /// A run abroad that is suspected to wait, if any, judged at `now`.
+    pub(crate) fn suspect(&self, now: Instant) -> Option<Run> {
+        let slot = self.slot.lock();
+        slot.abroad.iter().find(|run| run.is_suspect(now)).copied()
+    }
+
+    /// What the system says about a suspect: it waits, or it was computing at `now`.
+    pub(crate) fn judge(&self, number: u64, waits: bool, now: Instant) {
+        let mut slot = self.slot.lock();
+        if waits {
+            slot.waits(number);
+        } else if let Some(run) = slot.abroad.iter_mut().find(|run| run.number == number) {
+            run.since = now;
+        }
+    }
+
     /// What the monitor sees; `None` if somebody is changing it just now.
     pub(crate) fn observe(&self) -> Option<Sight> {
         let slot = self.slot.try_lock()?;
-        let runner = slot.core.is_some().then_some(slot.runner);
+        // A run that is known to wait has been dealt with.
+        let alone = slot.core.is_some() && !slot.latest.waiting;
+        let runner = alone.then_some(slot.latest.thread);
         Some(Sight {
-            deposit: slot.deposit,
+            number: slot.latest.number,
             runner,
         })
     }
@@ -134,7 +247,7 @@ impl<C> Role<C> {
     /// The monitor wants to rest: `false` if there was a deposit since number `seen`.
     pub(crate) fn unwatch(&self, seen: u64) -> bool {
         let mut slot = self.slot.lock();
-        slot.unwatched = slot.core.is_none() && slot.deposit == seen;
+        slot.unwatched = slot.core.is_none() && slot.latest.number == seen;
         slot.unwatched
     }
 
@@ -149,21 +262,71 @@ impl<C> Role<C> {
     }
 }
 
+impl<C> Slot<C> {
+    /// Takes somebody else's deposit, whose run is abroad from then on.
+    fn take_over(&mut self) -> Option<Box<C>> {
+        let core = self.core.take()?;
+        let run = self.latest;
+        // The first core is nobody's deposit.
+        if run.number > 1 {
+            self.abroad.push(run);
+        }
+        Some(core)
+    }
+
+    fn ask(&mut self) -> bool {
+        self.wanted = self.latest.number;
+        !std::mem::replace(&mut self.promoting, true)
+    }
+
+    fn waits(&mut self, number: u64) {
+        if let Some(run) = self.abroad.iter_mut().find(|run| run.number == number) {
+            run.waiting = true;
+        }
+    }
+
+    fn is_covered(&self, now: Instant) -> bool {
+        self.promoting
+            || self.looking > 0
+            || self
+                .abroad
+                .iter()
+                .any(|run| !run.waiting && !run.is_suspect(now))
+    }
+}
+
+impl Run {
+    fn is_suspect(&self, now: Instant) -> bool {
+        !self.waiting && now.saturating_duration_since(self.since) > SUSPECT_AFTER
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_depositor_gets_its_core_back() {
+    fn led() -> (Role<i32>, Box<i32>) {
         let role = Role::new(Box::new(7));
         let core = role.accept().unwrap();
+        (role, core)
+    }
+
+    fn alone(role: &Role<i32>, core: Box<i32>) -> Deposit {
+        role.deposit(core, 1, false, Instant::now())
+    }
+
+    #[test]
+    fn the_depositor_gets_its_core_back() {
+        let (role, core) = led();
         assert!(role.accept().is_none());
-        let (number, unwatched) = role.deposit(core, 1);
-        assert!(unwatched, "the first deposit starts the monitor");
+        let deposit = alone(&role, core);
+        assert!(deposit.unwatched, "the first deposit starts the monitor");
+        assert!(!deposit.uncovered, "nobody else is to take it");
+        let Deposit { number, .. } = deposit;
         assert_eq!(
             role.observe(),
             Some(Sight {
-                deposit: number,
+                number,
                 runner: Some(1)
             })
         );
@@ -171,22 +334,21 @@ mod tests {
         assert_eq!(
             role.observe(),
             Some(Sight {
-                deposit: number,
+                number,
                 runner: None
             })
         );
-        assert!(!role.deposit(core, 1).1);
+        assert!(!alone(&role, core).unwatched);
     }
 
     #[test]
     fn a_runner_that_comes_back_leaves_a_later_deposit_alone_unless_it_is_wanted() {
-        let role = Role::new(Box::new(7));
-        let core = role.accept().unwrap();
-        let first = role.deposit(core, 1).0;
+        let (role, core) = led();
+        let first = alone(&role, core).number;
         assert!(role.want(first));
         assert!(!role.want(first), "one promotion at a time");
         let core = role.accept().unwrap();
-        let second = role.deposit(core, 2).0;
+        let second = alone(&role, core).number;
         assert!(role.reclaim(first).is_none());
         // The second runner waits, but the thread sent for it does not arrive: the pool is full.
         assert!(role.want(second));
@@ -197,10 +359,9 @@ mod tests {
 
     #[test]
     fn a_promotion_that_cannot_be_sent_can_be_asked_for_again() {
-        let role = Role::new(Box::new(7));
-        let core = role.accept().unwrap();
+        let (role, core) = led();
         assert!(!role.want_any());
-        let number = role.deposit(core, 1).0;
+        let number = alone(&role, core).number;
         assert!(!role.want(number + 1));
         assert!(role.want_any());
         role.give_up();
@@ -209,17 +370,88 @@ mod tests {
 
     #[test]
     fn the_monitor_rests_only_if_nothing_lies_in_the_slot() {
-        let role = Role::new(Box::new(7));
-        let core = role.accept().unwrap();
-        let number = role.deposit(core, 1).0;
+        let (role, core) = led();
+        let number = alone(&role, core).number;
         assert!(!role.unwatch(number));
         let core = role.reclaim(number).unwrap();
         assert!(!role.unwatch(number - 1));
         assert!(role.unwatch(number));
-        assert!(role.deposit(core, 1).1);
+        assert!(alone(&role, core).unwatched);
         role.ask_for_watch();
         role.watch();
         let core = role.reclaim(number + 1).unwrap();
-        assert!(!role.deposit(core, 1).1);
+        assert!(!alone(&role, core).unwatched);
+    }
+
+    #[test]
+    fn shared_deposits_are_covered_by_those_at_work() {
+        let (role, core) = led();
+        let start = Instant::now();
+        let share = |core, thread, now| role.deposit(core, thread, true, now);
+        let first = share(core, 1, start);
+        assert!(first.uncovered);
+        assert!(role.want_help(first.number));
+        assert!(!role.want_help(first.number), "one is on its way");
+        let core = role
+            .accept()
+            .expect("a promoted thread takes a shared deposit");
+        // The first run is at work: the second is covered, until the first is late.
+        let second = share(core, 2, start);
+        assert!(!second.uncovered);
+        let core = role.reclaim(second.number).unwrap();
+        let late = start + 2 * SUSPECT_AFTER;
+        assert_eq!(role.suspect(start).map(|run| run.number), None);
+        assert_eq!(
+            role.suspect(late).map(|run| (run.number, run.thread)),
+            Some((first.number, 1))
+        );
+        let second = share(core, 2, late);
+        assert!(second.uncovered);
+        // It turns out to compute, later to wait.
+        role.judge(first.number, false, late);
+        assert!(role.suspect(late).is_none());
+        let core = role.reclaim(second.number).unwrap();
+        let second = share(core, 2, late);
+        assert!(!second.uncovered);
+        role.judge(first.number, true, late);
+        assert!(
+            role.suspect(late + 2 * SUSPECT_AFTER).is_none(),
+            "no suspect, but certain"
+        );
+        let core = role.reclaim(second.number).unwrap();
+        let third = share(core, 2, late);
+        assert!(third.uncovered);
+        // The first comes back and joins in, and takes the deposit over.
+        let core = role.reclaim(first.number).unwrap();
+        assert!(!share(core, 1, late).uncovered);
+        assert!(role.reclaim(third.number).is_some());
+    }
+
+    #[test]
+    fn a_run_that_says_it_waits_covers_nothing() {
+        let (role, core) = led();
+        let now = Instant::now();
+        let first = role.deposit(core, 1, true, now);
+        assert!(role.want_help(first.number));
+        let core = role.accept().unwrap();
+        assert!(!role.want(first.number), "its core is in good hands");
+        assert!(role.deposit(core, 2, true, now).uncovered);
+    }
+
+    #[test]
+    fn threads_that_look_cover_a_deposit_and_find_it() {
+        let (role, core) = led();
+        assert!(!role.look(), "nothing is shared");
+        let now = Instant::now();
+        let number = role.deposit(core, 1, true, now).number;
+        let core = role.reclaim(number).unwrap();
+        assert!(role.look());
+        assert!(role.find(false).is_none());
+        assert!(!role.deposit(core, 1, true, now).uncovered);
+        let core = role.find(false).unwrap();
+        assert!(role.reclaim(number + 1).is_none());
+        assert!(role.deposit(core, 1, true, now).uncovered);
+        assert!(role.look());
+        assert!(role.find(true).is_some());
     }
 }

@@ -48,20 +48,22 @@ counters! {
     turns,
     /// Writes to the poller's waker.
     wakeups,
-    /// Calls of `Operator::run` and of scheduled closures.
+    /// Calls of `Operator::run` and of scheduled closures that kept the role (as of the last turn).
     runs,
+    /// Runs whose role went to another thread before they returned.
+    slow_runs,
     /// Runs that passed the role on before they waited.
     handovers,
-    /// Runs found waiting by the monitor.
+    /// Runs found waiting that had not said so.
+    waits,
+    /// Threads sent by the monitor to take the role from a run that waits.
     promotions,
-    /// Runs found computing for long by the monitor.
+    /// Threads sent by the monitor to take the role from a run that computes for long.
     computing_promotions,
-    /// Runs that came back after the role had gone to another thread.
-    slow_runs,
-    /// Times the poller began to hand runs to workers instead of running them itself.
-    pool_mode_switches,
-    /// Runs handed to workers.
-    pooled_runs,
+    /// Times the poller began to share its batches among threads because runs often waited.
+    sharings,
+    /// Threads sent to share a batch.
+    helpers,
     /// Times a role could not be passed on because the thread cap was reached.
     cap_hits,
     /// Panics caught in callbacks.

@@ -14,6 +14,7 @@ use std::{
 
 use crate::{
     command::Command,
+    learn::Learner,
     poller::Poller,
     readiness::Readiness,
     registry::{Entry, NEVER, Token},
@@ -38,6 +39,9 @@ pub(crate) struct Core {
     pub(crate) detached: Vec<Arc<Entry>>,
     /// The time, read once per turn.
     pub(crate) now: Instant,
+    pub(crate) learner: Learner,
+    /// Runs since the counter was last brought up to date.
+    runs: u64,
 }
 
 /// One thing to do.
@@ -60,7 +64,11 @@ enum Timer {
 }
 
 impl Core {
-    pub(crate) fn new(selector: sys::Selector, busy_poll: Option<Duration>) -> Self {
+    pub(crate) fn new(
+        selector: sys::Selector,
+        busy_poll: Option<Duration>,
+        processors: usize,
+    ) -> Self {
         Self {
             selector,
             busy_poll,
@@ -71,7 +79,16 @@ impl Core {
             yielded: VecDeque::new(),
             detached: Vec::new(),
             now: Instant::now(),
+            learner: Learner::new(Instant::now(), processors),
+            runs: 0,
         }
+    }
+
+    /// A run that began at `begin` has returned to the core.
+    pub(crate) fn ran(&mut self, begin: Instant) {
+        self.runs += 1;
+        self.now = Instant::now();
+        self.learner.ran(self.now.saturating_duration_since(begin));
     }
 
     /// Waits if there is nothing left to do, and gathers the work of the next turn.
@@ -84,7 +101,11 @@ impl Core {
             // Whatever arrived before this moment is handled before timers are judged by it.
             full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
         }
+        if self.learner.turn(self.now, poller.counters.waits.value()) {
+            poller.counters.sharings.add(1);
+        }
         poller.counters.turns.add(1);
+        poller.counters.runs.add(std::mem::take(&mut self.runs));
         poller.counters.events.add(self.events.len() as u64);
         let work = &mut self.work;
         if !self.events.is_empty() {

@@ -138,11 +138,6 @@ impl WorkerPool {
         self.shared.submit(job, true)
     }
 
-    /// Queues many jobs with one wake-up; drains `jobs` unless the pool is closed.
-    pub(crate) fn submit_all(&self, jobs: &mut Vec<Arc<dyn Job>>) -> bool {
-        self.shared.submit_all(jobs)
-    }
-
     /// Refuses new jobs, runs those queued, and waits for the threads to end; a call on one of the
     /// pool's own threads does not wait. May be called again.
     pub fn close(&self) {
@@ -253,17 +248,6 @@ impl Shared {
         state.stats.submitted += 1;
         self.call_for_help(state);
         Ok(())
-    }
-
-    fn submit_all(self: &Arc<Self>, jobs: &mut Vec<Arc<dyn Job>>) -> bool {
-        let mut state = self.state.lock();
-        if state.closed {
-            return false;
-        }
-        state.stats.submitted += jobs.len() as u64;
-        state.queue.extend(jobs.drain(..));
-        self.call_for_help(state);
-        true
     }
 
     /// Sees to it that somebody will look at a queue that is not empty.

@@ -1,6 +1,6 @@
 //! The role: never lost, never left behind by a runner that waits, watched whenever it must be.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     role::Role,
@@ -38,7 +38,7 @@ fn led() -> (Arc<Role<Core>>, Box<Core>) {
 
 fn deposit(role: &Role<Core>, core: Box<Core>) -> u64 {
     core.leave();
-    role.deposit(core, 1).0
+    role.deposit(core, 1, false, Instant::now()).number
 }
 
 /// A promoted thread.
@@ -155,7 +155,7 @@ fn loom_no_deposit_goes_unwatched() {
             }
         });
         core.leave();
-        let (_, unwatched) = role.deposit(core, 1);
+        let unwatched = role.deposit(core, 1, false, Instant::now()).unwatched;
         if unwatched {
             *called.0.lock() = true;
             called.1.notify_one();

@@ -1,0 +1,257 @@
+//! The leader's loop: a thread of the pool while it holds, or has just released, the role.
+
+use std::{io, sync::Arc, time::Instant};
+
+use crate::{
+    command::Command,
+    context,
+    operator::{Budget, Progress, Requests},
+    poller::Poller,
+    readiness::Readiness,
+    registry::Entry,
+    schedule::Call,
+    sync::{Ordering, thread},
+    sys::{self, Activity},
+    turn::{Core, Work},
+    workers::Job,
+};
+
+/// How often a thread without the core looks for a shared deposit before it goes back to the pool.
+const LOOKS: u32 = 8;
+
+/// A thread of the pool takes the role, if it is still to be had.
+impl Job for Poller {
+    fn run(self: Arc<Self>) {
+        if let Some(core) = self.role.accept().or_else(|| find_shared(&self)) {
+            Leader {
+                context: context::lead(self.clone()),
+                thread: sys::thread_id(),
+                poller: &self,
+            }
+            .lead(core);
+        }
+    }
+}
+
+/// A shared deposit, looked for a few times.
+fn find_shared(poller: &Poller) -> Option<Box<Core>> {
+    if !poller.role.look() {
+        return None;
+    }
+    for _ in 0..LOOKS {
+        if let Some(core) = poller.role.find(false) {
+            return Some(core);
+        }
+        thread::yield_now();
+    }
+    poller.role.find(true)
+}
+
+/// A thread while it leads.
+struct Leader<'a> {
+    poller: &'a Arc<Poller>,
+    context: context::Leading,
+    thread: u32,
+}
+
+impl Leader<'_> {
+    /// Polls until the poller closes or the role is gone.
+    fn lead(&self, mut core: Box<Core>) {
+        loop {
+            while !self.poller.is_closing() {
+                let Some(work) = core.work.pop_front() else {
+                    break;
+                };
+                core = match self.perform(core, work).or_else(|| self.rejoin()) {
+                    Some(core) => core,
+                    None => return,
+                };
+            }
+            for entry in std::mem::take(&mut core.detached) {
+                self.poller.announce(&entry);
+            }
+            if self.poller.is_closing() {
+                return self.end(core, None);
+            }
+            if let Err(error) = core.turn(self.poller) {
+                return self.end(core, Some(error));
+            }
+        }
+    }
+
+    /// The role is gone; where it is shared, this thread may go on with the others.
+    fn rejoin(&self) -> Option<Box<Core>> {
+        let core = find_shared(self.poller)?;
+        self.context.returned(true);
+        Some(core)
+    }
+
+    /// Does one piece of work. `None`: the role went to another thread meanwhile.
+    fn perform(&self, mut core: Box<Core>, work: Work) -> Option<Box<Core>> {
+        match work {
+            Work::Ready(entry, readiness) => self.deliver(core, entry, readiness),
+            Work::Run(entry) => {
+                if entry.is_detached() {
+                    Some(core)
+                } else {
+                    self.run_operator(core, entry)
+                }
+            }
+            Work::Timer(entry, judged) => {
+                if core.timer_is_due(self.poller, &entry, judged) {
+                    self.poller.counters.timers.add(1);
+                    self.deliver(core, entry, Readiness::TIMER)
+                } else {
+                    Some(core)
+                }
+            }
+            Work::Call(call) => {
+                self.poller.counters.timers.add(1);
+                self.run_closure(core, call)
+            }
+        }
+    }
+
+    fn deliver(
+        &self,
+        mut core: Box<Core>,
+        entry: Arc<Entry>,
+        readiness: Readiness,
+    ) -> Option<Box<Core>> {
+        if readiness.contains(Readiness::WAKE) {
+            // A wake from here on is another one.
+            entry.control.wake_queued.store(false, Ordering::SeqCst);
+        }
+        if entry.is_detached() {
+            return Some(core);
+        }
+        if entry.is_paused() {
+            entry.remember(readiness);
+            return Some(core);
+        }
+        let mut requests = Requests::default();
+        let mut budget = Budget::new(core.now, &mut requests);
+        let progress = self
+            .poller
+            .contain(|| entry.operator.on_ready(readiness, &mut budget));
+        if let Some(deadline) = requests.timer {
+            core.set_timer(self.poller, &entry, deadline);
+        }
+        match progress {
+            Some(Progress::Drained) => {}
+            Some(Progress::Yield) => core
+                .yielded
+                .push_back(Work::Ready(entry.clone(), readiness)),
+            Some(Progress::Pause) => entry.pause(readiness),
+            Some(Progress::Detach) => self.poller.detach(entry.control.token),
+            None => {
+                self.poller.detach(entry.control.token);
+                return Some(core);
+            }
+        }
+        if requests.run {
+            self.run_operator(core, entry)
+        } else {
+            Some(core)
+        }
+    }
+
+    fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
+        entry.control.resumed.store(false, Ordering::Relaxed);
+        let (core, progress) = self.released(core, || entry.operator.run());
+        match core {
+            Some(mut core) => {
+                match progress {
+                    Some(Progress::Drained) => {}
+                    Some(Progress::Yield) => core.yielded.push_back(Work::Run(entry)),
+                    Some(Progress::Pause) => core.pause_after_run(&entry),
+                    Some(Progress::Detach) | None => self.poller.detach(entry.control.token),
+                }
+                Some(core)
+            }
+            None => {
+                finish_run(self.poller, entry, progress);
+                None
+            }
+        }
+    }
+
+    fn run_closure(&self, core: Box<Core>, call: Call) -> Option<Box<Core>> {
+        self.released(core, call).0
+    }
+
+    /// Runs foreign code with the role released.
+    fn released<T>(
+        &self,
+        core: Box<Core>,
+        foreign: impl FnOnce() -> T,
+    ) -> (Option<Box<Core>>, Option<T>) {
+        let poller = self.poller;
+        let (begin, shared) = (core.now, core.learner.share(core.work.len()));
+        let deposit = poller.role.deposit(core, self.thread, shared, begin);
+        if deposit.unwatched {
+            poller.monitor.watch();
+        }
+        if deposit.uncovered {
+            self.cover(deposit.number, begin);
+        }
+        self.context.running(deposit.number);
+        let value = poller.contain(foreign);
+        let core = poller.role.reclaim(deposit.number).map(|mut core| {
+            core.ran(begin);
+            core
+        });
+        self.context.returned(core.is_some());
+        if core.is_none() {
+            poller.counters.slow_runs.add(1);
+        }
+        (core, value)
+    }
+
+    /// Sees to it that somebody is there to take a shared deposit, should this thread's run wait.
+    fn cover(&self, number: u64, now: Instant) {
+        let poller = self.poller;
+        if let Some(run) = poller.role.suspect(now) {
+            let waits = !matches!(sys::thread_activity(run.thread), Activity::Computing(_));
+            poller.role.judge(run.number, waits, now);
+            if !waits {
+                return;
+            }
+            poller.counters.waits.add(1);
+        }
+        if poller.role.want_help(number) {
+            poller.counters.helpers.add(1);
+            poller.send_leader();
+        }
+    }
+
+    /// The poller ends: everything is detached and told so.
+    fn end(&self, mut core: Box<Core>, error: Option<io::Error>) {
+        let poller = self.poller;
+        poller.refuse();
+        for entry in poller.registry.close() {
+            poller.announce(&entry);
+        }
+        for entry in core.detached.drain(..) {
+            poller.announce(&entry);
+        }
+        for command in poller.commands.close() {
+            if let Command::Detached(entry) = command {
+                poller.announce(&entry);
+            }
+        }
+        poller.schedule.close();
+        drop(core);
+        poller.ended(error);
+    }
+}
+
+/// What follows from a run on a thread that does not hold the role.
+pub(crate) fn finish_run(poller: &Poller, entry: Arc<Entry>, progress: Option<Progress>) {
+    match progress {
+        Some(Progress::Drained) => {}
+        Some(Progress::Yield) => poller.push(Command::Rerun(entry)),
+        Some(Progress::Pause) => poller.push(Command::Pause(entry)),
+        Some(Progress::Detach) | None => poller.detach(entry.control.token),
+    }
+}
