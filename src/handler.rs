@@ -88,6 +88,19 @@ pub trait Handler: Send + Sync + 'static {
     fn on_disconnect(&self, state: Self::State, reason: CloseReason) {
         let _ = (state, reason);
     }
+
+    /// How connections get at this handler. Nothing to call or to implement.
+    #[doc(hidden)]
+    fn into_sessions(self) -> SessionMaker
+    where
+        Self: Sized,
+    {
+        let handler = Arc::new(self);
+        SessionMaker::new(move || Typed {
+            handler: Arc::clone(&handler),
+            state: None,
+        })
+    }
 }
 
 /// A handler from a closure, without per-connection state.
@@ -146,6 +159,11 @@ pub(crate) trait Session: Send + fmt::Debug {
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason);
     fn hooks(&self) -> Option<Arc<dyn Hooks>>;
 
+    /// `connect` returned Ok and the connection's state says so.
+    fn established(&mut self, _conn: &mut Connection) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The connection ended before `connect` was called or because it failed.
     fn never_connected(&mut self, _reason: CloseReason) {}
 
@@ -187,13 +205,29 @@ impl<H: Handler> Hooks for H {
 pub(crate) type Sessions = Arc<dyn Fn() -> Box<dyn Session> + Send + Sync>;
 
 pub(crate) fn sessions<H: Handler>(handler: H) -> Sessions {
-    let handler = Arc::new(handler);
-    Arc::new(move || {
-        Box::new(Typed {
-            handler: Arc::clone(&handler),
-            state: None,
-        })
-    })
+    handler.into_sessions().0
+}
+
+/// What [`Handler::into_sessions`] returns. Opaque to users, so only handlers of this crate have
+/// sessions of their own kind.
+#[expect(
+    unnameable_types,
+    reason = "seals `Handler::into_sessions`, which is hidden"
+)]
+pub struct SessionMaker(Sessions);
+
+impl SessionMaker {
+    pub(crate) fn new<S: Session + 'static>(
+        make: impl Fn() -> S + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(move || Box::new(make())))
+    }
+}
+
+impl fmt::Debug for SessionMaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionMaker")
+    }
 }
 
 struct Typed<H: Handler> {

@@ -75,6 +75,7 @@ mod connection;
 mod context;
 mod dispatch;
 mod error;
+mod event_fn;
 mod event_loop;
 #[cfg(feature = "fault-injection")]
 #[doc(hidden)]
@@ -97,6 +98,7 @@ pub use connection::{
 };
 pub use dispatch::{Dispatch, Executor, Task};
 pub use error::{CloseReason, Error, InvalidAddress};
+pub use event_fn::{Event, event_fn, event_fn_with};
 pub use event_loop::{Builder, EventLoop, Pollers};
 pub use frame::{
     Decoder, Delimited, Encoder, FixedLength, FrameError, FrameView, Framed, LengthField, framed,

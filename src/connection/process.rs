@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     error::{CloseReason, Error},
+    frame::FrameError,
     handler::Session,
     sync::Ordering,
 };
@@ -226,7 +227,9 @@ impl Owner {
             .counters
             .connected
             .fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        self.call(shared, "on_connect", |session, conn| {
+            session.established(conn)
+        })
     }
 
     /// Receives and runs the handler as long as it has something new to see.
@@ -429,8 +432,9 @@ impl Owner {
             Some(Error::WriteTimeout { .. } | Error::Poisoned) => CloseReason::WriteTimeout,
             Some(Error::InputLimit { .. }) => CloseReason::InputLimit,
             Some(Error::OutputFull { .. }) => CloseReason::OutputFull,
-            _ => match self.conn.rx.end {
-                Some(End::Failed(kind)) => CloseReason::Error(kind),
+            _ => match (FrameError::from_io(error), self.conn.rx.end) {
+                (_, Some(End::Failed(kind))) => CloseReason::Error(kind),
+                (Some(FrameError::TooLong { .. }), _) => CloseReason::InputLimit,
                 _ => CloseReason::HandlerError,
             },
         }

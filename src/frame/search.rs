@@ -132,9 +132,7 @@ impl Sequence {
         let mut at = 0;
         // A delimiter may have begun in an earlier piece.
         while *matched > 0 {
-            let Some(&byte) = bytes.get(at) else {
-                return None;
-            };
+            let &byte = bytes.get(at)?;
             at += 1;
             if self.step(matched, byte) {
                 return Some(at);
