@@ -99,6 +99,14 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn numbers_of_linux_are_in_the_table() {
+        let action = |number| classify(&io::Error::from_raw_os_error(number));
+        assert_eq!(action(libc::ENONET), AcceptAction::Skip);
+        assert_eq!(action(libc::ENOSR), PAUSE);
+    }
+
     #[test]
     fn the_unknown_neither_spins_nor_stops() {
         for number in [libc::EIO, libc::EOPNOTSUPP, libc::EFAULT, 9999] {
