@@ -262,9 +262,6 @@ impl Rx {
         if poller::must_not_block() {
             return Err(Error::WouldDeadlock.into());
         }
-        if deadline.is_some_and(|at| at <= Instant::now()) {
-            return Err(Error::ReadTimeout.into());
-        }
         poller::before_blocking();
         let shared = &self.shared;
         let in_time = if shared.word.has(OWNED) {
