@@ -526,9 +526,15 @@ fn start_and_stop_leave_no_descriptor_and_no_thread() {
             for peer in &mut peers {
                 peer.ping(b"x");
             }
-            server.stop();
-            for peer in &mut peers {
-                peer.expect_end();
+            if transport == Transport::Tcp && kind == Kind::Adaptive {
+                // These have to be cut off, which takes the shutdown a little longer.
+                server.stop();
+                for peer in &mut peers {
+                    peer.expect_end();
+                }
+            } else {
+                drop(peers);
+                server.stop();
             }
         };
         for kind in KINDS {

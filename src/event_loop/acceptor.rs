@@ -34,6 +34,37 @@ pub(crate) struct Acceptor {
     paused: AtomicBool,
     end: Mutex<End>,
     ended: Condvar,
+    /// Declared last: it tells that the listener, dropped before it, is closed.
+    closing: Closing,
+}
+
+/// Whether an acceptor's descriptor is closed.
+#[derive(Debug, Default)]
+pub(crate) struct Closed {
+    closed: Mutex<bool>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Closing(Arc<Closed>);
+
+impl Closed {
+    /// Waits until it is, at most until `deadline`.
+    pub(crate) fn wait(&self, deadline: Instant) {
+        let mut closed = self.closed.lock();
+        while !*closed {
+            if self.changed.wait_until(&mut closed, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        *self.0.closed.lock() = true;
+        self.0.changed.notify_all();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +96,7 @@ impl Acceptor {
             paused: AtomicBool::new(false),
             end: Mutex::new(End::default()),
             ended: Condvar::new(),
+            closing: Closing::default(),
         });
         let operator = Arc::clone(&acceptor) as Arc<dyn Operator>;
         let registration = context.group.register(operator, poller::Interest::READ)?;
@@ -97,14 +129,9 @@ impl Acceptor {
         }
     }
 
-    /// Waits until nothing is accepted any more.
-    pub(crate) fn wait_detached(&self, deadline: Instant) {
-        let mut end = self.end.lock();
-        while !end.detached {
-            if self.ended.wait_until(&mut end, deadline).timed_out() {
-                return;
-            }
-        }
+    /// What tells that the descriptor is closed; nobody can connect any more then.
+    pub(crate) fn closed(&self) -> Arc<Closed> {
+        Arc::clone(&self.closing.0)
     }
 
     fn accept_batch(&self) -> Progress {

@@ -238,13 +238,16 @@ impl Inner {
             phase.stopping = true;
             std::mem::take(&mut phase.acceptors)
         };
+        let closed: Vec<_> = acceptors.iter().map(|acceptor| acceptor.closed()).collect();
         for acceptor in &acceptors {
             acceptor.stop();
         }
+        // Whoever holds an acceptor last closes it; that must not be us while we wait for it.
+        drop(acceptors);
         if !in_callback() && !poller::must_not_block() {
             let deadline = Instant::now() + Duration::from_secs(1);
-            for acceptor in &acceptors {
-                acceptor.wait_detached(deadline);
+            for closed in &closed {
+                closed.wait(deadline);
             }
         }
     }
