@@ -1,5 +1,18 @@
 #!/usr/bin/env bash
-# The tests, as in the README, documentation examples included. Arguments go to cargo test.
+# The tests, as in the README, documentation examples included; then those that need a feature, and
+# the unit tests without any. Arguments go to cargo test, and nothing else is run then.
 source "$(dirname "$0")/lib.sh"
 
-step cargo test --workspace "$@"
+if [ "$#" -gt 0 ]; then
+    step cargo test --workspace "$@"
+    exit
+fi
+
+step cargo test --workspace
+
+with_features=()
+for file in $(grep -lE '^#!\[cfg\(.*feature' tests/*.rs || true); do
+    with_features+=(--test "$(basename "$file" .rs)")
+done
+step cargo test -p netpoll --all-features --lib "${with_features[@]}"
+step cargo test -p netpoll --no-default-features --lib
