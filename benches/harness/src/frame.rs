@@ -34,7 +34,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// The kind named by the first payload byte.
-    fn of(first: u8) -> Self {
+    pub(crate) fn of(first: u8) -> Self {
         match first {
             1 => Self::Sleep,
             2 => Self::Compute,

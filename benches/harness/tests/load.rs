@@ -185,7 +185,9 @@ fn every_client_listed_makes_its_calls() {
     let names = listed("clients:");
     assert!(names.len() >= 3);
     for name in names {
-        for how in [&[][..], &["--shared"]] {
+        // A client that holds its connections has none to share.
+        let hows = [&[][..], &["--shared"]];
+        for how in &hows[..if name == "netpoll-held" { 1 } else { 2 }] {
             let call = [
                 "call",
                 &name,

@@ -1,12 +1,14 @@
 //! The clients that are compared: callers that ask and wait for the answer, each in a process of its
 //! own, all against the reference server.
 
+mod ours;
 mod raw;
 mod std_shared;
 mod std_stream;
 mod tally;
 #[cfg(feature = "peers")]
 mod tokio;
+mod waiters;
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +43,8 @@ pub(crate) struct Client {
     pub(crate) name: &'static str,
     /// How it is built.
     pub(crate) design: &'static str,
+    /// Whether it knows callers that share a connection.
+    pub(crate) shares: bool,
     run: fn(&Job) -> io::Result<Tally>,
 }
 
@@ -64,16 +68,19 @@ pub(crate) static ALL: &[Client] = &[
     Client {
         name: REFERENCE,
         design: STD,
+        shares: true,
         run: std_client,
     },
     Client {
         name: SECOND,
         design: "the reference once more; its distance is the noise",
+        shares: true,
         run: std_client,
     },
     Client {
         name: "raw",
         design: "a raw epoll loop on one thread: no callers wait, so it is a floor, not a peer",
+        shares: true,
         run: raw::run,
     },
     #[cfg(feature = "peers")]
@@ -81,7 +88,21 @@ pub(crate) static ALL: &[Client] = &[
         name: "tokio-ct",
         design: "current-thread runtime, a task per caller; callers that share a connection use a \
             writing and a reading task and oneshot channels",
+        shares: true,
         run: tokio::run,
+    },
+    Client {
+        name: "netpoll",
+        design: "netpoll: a connection from a pool for each call; on a shared connection the callers \
+            send by its handle and wait for a poller that reads",
+        shares: true,
+        run: ours::pooled,
+    },
+    Client {
+        name: "netpoll-held",
+        design: "netpoll: a connection per caller, kept for all its calls",
+        shares: false,
+        run: ours::held,
     },
 ];
 

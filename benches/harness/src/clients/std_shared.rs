@@ -1,55 +1,42 @@
 //! Callers that share one blocking socket: each writes under a lock, one thread reads and wakes the
-//! callers in the order they have asked.
+//! caller whose number an answer bears.
 
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread::Thread;
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
 use super::tally::{Calls, together};
+use super::waiters::{self, Waiters};
 use super::{Gate, Job, Tally};
-use crate::frame::{self, Front, HEADER, Kind};
-
-const WAITING: u8 = 0;
-const ANSWERED: u8 = 1;
-const FAILED: u8 = 2;
-
-/// A caller that waits.
-struct Waiter {
-    state: AtomicU8,
-    thread: Thread,
-}
-
-impl Waiter {
-    fn wake(&self, state: u8) {
-        self.state.store(state, Ordering::Release);
-        self.thread.unpark();
-    }
-}
+use crate::frame::{self, Front, HEADER};
 
 struct Shared {
     stream: TcpStream,
-    /// Held while a request is written, so that waiters stand in the order of the requests.
-    waiting: Mutex<VecDeque<Arc<Waiter>>>,
+    writing: Mutex<()>,
+    waiters: Waiters,
 }
 
 pub(super) fn run(job: &Job) -> io::Result<Tally> {
     let stream = TcpStream::connect(job.addr)?;
     stream.set_nodelay(true)?;
+    let waiters = Waiters::new(job.callers);
     let shared = Shared {
         stream,
-        waiting: Mutex::new(VecDeque::new()),
+        writing: Mutex::new(()),
+        waiters,
     };
     let gate = Gate::new(job);
     gate.run(job, || {
         std::thread::scope(|scope| {
-            let reading = scope.spawn(|| read(&shared));
-            let spawn = |_| scope.spawn(|| call(job, &shared, gate.caller()));
+            let reading = scope.spawn(|| {
+                let result = read(&shared);
+                shared.waiters.fail();
+                result
+            });
+            let (gate, shared) = (&gate, &shared);
+            let spawn = |number| scope.spawn(move || call(job, shared, number, gate.caller()));
             let callers: Vec<_> = (0..job.callers).map(spawn).collect();
             let panicked = || io::Error::other("a caller has panicked");
             let ended = callers
@@ -63,42 +50,27 @@ pub(super) fn run(job: &Job) -> io::Result<Tally> {
     })
 }
 
-fn call(job: &Job, shared: &Shared, mut calls: Calls<'_>) -> io::Result<Histogram<u64>> {
-    let request = frame::build(Kind::Echo, job.size);
-    let state = AtomicU8::new(WAITING);
-    let waiter = Arc::new(Waiter {
-        state,
-        thread: std::thread::current(),
-    });
+fn call(
+    job: &Job,
+    shared: &Shared,
+    number: usize,
+    mut calls: Calls<'_>,
+) -> io::Result<Histogram<u64>> {
+    let request = waiters::request(job.size, number);
     while let Some(start) = calls.begin() {
-        waiter.state.store(WAITING, Ordering::Relaxed);
+        shared.waiters.prepare(number);
         {
-            let mut waiting = shared.waiting.lock();
-            waiting.push_back(Arc::clone(&waiter));
+            let _turn = shared.writing.lock();
             (&shared.stream).write_all(&request)?;
         }
-        loop {
-            match waiter.state.load(Ordering::Acquire) {
-                WAITING => std::thread::park(),
-                FAILED => return Err(io::ErrorKind::ConnectionAborted.into()),
-                _ => break,
-            }
-        }
+        shared.waiters.wait(number)?;
         calls.end(start);
     }
     Ok(calls.finish())
 }
 
-/// Reads until the stream ends, waking a caller per answer; those left over have failed.
+/// Reads until the stream ends, waking a caller per answer.
 fn read(shared: &Shared) -> io::Result<()> {
-    let result = answers(shared);
-    for waiter in shared.waiting.lock().drain(..) {
-        waiter.wake(FAILED);
-    }
-    result
-}
-
-fn answers(shared: &Shared) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     let mut filled = 0;
     loop {
@@ -108,28 +80,20 @@ fn answers(shared: &Shared) -> io::Result<()> {
         }
         filled += received;
         let whole = match frame::front(&buffer[..filled]) {
-            Front::Echo(whole) | Front::Special(_, whole) => whole,
+            Front::Echo(whole) => whole,
             Front::Partial(need) => {
                 buffer.resize(buffer.len().max(need), 0);
                 continue;
             }
-            Front::TooLong => return Err(io::ErrorKind::InvalidData.into()),
+            Front::Special(..) | Front::TooLong => return Err(io::ErrorKind::InvalidData.into()),
         };
-        for _ in 0..count(&buffer[..whole]) {
-            let waiter = shared.waiting.lock().pop_front();
-            waiter.ok_or(io::ErrorKind::InvalidData)?.wake(ANSWERED);
+        let mut frames = &buffer[..whole];
+        while let Some((header, rest)) = frames.split_first_chunk::<HEADER>() {
+            let number = waiters::number(frames).ok_or(io::ErrorKind::InvalidData)?;
+            shared.waiters.answer(number)?;
+            frames = &rest[u32::from_be_bytes(*header) as usize..];
         }
         buffer.copy_within(whole..filled, 0);
         filled -= whole;
     }
-}
-
-/// Frames in `data`, which ends where a frame does.
-fn count(mut data: &[u8]) -> usize {
-    let mut frames = 0;
-    while let Some((header, rest)) = data.split_first_chunk::<HEADER>() {
-        data = &rest[u32::from_be_bytes(*header) as usize..];
-        frames += 1;
-    }
-    frames
 }

@@ -27,6 +27,8 @@ pub(crate) struct Tally {
 pub(super) struct Gate {
     recording: AtomicBool,
     ended: AtomicBool,
+    /// A call was recorded.
+    seen: AtomicBool,
     /// Calls left to begin, where their number is given.
     left: AtomicU64,
 }
@@ -42,7 +44,17 @@ impl Gate {
         Self {
             recording: AtomicBool::new(job.requests.is_some()),
             ended: AtomicBool::new(false),
+            seen: AtomicBool::new(false),
             left: AtomicU64::new(job.requests.unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Waits, not for ever, until something was recorded or the callers have ended.
+    fn wait_for_one(&self) {
+        let limit = Instant::now() + load::PATIENCE;
+        let done = || self.seen.load(Ordering::Relaxed) || self.ended.load(Ordering::Relaxed);
+        while !done() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -74,6 +86,7 @@ impl Gate {
             self.recording.store(true, Ordering::Relaxed);
             let end = if job.requests.is_none() {
                 std::thread::sleep(job.measure);
+                self.wait_for_one();
                 let end = Look::take()?;
                 self.ended.store(true, Ordering::Relaxed);
                 Some(end)

@@ -1,12 +1,11 @@
 //! Callers as tasks of tokio's current-thread runtime.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
+use std::rc::Rc;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use hdrhistogram::Histogram;
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -15,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, LocalSet};
 
 use super::tally::{Calls, together};
-use super::{Gate, Job, Tally};
+use super::{Gate, Job, Tally, waiters};
 use crate::frame::{self, Front, HEADER, Kind};
 
 /// Bytes of a connection's receive buffer.
@@ -33,9 +32,10 @@ pub(super) fn run(job: &Job) -> io::Result<Tally> {
 async fn callers(job: Job, gate: &'static Gate) -> io::Result<Histogram<u64>> {
     let mut tasks = JoinSet::new();
     if job.shared {
-        let shared = Arc::new(Shared::connect(&job).await?);
-        for _ in 0..job.callers {
-            tasks.spawn_local(call_shared(job.clone(), Arc::clone(&shared), gate.caller()));
+        let shared = Rc::new(Shared::connect(&job).await?);
+        for number in 0..job.callers {
+            let shared = Rc::clone(&shared);
+            tasks.spawn_local(call_shared(job.clone(), shared, number, gate.caller()));
         }
     } else {
         for _ in 0..job.callers {
@@ -64,11 +64,12 @@ async fn call(job: Job, mut calls: Calls<'static>) -> io::Result<Histogram<u64>>
     Ok(calls.finish())
 }
 
-type Waiting = Arc<Mutex<VecDeque<oneshot::Sender<()>>>>;
+/// Where the caller of each number waits.
+type Waiting = Rc<RefCell<Vec<Option<oneshot::Sender<()>>>>>;
 
 /// A connection many tasks call on.
 struct Shared {
-    requests: mpsc::UnboundedSender<Vec<u8>>,
+    requests: mpsc::UnboundedSender<Bytes>,
     waiting: Waiting,
 }
 
@@ -78,25 +79,27 @@ impl Shared {
         stream.set_nodelay(true)?;
         let (reading, writing) = stream.into_split();
         let (requests, queued) = mpsc::unbounded_channel();
-        let waiting = Waiting::default();
+        let empty = (0..job.callers).map(|_| None).collect();
+        let waiting = Rc::new(RefCell::new(empty));
         tokio::task::spawn_local(write(writing, queued));
-        tokio::task::spawn_local(read(reading, Arc::clone(&waiting)));
+        tokio::task::spawn_local(read(reading, Rc::clone(&waiting)));
         Ok(Self { requests, waiting })
     }
 }
 
 async fn call_shared(
     job: Job,
-    shared: Arc<Shared>,
+    shared: Rc<Shared>,
+    number: usize,
     mut calls: Calls<'static>,
 ) -> io::Result<Histogram<u64>> {
+    let request = Bytes::from(waiters::request(job.size, number));
     while let Some(start) = calls.begin() {
         let (answered, answer) = oneshot::channel();
-        shared.waiting.lock().push_back(answered);
-        let request = frame::build(Kind::Echo, job.size);
+        shared.waiting.borrow_mut()[number] = Some(answered);
         shared
             .requests
-            .send(request)
+            .send(request.clone())
             .map_err(|_| io::ErrorKind::ConnectionAborted)?;
         answer.await.map_err(|_| io::ErrorKind::ConnectionAborted)?;
         calls.end(start);
@@ -107,7 +110,7 @@ async fn call_shared(
 /// Writes what is queued, all there is at once.
 async fn write(
     mut stream: OwnedWriteHalf,
-    mut queued: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut queued: mpsc::UnboundedReceiver<Bytes>,
 ) -> io::Result<()> {
     let mut requests = Vec::new();
     let mut buffer = BytesMut::with_capacity(BUFFER);
@@ -129,8 +132,10 @@ async fn read(mut stream: OwnedReadHalf, waiting: Waiting) -> io::Result<()> {
             if buffer.len() < frame {
                 break;
             }
+            let number = waiters::number(&buffer).ok_or(io::ErrorKind::InvalidData)?;
             buffer.advance(frame);
-            if let Some(caller) = waiting.lock().pop_front() {
+            let caller = waiting.borrow_mut().get_mut(number).and_then(Option::take);
+            if let Some(caller) = caller {
                 // A caller that has ended does not wait any more.
                 let _ = caller.send(());
             }
@@ -138,6 +143,6 @@ async fn read(mut stream: OwnedReadHalf, waiting: Waiting) -> io::Result<()> {
         buffer.reserve(BUFFER);
     }
     // Callers that still wait learn of the end by losing their channel.
-    waiting.lock().clear();
+    waiting.borrow_mut().clear();
     Ok(())
 }

@@ -27,6 +27,10 @@ impl Run<'_> {
                         return Ok(());
                     }
                     let client = clients[(turn + round + place) % clients.len()];
+                    if calling.shared && !client.shares {
+                        self.progress.done();
+                        continue;
+                    }
                     let (mode, who) = (mode.name(), client.name);
                     let at = At {
                         mode,

@@ -129,6 +129,9 @@ pub(crate) struct Outcome {
     pub(crate) generator: Duration,
 }
 
+/// How long beyond its time a load goes on where nothing was answered yet.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Runs `plan`. `observe` is called when recording begins and when it ends.
 ///
 /// # Errors
@@ -156,6 +159,8 @@ struct Recorder<'a> {
     length: u64,
     /// Known once recording has begun.
     end: u64,
+    /// How long to wait for a first answer after that.
+    last: u64,
     limit: u64,
     recording: bool,
     began: u64,
@@ -188,6 +193,7 @@ impl<'a> Recorder<'a> {
                 plan.measure.as_nanos() as u64
             },
             end: u64::MAX,
+            last: u64::MAX,
             limit,
             recording: false,
             began: 0,
@@ -214,8 +220,10 @@ impl<'a> Recorder<'a> {
             (self.observe)(Moment::Begin);
             self.began = self.now();
             self.end = self.began.saturating_add(self.length);
+            self.last = self.end.saturating_add(PATIENCE.as_nanos() as u64);
         }
-        if now < self.end && self.outcome.requests < self.limit {
+        let time_is_up = now >= self.end && (self.outcome.requests > 0 || now >= self.last);
+        if !time_is_up && self.outcome.requests < self.limit {
             return Ok(true);
         }
         self.outcome.elapsed = Duration::from_nanos(self.now() - self.began);

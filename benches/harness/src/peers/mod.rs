@@ -14,6 +14,7 @@ mod may;
 mod mio;
 #[cfg(feature = "peers")]
 mod monoio;
+mod ours;
 mod raw_epoll;
 #[cfg(feature = "peers")]
 mod raw_uring;
@@ -142,6 +143,31 @@ pub(crate) static ALL: &[Peer] = &[
         design: "a worker per core, a coroutine (32 KiB stack) per connection, buffers as threads",
         handlers: "sleep on may's timer; compute in the coroutine",
         serve: may::serve,
+    },
+    Peer {
+        name: "netpoll",
+        design: "netpoll with default options: Adaptive, one poller per four cores; zero-copy echo by \
+            slice and append",
+        handlers: "block the thread that polls, which hands its poller over",
+        serve: ours::adaptive,
+    },
+    Peer {
+        name: "netpoll-fill",
+        design: "as netpoll, but a handler waits in `fill` for the rest of a frame that came in part",
+        handlers: "block the thread that polls, which hands its poller over",
+        serve: ours::filling,
+    },
+    Peer {
+        name: "netpoll-workers",
+        design: "netpoll, one poller, handlers on up to 64 workers",
+        handlers: "block a worker",
+        serve: ours::workers,
+    },
+    Peer {
+        name: "netpoll-inline",
+        design: "netpoll, one poller, handlers on its thread",
+        handlers: BLOCKS_LOOP,
+        serve: ours::inline,
     },
 ];
 

@@ -1,0 +1,112 @@
+//! netpoll, in each of its dispatches.
+
+use std::io;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use netpoll::{Builder, Connection, Dispatch, EventLoop, handler_fn};
+
+use crate::frame::{self, HEADER, Kind, MAX_PAYLOAD};
+use crate::work;
+
+/// Threads of [`Dispatch::Workers`], as many as the hand-off peer has.
+const WORKERS: usize = 64;
+
+/// A loop with default options: handlers run where they are polled, and may block.
+pub(crate) fn adaptive(listener: TcpListener) -> io::Result<()> {
+    serve(EventLoop::builder(), answer_whole, listener)
+}
+
+/// The same, but a handler waits in `fill` for the rest of a frame that came in part.
+pub(crate) fn filling(listener: TcpListener) -> io::Result<()> {
+    serve(EventLoop::builder(), answer_filling, listener)
+}
+
+/// Handlers run on a pool of threads.
+pub(crate) fn workers(listener: TcpListener) -> io::Result<()> {
+    let workers = Dispatch::Workers {
+        max: WORKERS,
+        keep_alive: Duration::from_secs(60),
+    };
+    serve(
+        EventLoop::builder().dispatch(workers),
+        answer_whole,
+        listener,
+    )
+}
+
+/// Handlers run on the poller's thread, and block it when they block.
+pub(crate) fn inline(listener: TcpListener) -> io::Result<()> {
+    serve(
+        EventLoop::builder().dispatch(Dispatch::Inline),
+        answer_whole,
+        listener,
+    )
+}
+
+fn serve(
+    builder: Builder,
+    handler: fn(&mut Connection) -> io::Result<()>,
+    listener: TcpListener,
+) -> io::Result<()> {
+    builder.build(handler_fn(handler))?.serve(listener)
+}
+
+/// Answers every frame that is whole; called again once the next one is.
+fn answer_whole(conn: &mut Connection) -> io::Result<()> {
+    while let Some(head) = conn.try_peek(HEADER)? {
+        let frame = length(head)?;
+        if !conn.try_fill(frame)? {
+            break;
+        }
+        answer(conn, frame)?;
+    }
+    conn.flush()
+}
+
+/// Answers every frame of which there is something, waiting for the rest of the last.
+fn answer_filling(conn: &mut Connection) -> io::Result<()> {
+    while let Some(head) = conn.try_peek(HEADER)? {
+        let frame = length(head)?;
+        if conn.available() < frame {
+            // What is answered already need not wait along.
+            conn.flush()?;
+            conn.fill(frame)?;
+        }
+        answer(conn, frame)?;
+    }
+    conn.flush()
+}
+
+/// Bytes of the frame that begins with `head`.
+fn length(head: &[u8]) -> io::Result<usize> {
+    let payload = head
+        .first_chunk::<HEADER>()
+        .map_or(0, |head| u32::from_be_bytes(*head) as usize);
+    if payload > MAX_PAYLOAD {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(HEADER + payload)
+}
+
+/// Does what the whole frame at the front asks for, and moves it to the output.
+fn answer(conn: &mut Connection, frame: usize) -> io::Result<()> {
+    let kind = if frame > HEADER {
+        Kind::of(conn.peek(HEADER + 1)?[HEADER])
+    } else {
+        Kind::Echo
+    };
+    match kind {
+        Kind::Echo => {}
+        Kind::Sink => {
+            conn.skip(frame)?;
+            return conn.write_slice(&frame::ACK);
+        }
+        Kind::Sleep | Kind::Compute => {
+            conn.flush()?;
+            work::block_for(kind);
+        }
+    }
+    let whole = conn.slice(frame)?;
+    conn.append(whole)
+}
