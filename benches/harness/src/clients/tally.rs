@@ -146,6 +146,9 @@ impl Calls<'_> {
         if recording && !(self.gate.ended.load(Ordering::Relaxed) && self.is_timed()) {
             self.latency
                 .saturating_record(start.elapsed().as_nanos() as u64);
+            if !self.gate.seen.load(Ordering::Relaxed) {
+                self.gate.seen.store(true, Ordering::Relaxed);
+            }
         }
     }
 
