@@ -330,7 +330,8 @@ impl LinkBuffer {
     /// if possible.
     fn restart(&mut self) {
         if self.has_rest() {
-            let keep = self.front.is_own() && self.front.capacity() >= KEEP_ROOM;
+            let keep = matches!(&self.front, Node::Own(chunk, class)
+                if class.is_kept() && chunk.capacity() >= KEEP_ROOM);
             while let Some(node) = self.pop_rest() {
                 let needless = if keep {
                     node
@@ -349,9 +350,12 @@ impl LinkBuffer {
         self.off = 0;
         match &mut self.front {
             // Bytes before the handle's own region may be viewed by others; those in it are not.
-            Node::Own(chunk, _) => chunk.clear(),
+            Node::Own(chunk, class) if class.is_kept() => chunk.clear(),
             Node::Piece(chunk) => *chunk = BytesMut::new(),
-            shared => *shared = Node::VACANT,
+            _ => {
+                let large = std::mem::replace(&mut self.front, Node::VACANT);
+                self.discard(large);
+            }
         }
     }
 
@@ -361,7 +365,7 @@ impl LinkBuffer {
         let Node::Own(mut chunk, class) = node else {
             return;
         };
-        if class != Class::UNPOOLED && chunk.capacity() >= KEEP_ROOM && !self.has_room() {
+        if class.is_kept() && chunk.capacity() >= KEEP_ROOM && !self.has_room() {
             chunk.clear();
             self.links().nodes.push_back(Node::Own(chunk, class));
         } else {
@@ -385,9 +389,12 @@ impl LinkBuffer {
             }
             return None;
         }
-        if self.front.is_own() && self.off == self.front.len() {
-            self.restart_front();
-            return Some(std::mem::replace(&mut self.front, Node::VACANT));
+        if let Node::Own(chunk, _) = &mut self.front {
+            if self.off == chunk.len() {
+                self.off = 0;
+                chunk.clear();
+                return Some(std::mem::replace(&mut self.front, Node::VACANT));
+            }
         }
         None
     }

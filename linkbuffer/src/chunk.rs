@@ -327,6 +327,13 @@ impl Class {
         }
     }
 
+    /// Whether an empty buffer keeps such a chunk for what comes next. A larger one goes back, so
+    /// that one long message is not paid for with memory for ever.
+    #[inline]
+    pub(crate) const fn is_kept(self) -> bool {
+        self.0 <= Self::of(KEPT_UP_TO).0
+    }
+
     /// Bytes of one chunk; meaningless for [`Class::UNPOOLED`].
     #[inline]
     pub(crate) const fn size(self) -> usize {
@@ -338,6 +345,7 @@ const CLASSES: usize = 9;
 const SMALLEST_SHIFT: u8 = 12;
 const MAX_SLOTS: usize = 64;
 const PROBES: usize = 4;
+const KEPT_UP_TO: usize = 64 << 10;
 const DEFAULT_RETAIN: usize = 8 << 20;
 
 #[cfg(test)]

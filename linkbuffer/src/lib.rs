@@ -1,7 +1,6 @@
 //! A chain of byte chunks: cheap to append to, to consume and to cut zero-copy views from.
 
 #![forbid(unsafe_code)]
-#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod buffer;
 mod chunk;

@@ -220,7 +220,7 @@ impl LinkBuffer {
     }
 
     /// The end of every slot that is open: their bytes are published.
-    #[cold]
+    #[inline]
     pub(crate) fn end_slots(&mut self) {
         // Nothing is unflushed. Positions go on behind every slot there was, so that none of them
         // can be taken for one of the bytes to come.

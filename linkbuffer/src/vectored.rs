@@ -108,7 +108,7 @@ impl LinkBuffer {
     #[inline]
     pub fn push_from(&mut self, chunk: &mut BytesMut) {
         let n = chunk.len();
-        if n < COPY_BELOW {
+        if n > 0 && n < COPY_BELOW {
             if self.pending != 0 {
                 self.flush();
             }

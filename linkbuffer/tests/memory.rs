@@ -194,6 +194,58 @@ fn pieces_rejoin_although_the_buffer_had_room_of_its_own() {
 }
 
 #[test]
+fn short_pieces_go_into_room_of_the_buffer_and_pin_nothing() {
+    let mut chunk = BytesMut::with_capacity(16 << 10);
+    let mut buf = LinkBuffer::with_capacity(4096);
+    let own = buf.held();
+    for _ in 0..100 {
+        for n in [1, 511, 100] {
+            chunk.extend_from_slice(&vec![n as u8; n]);
+            buf.push_from(&mut chunk);
+        }
+        assert_eq!(chunk.capacity(), 16 << 10, "nothing was cut off it");
+        assert_eq!(buf.held(), own);
+        assert!(buf.is_single_chunk());
+        buf.next(612).unwrap();
+    }
+    chunk.extend_from_slice(&[1; 512]);
+    buf.push_from(&mut chunk);
+    assert_eq!(chunk.capacity(), (16 << 10) - 512, "long ones are linked");
+    chunk.extend_from_slice(&[2; 1000]);
+    buf.push_from(&mut chunk);
+    assert!(buf.is_single_chunk(), "and joined with what they continue");
+    buf.consume(1512);
+    chunk.extend_from_slice(&[3; 10]);
+    buf.push_from(&mut chunk);
+    assert_eq!(
+        chunk.capacity(),
+        (16 << 10) - 1512,
+        "the room is still there"
+    );
+    assert_eq!(buf, [3; 10]);
+    let mut without = LinkBuffer::new();
+    chunk.extend_from_slice(&[4; 10]);
+    without.push_from(&mut chunk);
+    assert_eq!(chunk.capacity(), (16 << 10) - 1522);
+    assert_eq!(without, [4; 10]);
+}
+
+#[test]
+fn one_long_message_is_not_remembered_for_ever() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    for n in [200_000, 5 << 20] {
+        let mut room = buf.landing(n);
+        room.resize(n, 1);
+        buf.landed(room);
+        assert!(buf.held() >= n);
+        buf.consume(n);
+        assert_eq!(buf.held(), 0);
+    }
+    assert_eq!(pool.stats().retained, 256 << 10);
+}
+
+#[test]
 fn a_large_message_lands_in_one_chunk() {
     for (already, total) in [
         (0, 100_000),

@@ -49,6 +49,7 @@ enum Op {
     ReadLine(usize),
     TooMuch(usize),
     PushPiece(usize),
+    PushFrom(usize),
     PushForeign(usize),
     Landing(usize),
     Landed(f64),
@@ -102,7 +103,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<u8>().prop_map(Op::Until),
         1 => (0usize..300).prop_map(Op::ReadLine),
         1 => size().prop_map(Op::TooMuch),
-        4 => size().prop_map(Op::PushPiece),
+        3 => size().prop_map(Op::PushPiece),
+        3 => size().prop_map(Op::PushFrom),
         1 => size().prop_map(Op::PushForeign),
         2 => size().prop_map(Op::Landing),
         3 => share().prop_map(Op::Landed),
@@ -410,6 +412,17 @@ impl Model {
                 self.pool.renew(&mut self.chunk, n.min(CHUNK), CHUNK);
                 self.chunk.extend_from_slice(&d);
                 self.buf.push_chunk(self.chunk.split());
+                if n > 0 {
+                    self.publish();
+                    self.readable.extend(d);
+                }
+            }
+            Op::PushFrom(n) => {
+                let d = self.data(n);
+                self.pool.renew(&mut self.chunk, n.min(CHUNK), CHUNK);
+                self.chunk.extend_from_slice(&d);
+                self.buf.push_from(&mut self.chunk);
+                assert!(self.chunk.is_empty());
                 if n > 0 {
                     self.publish();
                     self.readable.extend(d);
