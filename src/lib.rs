@@ -85,6 +85,8 @@ pub mod guide;
 mod handler;
 mod net;
 mod relay;
+#[cfg(feature = "signals")]
+mod signal;
 mod stats;
 mod sync;
 mod trace;
@@ -108,4 +110,7 @@ pub use linkbuffer::{self, LinkBuffer, Reader, Slot, Writer};
 pub use net::{Address, AddressError, ListenOptions, Listener, SocketOptions};
 pub use poller::{self, Balance, PollerGroup};
 pub use relay::{Outcome, Relay, RelayBuilder, RelayEnd, RelaySide, Verdict, relay};
+#[cfg(feature = "signals")]
+#[cfg_attr(docsrs, doc(cfg(feature = "signals")))]
+pub use signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SignalGuard, shutdown_on};
 pub use stats::{ConnectionStats, Stats};
