@@ -16,12 +16,14 @@ use std::{
 
 use crate::{
     poller::Poller,
-    sync::{Condvar, Mutex, thread},
+    sync::{Condvar, Mutex, Ordering, thread},
     sys::{Activity, thread_activity},
 };
 
 /// Ticks without any deposit after which the monitor parks.
 const REST_AFTER: u32 = 10;
+/// The tick is divided by this while runs of some poller often wait.
+const WORRIED: u32 = 3;
 /// Processor time after which a run counts as computing for long.
 const COMPUTING: Duration = Duration::from_millis(5);
 
@@ -104,12 +106,17 @@ impl Monitor {
     fn run(&self) {
         let mut suspects: Vec<Suspect> = Vec::new();
         let mut quiet = 0;
-        while let Some(pollers) = self.wait_a_tick() {
+        let mut tick = self.tick;
+        while let Some(pollers) = self.wait(tick) {
             suspects.resize_with(pollers.len(), Suspect::default);
             let mut moved = false;
+            tick = self.tick;
             for (poller, suspect) in pollers.iter().zip(&mut suspects) {
                 if let Some(poller) = poller.upgrade() {
                     moved |= suspect.look(&poller);
+                    if poller.waiting_often.load(Ordering::Relaxed) {
+                        tick = self.tick / WORRIED;
+                    }
                 }
             }
             quiet = if moved { 0 } else { quiet + 1 };
@@ -123,8 +130,8 @@ impl Monitor {
     }
 
     /// Sleeps for a tick; `None` if the group ended.
-    fn wait_a_tick(&self) -> Option<Vec<Weak<Poller>>> {
-        let until = Instant::now() + self.tick;
+    fn wait(&self, tick: Duration) -> Option<Vec<Weak<Poller>>> {
+        let until = Instant::now() + tick;
         let mut state = self.state.lock();
         while !state.stopped {
             if self.changed.wait_until(&mut state, until).timed_out() {

@@ -33,6 +33,8 @@ pub(crate) struct Poller {
     pub(crate) counters: Counters,
     pub(crate) workers: WorkerPool,
     pub(crate) monitor: Arc<Monitor>,
+    /// Runs often wait: the monitor looks more often.
+    pub(crate) waiting_often: AtomicBool,
     closing: AtomicBool,
     /// Set once the core is gone: the fatal error, if that was why.
     end: Mutex<Option<Option<Fatal>>>,
@@ -68,6 +70,7 @@ impl Poller {
             counters: Counters::new(),
             workers,
             monitor,
+            waiting_often: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             end: Mutex::new(None),
             on_end,

@@ -104,6 +104,9 @@ impl Core {
         if self.learner.turn(self.now, poller.counters.waits.value()) {
             poller.counters.sharings.add(1);
         }
+        poller
+            .waiting_often
+            .store(self.learner.waiting_often(), Ordering::Relaxed);
         poller.counters.turns.add(1);
         poller.counters.runs.add(std::mem::take(&mut self.runs));
         poller.counters.events.add(self.events.len() as u64);

@@ -183,3 +183,65 @@ fn loom_promotion_races_reclaim_and_nobody_leads_twice() {
         assert!(reclaimed.is_some() ^ promoted.is_some());
     });
 }
+
+/// The sides of a shared batch: a thread that looks for the core while the leader deposits it and
+/// then waits for ever. Whoever counted as cover has to end up with the core.
+#[test]
+fn loom_a_shared_deposit_finds_its_next_leader() {
+    loom::model(|| {
+        let (role, core) = led();
+        let now = Instant::now();
+        // The batch is shared already, so that there is something to look for.
+        core.leave();
+        let first = role.deposit(core, 1, true, now).number;
+        let core = role.reclaim(first).expect("nobody is there yet");
+        let looker = thread::spawn({
+            let role = role.clone();
+            move || {
+                if !role.look() {
+                    return false;
+                }
+                let core = role.find(false).or_else(|| role.find(true));
+                core.inspect(|core| core.take()).is_some()
+            }
+        });
+        let deposit = role.deposit(core, 1, true, now);
+        let mut sent = false;
+        if deposit.uncovered && role.want_help(deposit.number) {
+            sent = accept(&role).is_some();
+        }
+        let found = looker.join().unwrap();
+        assert!(found ^ sent, "found: {found}, sent: {sent}, {deposit:?}");
+    });
+}
+
+/// A run that returns from abroad counts as cover until the moment it looks for the core itself.
+#[test]
+fn loom_a_returning_run_takes_the_deposit_it_covered() {
+    loom::model(|| {
+        let (role, core) = led();
+        let now = Instant::now();
+        core.leave();
+        let first = role.deposit(core, 1, true, now).number;
+        assert!(role.want_help(first));
+        let core = accept(&role).expect("shared");
+        // The first run is abroad and ends now, while the second begins to wait.
+        let returning = thread::spawn({
+            let role = role.clone();
+            move || {
+                let core = role
+                    .reclaim(first)
+                    .or_else(|| if role.look() { role.find(true) } else { None });
+                core.inspect(|core| core.take()).is_some()
+            }
+        });
+        core.leave();
+        let second = role.deposit(core, 2, true, now);
+        let mut sent = false;
+        if second.uncovered && role.want_help(second.number) {
+            sent = accept(&role).is_some();
+        }
+        let took = returning.join().unwrap();
+        assert!(took ^ sent, "took: {took}, sent: {sent}, {second:?}");
+    });
+}
