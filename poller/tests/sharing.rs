@@ -1,0 +1,159 @@
+//! Batches shared among threads: runs that often wait, runs that compute for long.
+#![cfg(not(loom))]
+
+mod support;
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use poller::{Interest, PollerHandle, Progress, Readiness, before_blocking};
+use support::{LIMIT, Probe, group, pair, probe};
+
+/// Echoes in `run`, one run at a time, after doing `work`; an event that comes during a run makes
+/// it go round again.
+fn server(
+    handle: &PollerHandle,
+    work: impl Fn() + Send + Sync + 'static,
+) -> (Arc<Probe>, UnixStream) {
+    let (ours, peer) = pair();
+    let io = ours.try_clone().unwrap();
+    // 0 idle, 1 running, 2 running and asked again
+    let state = Arc::new(AtomicUsize::new(0));
+    let inside = AtomicBool::new(false);
+    let asked = state.clone();
+    let probe = probe(ours)
+        .on_ready(move |_, readiness, budget| {
+            if readiness.contains(Readiness::READABLE) {
+                let before = asked.fetch_max(1, Ordering::AcqRel);
+                if before == 0 {
+                    budget.request_run();
+                } else {
+                    asked.store(2, Ordering::Release);
+                }
+            }
+            Progress::Drained
+        })
+        .on_run(move |_| {
+            assert!(!inside.swap(true, Ordering::AcqRel), "two runs at once");
+            loop {
+                let mut bytes = [0; 64];
+                while let Ok(n @ 1..) = (&io).read(&mut bytes) {
+                    work();
+                    (&io).write_all(&bytes[..n]).unwrap();
+                }
+                inside.store(false, Ordering::Release);
+                match state.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => return Progress::Drained,
+                    Err(_) => state.store(1, Ordering::Release),
+                }
+                inside.store(true, Ordering::Release);
+            }
+        })
+        .register(handle, Interest::READ);
+    (probe, peer)
+}
+
+/// Keeps all peers busy until `done`: a round is one request each.
+fn drive(peers: &[UnixStream], mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    for round in 0u32.. {
+        for mut peer in peers {
+            peer.write_all(&round.to_ne_bytes()).unwrap();
+        }
+        for mut peer in peers {
+            let mut back = [0; 4];
+            peer.read_exact(&mut back).unwrap();
+            assert_eq!(back, round.to_ne_bytes());
+        }
+        if done() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it never came to that");
+    }
+}
+
+#[test]
+fn runs_that_often_wait_are_shared_and_nothing_is_lost() {
+    let group = group(1);
+    let handle = group.pick();
+    let turn = Arc::new(AtomicUsize::new(0));
+    let (probes, peers): (Vec<_>, Vec<_>) = (0..40)
+        .map(|_| {
+            let turn = turn.clone();
+            server(&handle, move || {
+                match turn.fetch_add(1, Ordering::Relaxed) % 11 {
+                    0 => thread::sleep(Duration::from_millis(3)),
+                    1 => {
+                        before_blocking();
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    _ => {}
+                }
+            })
+        })
+        .unzip();
+    drive(&peers, || group.stats().total().sharings > 0);
+    // From here on batches are shared.
+    let from = turn.load(Ordering::Relaxed);
+    drive(&peers, || {
+        group.stats().total().helpers > 50 && turn.load(Ordering::Relaxed) > from + 5000
+    });
+    let total = group.stats().total();
+    assert_eq!(total.panics, 0);
+    assert!(total.waits > 12, "{total:?}");
+    group.close();
+    assert!(probes.iter().all(|probe| probe.detached() == 1));
+    assert_eq!(group.stats().workers.threads, 0);
+}
+
+#[test]
+fn long_batches_of_long_runs_get_help() {
+    if thread::available_parallelism().map_or(1, usize::from) == 1 {
+        return;
+    }
+    let group = group(1);
+    let handle = group.pick();
+    let together = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let (_probes, peers): (Vec<_>, Vec<_>) = (0..40)
+        .map(|_| {
+            let (together, most) = (together.clone(), most.clone());
+            server(&handle, move || {
+                let now = together.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(now, Ordering::SeqCst);
+                let begin = Instant::now();
+                while begin.elapsed() < Duration::from_micros(100) {
+                    std::hint::spin_loop();
+                }
+                together.fetch_sub(1, Ordering::SeqCst);
+            })
+        })
+        .unzip();
+    drive(&peers, || {
+        most.load(Ordering::SeqCst) > 1 && group.stats().total().helpers > 0
+    });
+    assert_eq!(group.stats().total().panics, 0);
+    group.close();
+}
+
+#[test]
+fn short_runs_are_nobody_elses_business() {
+    let group = group(1);
+    let handle = group.pick();
+    let (_probes, peers): (Vec<_>, Vec<_>) = (0..40).map(|_| server(&handle, || {})).unzip();
+    let mut rounds = 0;
+    drive(&peers, || {
+        rounds += 1;
+        rounds == 300
+    });
+    assert_eq!(group.stats().total().sharings, 0);
+    group.close();
+}
