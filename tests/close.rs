@@ -1079,9 +1079,7 @@ fn writes_race_with_close_without_a_panic() {
                 }
                 let handle = handle.clone();
                 scope.spawn(move || {
-                    while handle.stats().bytes_out < 10_000 {
-                        thread::yield_now();
-                    }
+                    eventually("some output", || handle.stats().bytes_out >= 10_000);
                     if round % 2 == 0 { handle.close() } else { handle.abort() }
                 });
             });
@@ -1114,9 +1112,7 @@ fn reads_race_with_close_without_a_panic() {
                     }
                 }
             });
-            while handle.stats().bytes_in < 20_000 {
-                thread::yield_now();
-            }
+            eventually("some input", || handle.stats().bytes_in >= 20_000);
             if round % 2 == 0 { handle.close() } else { handle.abort() }
             let error = reading.join().unwrap();
             assert!(matches!(Error::from_io(&error), Some(Error::Closed(_))), "{error:?}");

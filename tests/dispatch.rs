@@ -1,0 +1,681 @@
+//! Where handlers run: blocked ones hold nobody up, chains through one poller and one worker end,
+//! executors may refuse and drop.
+
+mod support;
+
+use netpoll::{
+    Address, CloseReason, Dialer, Dispatch, Error, EventLoop, Executor, PollerGroup, Task,
+    handler_fn,
+};
+use std::{
+    io::{self, Read, Write},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
+};
+use support::{
+    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, bounded, decode,
+    echo, echo_frames, eventually, every, frame, in_child, on_tcp, read_frame,
+};
+
+/// Echoes; a frame that begins with `b` waits at the gate first.
+fn gated(gate: &Gate) -> impl netpoll::Handler {
+    let gate = gate.clone();
+    handler_fn(move |conn| {
+        while let Some(mut frame) = decode(conn)? {
+            if frame.len() > 4 && frame.peek(5)?[4] == b'b' {
+                gate.pass();
+            }
+            conn.append(frame)?;
+            conn.flush()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn blocked_handlers_do_not_hold_others_up() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let server = case.serve(gated(&gate));
+        let blocked = if case.kind == Kind::Custom { 7 } else { 12 };
+        let mut stuck: Vec<Peer> = (0..blocked).map(|_| server.connect()).collect();
+        for (i, peer) in stuck.iter_mut().enumerate() {
+            peer.write_all(&frame(b"block")).unwrap();
+            gate.wait_arrived(i + 1);
+            // One poller, and it goes on with one more handler blocked.
+            let mut other = server.connect();
+            other.ping(b"fine");
+            other.ping(b"again");
+        }
+        gate.open();
+        for peer in &mut stuck {
+            assert_eq!(read_frame(peer).unwrap(), b"block");
+        }
+        drop(stuck);
+        server.stop();
+    });
+}
+
+#[test]
+fn many_blocked_handlers_are_all_run_at_once() {
+    // Adaptive has no cap by itself: sixty-four wait at the same time on one poller.
+    bounded("64", || {
+        let case = Case::new(Transport::Unix, Kind::Adaptive);
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let server = case.serve(gated(&gate));
+        let mut stuck: Vec<Peer> = (0..64).map(|_| server.connect()).collect();
+        for peer in &mut stuck {
+            peer.write_all(&frame(b"block")).unwrap();
+        }
+        gate.wait_arrived(64);
+        server.connect().ping(b"fine");
+        gate.open();
+        for peer in &mut stuck {
+            assert_eq!(read_frame(peer).unwrap(), b"block");
+        }
+        drop(stuck);
+        server.stop();
+    });
+}
+
+#[test]
+fn connections_of_the_same_batch_go_on_when_the_first_handler_blocks() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        for round in 0..10 {
+            let gate = Gate::new();
+            let _open = OpenOnDrop(gate.clone());
+            let server = case.serve(gated(&gate));
+            let mut peers: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+            eventually("all are there", || server.event_loop.stats().connected == 20);
+            for (i, peer) in peers.iter_mut().enumerate() {
+                let body: &[u8] = if i == round { b"block" } else { b"fine" };
+                peer.write_all(&frame(body)).unwrap();
+            }
+            for (i, peer) in peers.iter_mut().enumerate() {
+                if i != round {
+                    assert_eq!(read_frame(peer).unwrap(), b"fine");
+                }
+            }
+            gate.open();
+            assert_eq!(read_frame(&mut peers[round]).unwrap(), b"block");
+            drop(peers);
+            server.stop();
+        }
+    });
+}
+
+#[test]
+fn output_goes_on_while_handlers_block() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        const MUCH: usize = 24 << 20;
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let held = gate.clone();
+        let server = case.serve(Script::new().connect(move |conn| {
+            conn.write_bytes(vec![1; MUCH].into())?;
+            conn.try_flush()?;
+            held.pass();
+            Ok(())
+        }));
+        let mut peers: Vec<Peer> = (0..3).map(|_| server.connect()).collect();
+        gate.wait_arrived(3);
+        for peer in &mut peers {
+            peer.read_exact(&mut vec![0; MUCH]).unwrap();
+        }
+        gate.open();
+        drop(peers);
+        server.stop();
+    });
+}
+
+#[test]
+fn timers_go_on_while_handlers_block() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let builder = case.builder().idle_timeout(Duration::from_millis(50));
+        let server = case.serve_with(builder, gated(&gate));
+        let mut stuck = server.connect();
+        stuck.write_all(&frame(b"block")).unwrap();
+        gate.wait_arrived(1);
+        // The idle one is closed although the first handler waits.
+        server.connect().expect_end();
+        gate.open();
+        assert_eq!(read_frame(&mut stuck).unwrap(), b"block");
+        drop(stuck);
+        server.stop();
+    });
+}
+
+#[test]
+fn handlers_that_wait_for_their_own_input_do_not_hold_others_up() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let server = case.serve(handler_fn(|conn| {
+            let head = conn.next(4)?;
+            let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+            let body = conn.next_bytes(len as usize)?;
+            conn.write_slice(&len.to_be_bytes())?;
+            conn.write_bytes(body)?;
+            conn.flush()
+        }));
+        let mut slow: Vec<Peer> = (0..6).map(|_| server.connect()).collect();
+        for peer in &mut slow {
+            peer.write_all(&frame(b"half a message")[..9]).unwrap();
+        }
+        let mut other = server.connect();
+        for _ in 0..50 {
+            other.ping(b"fine");
+        }
+        for peer in &mut slow {
+            peer.write_all(&frame(b"half a message")[9..]).unwrap();
+            assert_eq!(read_frame(peer).unwrap(), b"half a message");
+        }
+        drop((slow, other));
+        server.stop();
+    });
+}
+
+#[test]
+fn handlers_that_compute_for_long_do_not_hold_others_up() {
+    // No call of ours tells that it will take long.
+    bounded("compute", || {
+        let case = Case::new(Transport::Tcp, Kind::Adaptive);
+        let stop = Gate::new();
+        let _open = OpenOnDrop(stop.clone());
+        let busy = Arc::new(AtomicUsize::new(0));
+        let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (count, ended) = (Arc::clone(&busy), Arc::clone(&over));
+        let server = case.serve(handler_fn(move |conn| {
+            while let Some(mut frame) = decode(conn)? {
+                if frame.peek(5)?[4] == b'b' {
+                    count.fetch_add(1, SeqCst);
+                    while !ended.load(SeqCst) {
+                        std::hint::spin_loop();
+                    }
+                }
+                conn.append(frame)?;
+                conn.flush()?;
+            }
+            Ok(())
+        }));
+        let mut stuck = server.connect();
+        stuck.write_all(&frame(b"block")).unwrap();
+        eventually("it computes", || busy.load(SeqCst) == 1);
+        let mut other = server.connect();
+        for _ in 0..20 {
+            other.ping(b"fine");
+        }
+        over.store(true, SeqCst);
+        assert_eq!(read_frame(&mut stuck).unwrap(), b"block");
+        drop((stuck, other));
+        server.stop();
+    });
+}
+
+#[test]
+fn handlers_that_sleep_now_and_then_leave_every_answer_right() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let nth = AtomicUsize::new(0);
+        let server = Arc::new(case.serve(handler_fn(move |conn| {
+            while let Some(frame) = decode(conn)? {
+                if nth.fetch_add(1, SeqCst) % 50 == 0 {
+                    thread::sleep(Duration::from_millis(3));
+                }
+                conn.append(frame)?;
+                conn.flush()?;
+            }
+            Ok(())
+        })));
+        let clients: Vec<_> = (0..8u8)
+            .map(|i| {
+                let server = Arc::clone(&server);
+                thread::spawn(move || {
+                    let mut peer = server.connect();
+                    for round in 0..100u8 {
+                        peer.ping(&[i, round]);
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().unwrap();
+        }
+    });
+}
+
+// ------------------------------------------------------------------------------------ chains
+
+/// A server whose handler dials the server itself, to a depth that the request says.
+fn chain(builder: netpoll::Builder, dialer: Dialer, transport: Transport) -> Server {
+    let own: Arc<OnceLock<Address>> = Arc::default();
+    let address = Arc::clone(&own);
+    let server = Server::start(
+        transport,
+        builder,
+        handler_fn(move |conn| {
+            while let Some(depth) = conn.try_next(1)? {
+                let depth = depth[0];
+                let mut answer = 0;
+                if depth > 0 {
+                    let mut next = dialer.dial_connection(address.get().unwrap().clone())?;
+                    next.write_u8(depth - 1)?;
+                    next.flush()?;
+                    answer = next.read_u8()? + 1;
+                }
+                conn.write_u8(answer)?;
+                conn.flush()?;
+            }
+            Ok(())
+        }),
+    );
+    own.set(server.address.clone()).unwrap();
+    server
+}
+
+#[test]
+fn a_handler_may_dial_its_own_loop_with_one_poller_and_one_worker() {
+    for transport in [Transport::Tcp, Transport::Unix] {
+        for kind in [Kind::Adaptive, Kind::OneWorker] {
+            bounded(&format!("{transport:?} {kind:?}"), move || {
+                let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
+                let dialer = Dialer::new()
+                    .pollers(group.clone())
+                    .connect_timeout(LIMIT)
+                    .read_timeout(LIMIT);
+                let builder =
+                    EventLoop::builder().pollers(group.clone()).dispatch(kind.dispatch());
+                let server = chain(builder, dialer, transport);
+                // With one worker the innermost call needs a second thread.
+                let depth = if kind == Kind::OneWorker { 0 } else { 8 };
+                let mut peer = server.connect();
+                for _ in 0..5 {
+                    peer.write_all(&[depth]).unwrap();
+                    let mut answer = [0];
+                    peer.read_exact(&mut answer).unwrap();
+                    assert_eq!(answer, [depth]);
+                }
+                drop(peer);
+                server.stop();
+                group.close();
+            });
+        }
+    }
+}
+
+#[test]
+fn a_handler_on_the_only_worker_may_call_another_loop_of_the_same_poller() {
+    for kind in [Kind::OneWorker, Kind::Adaptive, Kind::Custom] {
+        bounded(&format!("{kind:?}"), move || {
+            let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
+            let backend = Server::start(
+                Transport::Tcp,
+                EventLoop::builder().pollers(group.clone()).dispatch(Kind::OneWorker.dispatch()),
+                echo(),
+            );
+            let address = backend.address.clone();
+            let dialer = Dialer::new().pollers(group.clone()).read_timeout(LIMIT);
+            let proxy = Server::start(
+                Transport::Tcp,
+                EventLoop::builder().pollers(group.clone()).dispatch(kind.dispatch()),
+                handler_fn(move |conn| {
+                    while let Some(request) = decode(conn)? {
+                        let len = request.len();
+                        let mut next = dialer.dial_connection(address.clone())?;
+                        next.append(request)?;
+                        next.flush()?;
+                        conn.append(next.slice(len)?)?;
+                        conn.flush()?;
+                    }
+                    Ok(())
+                }),
+            );
+            let mut peers: Vec<Peer> = (0..4).map(|_| proxy.connect()).collect();
+            for round in 0..10u8 {
+                for (i, peer) in peers.iter_mut().enumerate() {
+                    peer.write_all(&frame(&[round, i as u8])).unwrap();
+                }
+                for (i, peer) in peers.iter_mut().enumerate() {
+                    assert_eq!(read_frame(peer).unwrap(), [round, i as u8]);
+                }
+            }
+            drop(peers);
+            proxy.stop();
+            backend.stop();
+            group.close();
+        });
+    }
+}
+
+#[test]
+fn dials_are_possible_in_every_callback() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
+        let backend = Server::start(
+            Transport::Tcp,
+            EventLoop::builder().pollers(group.clone()),
+            echo(),
+        );
+        let dialer = Dialer::new().pollers(group.clone()).read_timeout(LIMIT);
+        let done = Log::new();
+        let call = {
+            let (address, done) = (backend.address.clone(), done.clone());
+            move |from: &'static str| -> io::Result<()> {
+                let mut conn = dialer.dial_connection(address.clone())?;
+                conn.write_slice(&frame(from.as_bytes()))?;
+                conn.flush()?;
+                assert_eq!(&conn.next(4 + from.len())?[4..], from.as_bytes());
+                done.push(from);
+                Ok(())
+            }
+        };
+        let [c1, c2, c3, c4, c5] = [(); 5].map(|()| call.clone());
+        let builder = EventLoop::builder().pollers(group.clone()).dispatch(case.kind.dispatch());
+        let server = case.serve_with(
+            builder,
+            Script::new()
+                .prepare(move |conn| {
+                    let c5 = c5.clone();
+                    conn.on_close(move |_| c5("close callback").unwrap());
+                    c1("prepare")
+                })
+                .connect(move |_| c2("connect"))
+                .request(move |conn| {
+                    c3("request")?;
+                    echo_frames(conn)
+                })
+                .disconnect(move |_, _| c4("disconnect").unwrap()),
+        );
+        for round in 1..=5 {
+            server.connect().ping(b"x");
+            done.wait_len(round * 5);
+        }
+        let expected = ["prepare", "connect", "request", "disconnect", "close callback"];
+        for round in done.take().chunks(5) {
+            assert_eq!(round, expected);
+        }
+        server.stop();
+        backend.stop();
+        group.close();
+    });
+}
+
+#[test]
+fn a_handler_may_start_and_stop_another_loop() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let server = case.serve(handler_fn(|conn| {
+            while let Some(frame) = decode(conn)? {
+                let inner = Case::new(Transport::Unix, Kind::Adaptive).serve(echo());
+                inner.connect().ping(b"inside");
+                // A callback must not wait for a loop, not even another's.
+                let address = inner.address.clone();
+                let event_loop = inner.event_loop.clone();
+                thread::spawn(move || event_loop.shutdown(LIMIT)).join().unwrap()?;
+                assert!(Peer::connect(&address).is_err());
+                conn.append(frame)?;
+            }
+            conn.flush()
+        }));
+        let mut peer = server.connect();
+        peer.ping(b"one");
+        peer.ping(b"two");
+        drop(peer);
+        server.stop();
+    });
+}
+
+// ---------------------------------------------------------------------------------- fairness
+
+#[test]
+fn a_flood_does_not_starve_the_others() {
+    every(|case| {
+        let total = Arc::new(AtomicUsize::new(0));
+        let sum = Arc::clone(&total);
+        // The first byte of a connection says what it is.
+        let server = case.serve(handler_fn(move |conn| {
+            if conn.stats().bytes_out == 0 && conn.try_peek(1)?.is_some_and(|b| b[0] == 0xFF) {
+                let n = conn.available();
+                sum.fetch_add(n, SeqCst);
+                // All but the byte that marks it.
+                return conn.skip(n - 1);
+            }
+            echo_frames(conn)
+        }));
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let floods: Vec<_> = (0..2)
+            .map(|_| {
+                let mut flood = server.connect();
+                let stop = Arc::clone(&stop);
+                thread::spawn(move || {
+                    let chunk = vec![0xFF; 256 << 10];
+                    while !stop.load(SeqCst) {
+                        flood.write_all(&chunk).unwrap();
+                    }
+                })
+            })
+            .collect();
+        eventually("the flood", || total.load(SeqCst) > 1 << 20);
+        let mut peers: Vec<Peer> = (0..5).map(|_| server.connect()).collect();
+        for _ in 0..40 {
+            for peer in &mut peers {
+                peer.ping(b"my turn");
+            }
+        }
+        stop.store(true, SeqCst);
+        for flood in floods {
+            flood.join().unwrap();
+        }
+        drop(peers);
+        server.stop();
+    });
+}
+
+// --------------------------------------------------------------------------------- executors
+
+#[test]
+fn an_executor_that_refuses_leaves_the_task_to_the_loop() {
+    struct Never(AtomicUsize);
+    impl Executor for Never {
+        fn execute(&self, task: Task) -> Result<(), Task> {
+            self.0.fetch_add(1, SeqCst);
+            Err(task)
+        }
+    }
+    bounded("refuses", || {
+        let executor = Arc::new(Never(AtomicUsize::new(0)));
+        let dispatch = Dispatch::Custom(Arc::clone(&executor) as Arc<dyn Executor>);
+        let builder = EventLoop::builder().pollers(1).dispatch(dispatch);
+        let server = Server::start(Transport::Tcp, builder, echo());
+        let mut peer = server.connect();
+        for _ in 0..20 {
+            peer.ping(b"all the same");
+        }
+        drop(peer);
+        server.stop();
+        assert!(executor.0.load(SeqCst) >= 20);
+    });
+}
+
+#[test]
+fn a_task_that_is_dropped_closes_its_connection_only() {
+    struct Sometimes(AtomicUsize);
+    impl Executor for Sometimes {
+        fn execute(&self, task: Task) -> Result<(), Task> {
+            // The third is the first request behind two connects.
+            if self.0.fetch_add(1, SeqCst) == 2 {
+                drop(task);
+                return Ok(());
+            }
+            Err(task)
+        }
+    }
+    bounded("drops", || {
+        let ends = Log::new();
+        let log = ends.clone();
+        let executor = Arc::new(Sometimes(AtomicUsize::new(0)));
+        let builder = EventLoop::builder().pollers(1).dispatch(Dispatch::Custom(executor));
+        let server = Server::start(
+            Transport::Tcp,
+            builder,
+            Script::new().request(echo_frames).disconnect(move |_, reason| log.push(reason)),
+        );
+        let mut victim = server.connect();
+        eventually("one", || server.event_loop.stats().connected == 1);
+        let mut other = server.connect();
+        eventually("two", || server.event_loop.stats().connected == 2);
+        victim.write_all(&frame(b"x")).unwrap();
+        victim.expect_gone();
+        assert_eq!(ends.wait_len(1), [CloseReason::HandlerError]);
+        other.ping(b"fine");
+        drop(other);
+        server.stop();
+    });
+}
+
+#[test]
+fn an_executor_may_keep_tasks_for_later() {
+    struct Later(Mutex<Vec<Task>>);
+    impl Executor for Later {
+        fn execute(&self, task: Task) -> Result<(), Task> {
+            self.0.lock().unwrap().push(task);
+            Ok(())
+        }
+    }
+    bounded("later", || {
+        let executor = Arc::new(Later(Mutex::default()));
+        let dispatch = Dispatch::Custom(Arc::clone(&executor) as Arc<dyn Executor>);
+        let builder = EventLoop::builder().pollers(1).dispatch(dispatch);
+        let server = Server::start(Transport::Tcp, builder, echo());
+        let mut peer = server.connect();
+        let run = || {
+            eventually("a task", || !executor.0.lock().unwrap().is_empty());
+            let tasks = std::mem::take(&mut *executor.0.lock().unwrap());
+            // One connection has one task at most, whatever happened meanwhile.
+            assert_eq!(tasks.len(), 1);
+            for task in tasks {
+                task.run();
+            }
+        };
+        run();
+        for byte in frame(b"one") {
+            peer.write_all(&[byte]).unwrap();
+        }
+        peer.write_all(&frame(b"two")).unwrap();
+        let deadline = std::time::Instant::now() + LIMIT;
+        let mut replies = Vec::new();
+        peer.set_limit(Some(Duration::from_millis(5)));
+        while replies.len() < 14 {
+            assert!(std::time::Instant::now() < deadline);
+            let tasks = std::mem::take(&mut *executor.0.lock().unwrap());
+            assert!(tasks.len() <= 1);
+            tasks.into_iter().for_each(Task::run);
+            let mut part = [0; 100];
+            if let Ok(n) = peer.read(&mut part) {
+                replies.extend_from_slice(&part[..n]);
+            }
+        }
+        assert_eq!(replies, [frame(b"one"), frame(b"two")].concat());
+        drop(peer);
+        run();
+        assert_eq!(server.event_loop.stats().closed, 1);
+        server.stop();
+    });
+}
+
+#[test]
+fn workers_run_no_more_handlers_at_once_than_they_are() {
+    bounded("max", || {
+        let now = Arc::new(AtomicUsize::new(0));
+        let most = Arc::new(AtomicUsize::new(0));
+        let (at, top) = (Arc::clone(&now), Arc::clone(&most));
+        let dispatch = Dispatch::Workers { max: 3, keep_alive: Duration::from_secs(1) };
+        let server = Server::start(
+            Transport::Tcp,
+            EventLoop::builder().pollers(2).dispatch(dispatch),
+            handler_fn(move |conn| {
+                top.fetch_max(at.fetch_add(1, SeqCst) + 1, SeqCst);
+                thread::sleep(Duration::from_millis(1));
+                at.fetch_sub(1, SeqCst);
+                echo_frames(conn)
+            }),
+        );
+        let mut peers: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+        for _ in 0..5 {
+            for peer in &mut peers {
+                peer.write_all(&frame(b"x")).unwrap();
+            }
+            for peer in &mut peers {
+                assert_eq!(read_frame(peer).unwrap(), b"x");
+            }
+        }
+        assert!(most.load(SeqCst) <= 3, "{} at once", most.load(SeqCst));
+        drop(peers);
+        server.stop();
+    });
+}
+
+#[test]
+fn workers_without_a_thread_are_an_error() {
+    let dispatch = Dispatch::Workers { max: 0, keep_alive: Duration::from_secs(1) };
+    let error = EventLoop::builder().dispatch(dispatch).build(echo()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+    assert!(matches!(Error::from_io(&error), Some(Error::Unsupported(_))));
+}
+
+#[test]
+fn an_idle_server_uses_no_processor_time() {
+    in_child("an_idle_server_uses_no_processor_time", || {
+        for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline] {
+            let server = Case::new(Transport::Tcp, kind).serve(echo());
+            let mut peers: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+            for peer in &mut peers {
+                peer.ping(b"x");
+                peer.write_all(&frame(b"partial")[..6]).unwrap();
+            }
+            eventually("the bytes", || server.event_loop.stats().connected == 20);
+            thread::sleep(Duration::from_millis(50));
+            let before = support::cpu_time();
+            // What is measured is the lack of activity, so there is nothing to wait for.
+            thread::sleep(Duration::from_millis(500));
+            let used = support::cpu_time() - before;
+            assert!(used <= Duration::from_millis(30), "{used:?} of 500 ms with {kind:?}");
+        }
+    });
+}
+
+#[test]
+fn blocked_threads_leave_after_their_work() {
+    in_child("blocked_threads_leave_after_their_work", || {
+        let group = PollerGroup::builder()
+            .pollers(1)
+            .keep_alive(Duration::from_millis(50))
+            .build()
+            .unwrap();
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let builder = EventLoop::builder().pollers(group.clone());
+        let server = Server::start(Transport::Tcp, builder, gated(&gate));
+        server.connect().ping(b"x");
+        let mut stuck: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+        for peer in &mut stuck {
+            peer.write_all(&frame(b"block")).unwrap();
+        }
+        gate.wait_arrived(20);
+        let many = support::threads();
+        assert!(many > 20, "{many} threads");
+        gate.open();
+        for peer in &mut stuck {
+            assert_eq!(read_frame(peer).unwrap(), b"block");
+        }
+        support::settled_threads(many - 18);
+        server.connect().ping(b"still");
+        drop(stuck);
+        server.stop();
+        group.close();
+    });
+}
