@@ -172,6 +172,11 @@ pub(crate) trait Session: Send + fmt::Debug {
         limit
     }
 
+    /// Moves input by itself instead of having it received. `false`: receive as usual.
+    fn pump(&mut self, _conn: &mut Connection) -> bool {
+        false
+    }
+
     /// Whether the session is over when its connection is taken from it, instead of hearing of
     /// the connection's end.
     fn ends_when_taken(&self) -> bool {

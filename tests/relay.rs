@@ -133,3 +133,69 @@ fn a_proxy_takes_its_client_and_a_pooled_backend() {
     assert_eq!(kept.stats().in_use, 0);
     proxy.shutdown(LIMIT).unwrap();
 }
+
+/// The pattern both ends agree on.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + i / 256) as u8).collect()
+}
+
+#[test]
+fn bulk_arrives_unchanged_however_it_is_moved() {
+    let (a, mut client) = pair();
+    let (b, mut server) = pair();
+    let relay = relay(a, b).unwrap();
+    let data = std::sync::Arc::new(pattern(30_000_000));
+    let sent = std::sync::Arc::clone(&data);
+    let mut source = client.try_clone().unwrap();
+    let writer = thread::spawn(move || {
+        source.write_all(&sent).unwrap();
+        source.shutdown(Shutdown::Write).unwrap();
+    });
+    let answer = std::sync::Arc::clone(&data);
+    let mut back_source = server.try_clone().unwrap();
+    let back_writer = thread::spawn(move || {
+        back_source.write_all(&answer).unwrap();
+        back_source.shutdown(Shutdown::Write).unwrap();
+    });
+    let back = thread::spawn(move || {
+        let mut back = Vec::new();
+        client.read_to_end(&mut back).unwrap();
+        back
+    });
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).unwrap();
+    assert!(got == *data);
+    assert!(back.join().unwrap() == *data);
+    writer.join().unwrap();
+    back_writer.join().unwrap();
+    let outcome = relay.wait_timeout(LIMIT).unwrap().expect("the relay ends");
+    assert_eq!((outcome.a_to_b, outcome.b_to_a), (30_000_000, 30_000_000));
+    assert_eq!(outcome.end, RelayEnd::Finished);
+}
+
+#[test]
+fn a_kept_backend_serves_the_next_client() {
+    let (b, mut server) = pair();
+    let mut b = Some(b);
+    for round in 0..3_u8 {
+        let (a, mut client) = pair();
+        let relay = netpoll::Relay::builder()
+            .keep_b(true)
+            .start(a, b.take().unwrap())
+            .unwrap();
+        client.write_all(&[round; 3]).unwrap();
+        let mut three = [0; 3];
+        server.read_exact(&mut three).unwrap();
+        assert_eq!(three, [round; 3]);
+        server.write_all(&[round; 2]).unwrap();
+        let mut two = [0; 2];
+        client.read_exact(&mut two).unwrap();
+        drop(client);
+        let outcome = relay.wait_timeout(LIMIT).unwrap().expect("the relay ends");
+        assert_eq!(
+            (outcome.end, outcome.b_verdict),
+            (RelayEnd::Released, Verdict::Sound)
+        );
+        b = outcome.b;
+    }
+}

@@ -285,7 +285,12 @@ impl Rx {
         }
     }
 
-    fn finish(&mut self, end: End) {
+    /// Counts input that was moved past the buffer.
+    pub(crate) fn count(&self, n: usize) {
+        self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn finish(&mut self, end: End) {
         self.readable = false;
         self.end = Some(end);
         self.shared.word.set(PEER_CLOSED);

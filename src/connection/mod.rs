@@ -26,10 +26,11 @@ pub use reader::Line;
 pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 pub use state::State;
 
+pub(crate) use input::End;
 pub(crate) use process::{in_callback, run};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
-pub(crate) use state::{DRAIN, READABLE, WROTE};
+pub(crate) use state::{DRAIN, FLUSHING, PIPED, READABLE, WRITABLE, WROTE};
 
 use crate::{
     error::{CloseReason, Error},
@@ -274,9 +275,14 @@ impl Connection {
         self.rx.socket.peek_state()
     }
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.rx.socket
+    }
+
     /// Whether the peer ended its side in order.
     pub(crate) fn has_eof(&self) -> bool {
-        self.rx.end == Some(input::End::Eof)
+        self.rx.end == Some(End::Eof)
     }
 
     /// Gives buffers back that an idle connection does not need.

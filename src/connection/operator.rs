@@ -6,8 +6,8 @@ use super::{
     process,
     shared::{For, Shared, millis},
     state::{
-        ATTEND, CLOSE, CLOSED, LINGER, OWNED, PEER_CLOSED, QUEUED, READ_WAIT, READABLE, RUNNING,
-        WRITABLE,
+        ATTEND, CLOSE, CLOSED, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT, READABLE,
+        RUNNING, WRITABLE,
     },
 };
 use crate::{
@@ -136,6 +136,10 @@ impl Operator for ConnectionOperator {
         };
         if before & READ_WAIT != 0 {
             shared.notify(For::Input);
+        }
+        if before & PIPED != 0 && news & WRITABLE != 0 {
+            shared.word.clear(PIPED);
+            process::write_complete(shared);
         }
         let more = before & QUEUED != 0 && news & WRITABLE != 0 && self.drive();
         let progress = if taken {

@@ -180,6 +180,11 @@ impl Outbox {
         self.queue.lock().room(len, bound).is_ok()
     }
 
+    /// Counts output that was moved past the queue by the flusher.
+    pub(crate) fn count(&self, n: usize) {
+        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
     /// Bytes the sink took.
     pub(crate) fn bytes_sent(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

@@ -41,6 +41,8 @@ pub(crate) struct Owner {
     connected: bool,
     /// The handler was run with the end of input in sight.
     end_shown: bool,
+    /// The loop drains and the kernel was asked once more.
+    last_look: bool,
     /// When a graceful close stops waiting for queued output.
     close_deadline: Option<Instant>,
 }
@@ -146,6 +148,7 @@ impl Owner {
             session,
             past: Vec::new(),
             end_shown: false,
+            last_look: false,
             close_deadline: None,
         }
     }
@@ -243,19 +246,22 @@ impl Owner {
             let session = self.session.as_deref();
             let share = session.map_or(limits.pause_at, |s| s.input_share(limits.pause_at));
             let wants_end = session.is_some_and(|session| session.wants_end());
-            let rx = &mut self.conn.rx;
             if !received && share > 0 {
                 // One share of input a turn; the mark may ask for more than the pause limit.
                 received = true;
-                rx.receive(share.max(rx.mark));
+                let session = self.session.as_mut();
+                if !session.is_some_and(|session| session.pump(&mut self.conn)) {
+                    self.conn.rx.receive(share.max(self.conn.rx.mark));
+                }
             }
+            let rx = &mut self.conn.rx;
             let available = rx.len();
             let enough = available >= rx.mark.max(1);
             let unseen_end = rx.end.is_some() && !self.end_shown;
             let run = (enough && (rx.fresh || again))
                 || (unseen_end && (available > 0 || limits.half_open || wants_end));
             if !run {
-                return self.rest(shared, available, share > 0);
+                return self.rest(shared, available);
             }
             rx.fresh = false;
             rx.mark = 0;
@@ -278,7 +284,7 @@ impl Owner {
     }
 
     /// What to do when the handler has nothing new to see.
-    fn rest(&mut self, shared: &Arc<Shared>, available: usize, wanted: bool) -> Turn {
+    fn rest(&mut self, shared: &Arc<Shared>, available: usize) -> Turn {
         let limits = &shared.context.limits;
         let rx = &self.conn.rx;
         match rx.end {
@@ -294,6 +300,11 @@ impl Owner {
         if shared.word.has(BROKEN) && !rx.readable {
             return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
         }
+        // Asked anew: the callback or the pump may have changed its mind.
+        let wanted = self
+            .session
+            .as_ref()
+            .is_none_or(|s| s.input_share(limits.pause_at) > 0);
         if rx.readable && rx.end.is_none() && wanted {
             let paused = available >= limits.pause_at.max(rx.mark);
             return if paused {
@@ -302,7 +313,12 @@ impl Owner {
                 Turn::More
             };
         }
-        if shared.word.has(DRAIN) && shared.holds.load(Ordering::Acquire) == 0 {
+        if shared.word.has(DRAIN) && available == 0 && shared.holds.load(Ordering::Acquire) == 0 {
+            if !std::mem::replace(&mut self.last_look, true) {
+                // A request may be in the kernel whose event is still on its way.
+                self.conn.rx.readable = true;
+                return Turn::More;
+            }
             return self.close(shared, CloseReason::Shutdown);
         }
         Turn::Idle

@@ -77,6 +77,9 @@ pub(crate) const GONE: u32 = 1 << 21;
 /// The user gave the connection to another handler while that callback was still running.
 pub(crate) const BEGIN: u32 = 1 << 22;
 
+/// A relay waits for room in the socket on behalf of another connection.
+pub(crate) const PIPED: u32 = 1 << 23;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 
@@ -227,7 +230,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 23] = [
+        const NAMES: [&str; 24] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -251,6 +254,7 @@ impl fmt::Debug for Word {
             "BUSY",
             "GONE",
             "BEGIN",
+            "PIPED",
         ];
         let bits = self.load();
         let names = NAMES

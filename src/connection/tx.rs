@@ -220,6 +220,13 @@ impl Shared {
         }
     }
 
+    /// Sends what is queued.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn drive(self: &Arc<Self>, socket: &Socket) {
+        let sent = self.outbox.drive(&self.word, socket);
+        self.settle_send(socket, sent);
+    }
+
     /// Goes on until a flusher's turn has an end.
     fn settle_send(self: &Arc<Self>, socket: &Socket, mut sent: Sent) -> Sent {
         while sent == Sent::Share {

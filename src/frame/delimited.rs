@@ -161,7 +161,11 @@ impl<V: FrameView> Decoder for Delimited<V> {
             if scanned - matched > limit {
                 return Err(self.too_long().into());
             }
-            let wanted = scanned.saturating_add(self.delimiter.len() - matched);
+            // The delimiter needs so many more bytes, but a frame too long is known before.
+            let needed = scanned.saturating_add(self.delimiter.len() - matched);
+            let wanted = needed
+                .min(limit.saturating_add(1))
+                .max(scanned.saturating_add(1));
             match ready(r, wanted) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),

@@ -10,6 +10,8 @@ mod connect;
 mod listener;
 mod options;
 mod resolve;
+#[cfg(target_os = "linux")]
+pub(crate) mod splice;
 mod stream;
 mod syscall;
 #[cfg(test)]

@@ -6,6 +6,8 @@
 //! a slow reader slows its writer down through the kernel. The end of one side's input is passed
 //! on once everything before it was sent; a reset is passed on as a reset.
 
+#[cfg(target_os = "linux")]
+mod kernel;
 mod session;
 mod side;
 
@@ -55,6 +57,7 @@ pub fn relay(a: impl Into<RelaySide>, b: impl Into<RelaySide>) -> io::Result<Rel
 pub struct RelayBuilder {
     in_flight: usize,
     idle_timeout: Option<Duration>,
+    keep_b: bool,
 }
 
 impl Default for RelayBuilder {
@@ -62,6 +65,7 @@ impl Default for RelayBuilder {
         Self {
             in_flight: 256 << 10,
             idle_timeout: None,
+            keep_b: false,
         }
     }
 }
@@ -81,6 +85,14 @@ impl RelayBuilder {
         self
     }
 
+    /// Ends the relay with [`RelayEnd::Released`] when `a` ends or fails, instead of passing
+    /// that on: `b` stays open and comes back like after an interrupt. For backends that serve
+    /// one client after the other.
+    pub fn keep_b(mut self, on: bool) -> Self {
+        self.keep_b = on;
+        self
+    }
+
     /// Starts the relay.
     ///
     /// # Errors
@@ -93,6 +105,7 @@ impl RelayBuilder {
             lanes: [Lane::new(&a), Lane::new(&b)],
             in_flight: self.in_flight,
             idle_timeout: self.idle_timeout,
+            keep_b: self.keep_b,
             epoch: Instant::now(),
             moved_at: AtomicU64::new(0),
             progress: Mutex::new(Progress {
@@ -181,6 +194,8 @@ pub enum RelayEnd {
     Interrupted,
     /// Nothing moved for the idle timeout.
     IdleTimeout,
+    /// `a` ended and `b` was to be kept, see [`RelayBuilder::keep_b`].
+    Released,
     /// A side failed or was closed; the other was reset.
     Failed(CloseReason),
 }
@@ -210,6 +225,7 @@ pub(crate) struct Core {
     pub(crate) lanes: [Lane; 2],
     pub(crate) in_flight: usize,
     idle_timeout: Option<Duration>,
+    pub(crate) keep_b: bool,
     epoch: Instant,
     /// Milliseconds since `epoch`; kept only with an idle timeout.
     moved_at: AtomicU64,
@@ -251,7 +267,7 @@ impl Core {
     pub(crate) fn is_interrupted(&self) -> bool {
         matches!(
             self.progress.lock().end,
-            Some(RelayEnd::Interrupted | RelayEnd::IdleTimeout)
+            Some(RelayEnd::Interrupted | RelayEnd::IdleTimeout | RelayEnd::Released)
         )
     }
 
@@ -274,7 +290,12 @@ impl Core {
     pub(crate) fn settle(&self, index: usize, returned: Returned) {
         if let Returned::Closed(reason) = &returned {
             // Without a reason of our own it failed, and the other side must hear of it.
-            self.stop(RelayEnd::Failed(*reason));
+            let released = index == 0 && self.keep_b;
+            self.stop(if released {
+                RelayEnd::Released
+            } else {
+                RelayEnd::Failed(*reason)
+            });
         }
         let (end, sides) = {
             let mut progress = self.progress.lock();

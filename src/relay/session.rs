@@ -1,6 +1,8 @@
 //! The callbacks of one side of a relay.
 
-use super::{Core, side::Returned};
+#[cfg(target_os = "linux")]
+use super::kernel::KernelPath;
+use super::{Core, RelayEnd, side::Returned};
 use crate::{
     connection::{Connection, ConnectionHandle},
     error::CloseReason,
@@ -15,6 +17,8 @@ const SHARE: usize = 64 << 10;
 pub(super) struct RelaySession {
     core: Arc<Core>,
     index: usize,
+    #[cfg(target_os = "linux")]
+    kernel: KernelPath,
 }
 
 impl RelaySession {
@@ -22,14 +26,27 @@ impl RelaySession {
         Self {
             core: Arc::clone(core),
             index,
+            #[cfg(target_os = "linux")]
+            kernel: KernelPath::default(),
+        }
+    }
+
+    /// Nothing goes past our memory any more.
+    fn leave_kernel(&mut self) {
+        #[cfg(target_os = "linux")]
+        {
+            let lanes = &self.core.lanes;
+            self.kernel
+                .leave(&lanes[self.index], &lanes[1 - self.index].shared);
         }
     }
 
     /// Gives the connection back if the relay was interrupted.
-    fn give_back(&self, conn: &mut Connection) -> io::Result<bool> {
+    fn give_back(&mut self, conn: &mut Connection) -> io::Result<bool> {
         if !self.core.is_interrupted() {
             return Ok(false);
         }
+        self.leave_kernel();
         let taken = conn.take()?;
         self.core.lanes[self.index].release();
         self.core
@@ -51,7 +68,14 @@ impl Session for RelaySession {
         if self.give_back(conn)? {
             return Ok(());
         }
+        #[cfg(target_os = "linux")]
+        self.kernel.note(conn.available());
         self.core.forward(self.index, conn)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn pump(&mut self, conn: &mut Connection) -> bool {
+        !self.core.is_interrupted() && self.kernel.pump(&self.core, self.index, conn)
     }
 
     fn wrote(&mut self, conn: &mut Connection) -> io::Result<()> {
@@ -63,6 +87,7 @@ impl Session for RelaySession {
     }
 
     fn never_connected(&mut self, reason: CloseReason) {
+        self.leave_kernel();
         self.core.lanes[self.index].release();
         self.core.settle(self.index, Returned::Closed(reason));
     }
@@ -131,6 +156,10 @@ impl Core {
             }
         }
         if conn.has_eof() {
+            if index == 0 && self.keep_b {
+                self.stop(RelayEnd::Released);
+                return Ok(());
+            }
             from.ended.store(true, Ordering::SeqCst);
             self.pass_end_on(index);
         }

@@ -1,0 +1,167 @@
+//! The kernel-side path of one direction: socket to pipe to socket, past our memory.
+//!
+//! Worth its system calls only for bulk: a direction takes it after a run of full receives and
+//! leaves it after a few small ones. While bytes are in the pipe the direction holds the
+//! flusher's role of its target, so that nothing overtakes them.
+
+use super::{Core, side::Lane};
+use crate::{
+    connection::{Connection, End, FLUSHING, PIPED, Shared, WRITABLE},
+    error::CloseReason,
+    net::{Socket, splice},
+    sync::Ordering,
+};
+use linkbuffer::LinkBuffer;
+use std::{io, sync::Arc};
+
+/// Full receives in a row that make a direction bulk.
+const BULK: u32 = 8;
+/// Small turns in a row that end it.
+const QUIET: u32 = 4;
+/// What counts as small.
+const SMALL: usize = 64 << 10;
+/// The most one turn moves.
+const TURN: usize = 1 << 20;
+
+/// Decides when a direction goes through the kernel, and takes it there.
+#[derive(Debug, Default)]
+pub(super) struct KernelPath {
+    streak: u32,
+    quiet: u32,
+    refused: bool,
+    pipe: Option<splice::Pipe>,
+    /// The flusher's role of the target is ours.
+    role: bool,
+}
+
+impl KernelPath {
+    /// A receive through memory brought `n` bytes.
+    pub(super) fn note(&mut self, n: usize) {
+        self.streak = if n >= SMALL { self.streak + 1 } else { 0 };
+    }
+
+    /// Moves input of side `index` if this is the way it goes. `false`: through memory.
+    pub(super) fn pump(&mut self, core: &Core, index: usize, conn: &mut Connection) -> bool {
+        let target = Arc::clone(&core.lanes[1 - index].shared);
+        let Some(socket) = target.socket() else {
+            return false;
+        };
+        if !self.enter(&target, conn) {
+            return false;
+        }
+        let moved = self.turn(core, index, conn, &target, &socket);
+        if self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0) {
+            self.give_role_back(&target, &socket);
+            self.quiet = if moved < SMALL { self.quiet + 1 } else { 0 };
+            if self.quiet >= QUIET {
+                *self = Self {
+                    refused: self.refused,
+                    ..Self::default()
+                };
+            }
+        }
+        true
+    }
+
+    /// The direction is over or given back: what is in the pipe is queued on the target.
+    pub(super) fn leave(&mut self, lane: &Lane, target: &Arc<Shared>) {
+        let rest = self.pipe.take().map(|mut pipe| pipe.read());
+        if std::mem::take(&mut self.role) {
+            target.word.clear(FLUSHING | PIPED);
+        }
+        match rest {
+            Some(Ok(bytes)) if !bytes.is_empty() => {
+                lane.count(bytes.len());
+                // A target that is gone reports that itself.
+                let _ = target.push(&mut LinkBuffer::from(bytes));
+            }
+            Some(Err(error)) => target.abort_with(CloseReason::Error(error.kind())),
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, target: &Shared, conn: &Connection) -> bool {
+        if self.role {
+            return true;
+        }
+        if self.pipe.is_none() {
+            if self.refused || self.streak < BULK || conn.available() > 0 {
+                return false;
+            }
+            match splice::Pipe::new() {
+                Ok(pipe) if splice::is_safe() => self.pipe = Some(pipe),
+                _ => {
+                    self.refused = true;
+                    return false;
+                }
+            }
+        }
+        // Something is queued before us: in its order, through memory.
+        self.role = target.word.try_flush_first();
+        self.role
+    }
+
+    fn turn(
+        &mut self,
+        core: &Core,
+        index: usize,
+        conn: &mut Connection,
+        target: &Arc<Shared>,
+        socket: &Socket,
+    ) -> usize {
+        let lane = &core.lanes[index];
+        let Some(pipe) = &mut self.pipe else { return 0 };
+        let mut moved = 0;
+        loop {
+            let mut full_before = false;
+            while pipe.filled() > 0 {
+                match pipe.drain(socket) {
+                    Ok(n) => {
+                        lane.count(n);
+                        target.outbox.count(n);
+                        core.touch();
+                        full_before = false;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock && !full_before => {
+                        // Only an edge that comes from now on counts.
+                        full_before = true;
+                        target.word.clear(WRITABLE);
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        lane.paused.store(true, Ordering::SeqCst);
+                        if target.word.set(PIPED) & WRITABLE == 0 {
+                            return moved;
+                        }
+                        target.word.clear(PIPED);
+                        lane.paused.store(false, Ordering::SeqCst);
+                        full_before = false;
+                    }
+                    Err(e) => {
+                        target.fail(CloseReason::Error(e.kind()));
+                        return moved;
+                    }
+                }
+            }
+            if !conn.rx.readable || moved >= TURN {
+                return moved;
+            }
+            match pipe.fill(conn.socket()) {
+                Ok(0) => conn.rx.finish(End::Eof),
+                Ok(n) => {
+                    conn.rx.count(n);
+                    moved += n;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => conn.rx.readable = false,
+                Err(e) => conn.rx.finish(End::Failed(e.kind())),
+            }
+        }
+    }
+
+    fn give_role_back(&mut self, target: &Arc<Shared>, socket: &Socket) {
+        if std::mem::take(&mut self.role) && !target.word.give_back_flush() {
+            // Others queued meanwhile.
+            target.word.clear(FLUSHING);
+            target.drive(socket);
+        }
+    }
+}
