@@ -1,14 +1,16 @@
-//! A chain of byte chunks: cheap to append to, to consume and to cut zero-copy views from.
-
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod chain;
 mod chunk;
+mod edit;
 mod error;
 mod io;
 mod node;
 mod read;
 mod slot;
+mod text;
 mod traits;
 mod vectored;
 mod write;

@@ -540,7 +540,7 @@ fn config() -> ProptestConfig {
         .ok()
         .and_then(|n| n.parse().ok());
     ProptestConfig {
-        cases: cases.unwrap_or(300),
+        cases: cases.unwrap_or(120),
         rng_seed: RngSeed::Fixed(seed.unwrap_or(0x6c62_7566)),
         failure_persistence: None,
         max_shrink_iters: 20_000,

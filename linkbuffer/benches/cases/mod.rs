@@ -65,7 +65,7 @@ pub(crate) fn receive_owned(body: usize) -> Vec<Candidate> {
                 black_box(buf.split_to(n).freeze());
             }
         }),
-        candidate("VecDeque<u8>", vec_deque_receive(body)),
+        candidate("`VecDeque<u8>`", vec_deque_receive(body)),
     ]
 }
 
@@ -181,7 +181,7 @@ pub(crate) fn send(body: usize) -> Vec<Candidate> {
                 buf.reset();
             }
         }),
-        candidate("VecDeque<u8>", {
+        candidate("`VecDeque<u8>`", {
             let mut buf = VecDeque::with_capacity(128 << 10);
             move || {
                 buf.extend(black_box(&head));

@@ -1,12 +1,10 @@
-//! What codecs are written against.
+//! Reading, from whatever the bytes come from.
 
 use std::io;
 
 use bytes::Bytes;
 
 use crate::buffer::LinkBuffer;
-use crate::chunk::Class;
-use crate::slot::{RawSlot, Slot};
 
 /// A source of bytes: a [`LinkBuffer`], a connection, an [`IoReader`](crate::IoReader).
 ///
@@ -278,140 +276,6 @@ pub trait Reader {
     }
 }
 
-/// A sink of bytes: a [`LinkBuffer`], a connection, an [`IoWriter`](crate::IoWriter).
-///
-/// Nothing goes out before [`flush`](Self::flush). The trait is object-safe; length prefixes are
-/// written through [`Slot::reserve`] and [`Slot::fill`], which take any writer.
-///
-/// # Examples
-///
-/// ```
-/// use linkbuffer::bytes::Bytes;
-/// use linkbuffer::{LinkBuffer, Writer};
-///
-/// fn encode(w: &mut dyn Writer, body: Bytes) -> std::io::Result<()> {
-///     w.write_slice(&(body.len() as u32).to_be_bytes())?;
-///     w.write_bytes(body)?;
-///     w.flush()
-/// }
-///
-/// # fn main() -> std::io::Result<()> {
-/// let mut buf = LinkBuffer::new();
-/// encode(&mut buf, Bytes::from_static(b"hi"))?;
-/// assert_eq!(buf, *b"\0\0\0\x02hi");
-/// # Ok(())
-/// # }
-/// ```
-pub trait Writer {
-    /// `n` new bytes, contiguous and zeroed, to be written in place; see [`LinkBuffer::malloc`].
-    ///
-    /// # Errors
-    ///
-    /// `OutOfMemory` if the allocator has no `n` bytes. Others as the sink has them.
-    fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]>;
-
-    /// Keeps the first `n` unflushed bytes; see [`LinkBuffer::malloc_ack`].
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` if `n` is more than [`malloc_len`](Self::malloc_len).
-    fn malloc_ack(&mut self, n: usize) -> io::Result<()>;
-
-    /// Appends a copy of `data`.
-    ///
-    /// # Errors
-    ///
-    /// As the sink has them; none for a [`LinkBuffer`].
-    fn write_slice(&mut self, data: &[u8]) -> io::Result<()>;
-
-    /// Appends `data`, linked from 4 KiB on; see [`LinkBuffer::write_bytes`].
-    ///
-    /// # Errors
-    ///
-    /// As the sink has them; none for a [`LinkBuffer`].
-    fn write_bytes(&mut self, data: Bytes) -> io::Result<()>;
-
-    /// Inserts `data` before the last `remain` unflushed bytes; see [`LinkBuffer::write_direct`].
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` if `remain` is more than [`malloc_len`](Self::malloc_len).
-    fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()>;
-
-    /// Appends everything in `other`, readable and unflushed; see [`LinkBuffer::append`].
-    ///
-    /// # Errors
-    ///
-    /// As the sink has them; none for a [`LinkBuffer`].
-    fn append(&mut self, other: LinkBuffer) -> io::Result<()>;
-
-    /// Reserves `len` bytes to be filled in later; [`Slot::reserve`] is the typed form.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`malloc`](Self::malloc).
-    fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot>;
-
-    /// Fills reserved bytes; [`Slot::fill`] is the typed form.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` if the slot is gone or `data` has another length; see [`Slot`].
-    fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()>;
-
-    /// Bytes written and not flushed yet.
-    fn malloc_len(&self) -> usize;
-
-    /// Publishes what was written: makes it readable, or sends it.
-    ///
-    /// # Errors
-    ///
-    /// As the sink has them; none for a [`LinkBuffer`].
-    fn flush(&mut self) -> io::Result<()>;
-
-    /// Appends one byte.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`write_slice`](Self::write_slice).
-    fn write_u8(&mut self, byte: u8) -> io::Result<()> {
-        self.write_slice(&[byte])
-    }
-
-    /// Appends the bytes of `text`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`write_slice`](Self::write_slice).
-    fn write_str(&mut self, text: &str) -> io::Result<()> {
-        self.write_slice(text.as_bytes())
-    }
-
-    /// [`Slot::reserve`] as a method, where the writer's type is known.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`malloc`](Self::malloc).
-    fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>>
-    where
-        Self: Sized,
-    {
-        Slot::reserve(self)
-    }
-
-    /// [`Slot::fill`] as a method, where the writer's type is known.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` if the slot is gone; see [`Slot`].
-    fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, data: [u8; N]) -> io::Result<()>
-    where
-        Self: Sized,
-    {
-        slot.fill(self, data)
-    }
-}
-
 impl Reader for LinkBuffer {
     #[inline]
     fn available(&self) -> usize {
@@ -431,73 +295,5 @@ impl Reader for LinkBuffer {
     #[inline]
     fn chain(&mut self) -> &mut LinkBuffer {
         self
-    }
-}
-
-impl Writer for LinkBuffer {
-    fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-        self.check_room(n)?;
-        Ok(Self::malloc(self, n))
-    }
-
-    #[inline]
-    fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
-        Ok(self.try_malloc_ack(n)?)
-    }
-
-    #[inline]
-    fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
-        Self::write_slice(self, data);
-        Ok(())
-    }
-
-    #[inline]
-    fn write_bytes(&mut self, data: Bytes) -> io::Result<()> {
-        Self::write_bytes(self, data);
-        Ok(())
-    }
-
-    fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
-        Ok(self.try_write_direct(data, remain)?)
-    }
-
-    fn append(&mut self, other: LinkBuffer) -> io::Result<()> {
-        Self::append(self, other);
-        Ok(())
-    }
-
-    fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
-        self.check_room(len)?;
-        Ok(Self::reserve_raw(self, len))
-    }
-
-    fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
-        Ok(Self::fill_raw(self, slot, data)?)
-    }
-
-    #[inline]
-    fn malloc_len(&self) -> usize {
-        self.pending
-    }
-
-    #[inline]
-    fn flush(&mut self) -> io::Result<()> {
-        Self::flush(self);
-        Ok(())
-    }
-}
-
-impl LinkBuffer {
-    /// Asks the allocator for a large chunk in a way that may fail, where the caller can be told.
-    fn check_room(&mut self, n: usize) -> io::Result<()> {
-        if Class::of(n) != Class::UNPOOLED || self.back_mut().spare() >= n {
-            return Ok(());
-        }
-        Vec::<u8>::new().try_reserve_exact(n).map_err(|e| {
-            io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                format!("no room for {n} bytes: {e}"),
-            )
-        })
     }
 }
