@@ -53,7 +53,8 @@ impl ConnectionHandle {
     ///
     /// [`Error::Closed`] on an ended connection, [`Error::OutputFull`] or
     /// [`Error::WriteTimeout`] by policy, [`Error::Poisoned`] after a message was cut. Nothing
-    /// of the message was accepted then.
+    /// of the message was accepted then, unless the connection ended while it was being sent:
+    /// what did not go out is counted as lost.
     pub fn send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
         let mut message = message.into();
         message.flush();

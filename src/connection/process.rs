@@ -19,7 +19,10 @@ use super::{
     handle::ConnectionHandle,
     input::End,
     shared::Shared,
-    state::{ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, READABLE, WROTE},
+    state::{
+        ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, POISONED, READABLE,
+        WROTE,
+    },
 };
 use crate::{
     error::{CloseReason, Error},
@@ -354,6 +357,8 @@ impl Owner {
         let now = Instant::now();
         match self.close_deadline {
             Some(deadline) if deadline <= now => {
+                // The queue may be cut inside a message: nothing may follow it.
+                shared.word.set(POISONED);
                 shared.outbox.discard(&shared.word);
                 Turn::Over(reason)
             }

@@ -187,6 +187,8 @@ impl Shared {
                             let until = *until
                                 .get_or_insert_with(|| deadline.or_else(|| timeout_at(timeout)));
                             self.wait_output(until, || self.outbox.has_room(len, self.bound()))?;
+                            // A queue that was dropped has room too.
+                            self.check_writable()?;
                         }
                     }
                 }
