@@ -304,6 +304,8 @@ fn t_tells_what_happened() {
         figure(&second, "bytes_out") > first.len() as u64,
         "{second}"
     );
+    drop((half, socket));
+    assert_settled(&server);
     assert_eq!(server.terminate(), 0);
 }
 
