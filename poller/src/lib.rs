@@ -1,4 +1,99 @@
 //! Epoll and kqueue pollers whose polling role moves to another thread when a callback blocks.
+//!
+//! An [`Operator`] owns a descriptor (a socket, a pipe, an eventfd, a timerfd, ...). Registered with
+//! a [`PollerGroup`], it is told what became ready, edge-triggered, on the thread that polled. It
+//! may do its work there and then, in [`Operator::run`], at the speed of an event loop without any
+//! hand-off; and should that work block, polling goes on in another thread.
+//!
+//! # How the role moves
+//!
+//! The selector, what is left of the present batch of events and the timers form one value, the
+//! *core* of a poller. The thread that holds it leads. Around each call of [`Operator::run`] the
+//! core lies in a slot where another thread may take it:
+//!
+//! * at once, if the run calls [`before_blocking`] before it waits;
+//! * one to two ticks later (1 ms each by default, [`GroupBuilder::slow_after`]) if the group's
+//!   monitor finds the run waiting without a word, or having computed for more than 5 ms;
+//! * right away, where runs have often waited lately, or where a long batch of long runs lies
+//!   ahead and there is another processor: then several threads share the batch.
+//!
+//! If nobody took it, the run's thread goes on as if nothing had been: the usual case, which costs
+//! two uncontended locks.
+//!
+//! # When (not) to use it
+//!
+//! For servers and clients whose handlers are ordinary blocking code, and for any set of
+//! descriptors that should be watched by few threads. It is not an async runtime, and it has no
+//! buffers, connections or protocols; the crate `netpoll` puts those on top.
+//!
+//! # Example
+//!
+//! ```
+//! use std::{
+//!     io::{Read, Write},
+//!     os::{fd::{AsFd, BorrowedFd}, unix::net::UnixStream},
+//!     sync::Arc,
+//! };
+//! use poller::{Balance, Budget, Interest, Operator, PollerGroup, Progress, Readiness};
+//!
+//! struct Echo(UnixStream);
+//!
+//! impl Operator for Echo {
+//!     fn fd(&self) -> BorrowedFd<'_> {
+//!         self.0.as_fd()
+//!     }
+//!
+//!     fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
+//!         if readiness.contains(Readiness::READABLE) {
+//!             budget.request_run();
+//!         }
+//!         Progress::Drained
+//!     }
+//!
+//!     fn run(&self) -> Progress {
+//!         let mut bytes = [0; 1024];
+//!         loop {
+//!             match (&self.0).read(&mut bytes) {
+//!                 Ok(0) => return Progress::Detach,
+//!                 Ok(n) => (&self.0).write_all(&bytes[..n]).unwrap(),
+//!                 Err(_) => return Progress::Drained, // nothing more for now
+//!             }
+//!         }
+//!     }
+//! }
+//!
+//! let group = PollerGroup::new(1, Balance::RoundRobin)?;
+//! let (ours, mut peer) = UnixStream::pair()?;
+//! ours.set_nonblocking(true)?;
+//! let registration = group.register(Arc::new(Echo(ours)), Interest::READ)?;
+//! peer.write_all(b"hello")?;
+//! let mut back = [0; 5];
+//! peer.read_exact(&mut back)?;
+//! assert_eq!(&back, b"hello");
+//! drop(registration);
+//! group.close();
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # Promises
+//!
+//! * An event reaches only the registration it belongs to, however fast descriptor numbers are
+//!   reused. After [`Registration::detach`] no event is delivered.
+//! * [`Operator::on_detached`] is called exactly once per registration, also when the group is
+//!   closed, a callback panics or the system's selector fails ([`PollerGroup::health`]).
+//! * No wake-up is lost: what is asked of a poller from another thread is done without delay,
+//!   asleep or not.
+//! * Timers run on the monotonic clock, are never early, and are judged after the events that had
+//!   arrived before them.
+//! * An operator gets a bounded share of a round ([`Budget`]); one that always has more to do
+//!   comes again after the others.
+//! * Closing a group ends its threads and frees its descriptors, whoever still holds handles.
+//!
+//! # Platforms
+//!
+//! Linux (epoll) and the systems with kqueue (macOS, the BSDs). Whether a silent run waits is read
+//! from `/proc`; without it every run that outlasts two ticks loses the role. `unsafe` code is
+//! confined to two system calls in the `sys` module. Minimum Rust version 1.85.
 
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -6,7 +101,6 @@
 mod balance;
 mod command;
 mod context;
-
 mod group;
 mod handle;
 mod leader;
