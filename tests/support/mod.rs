@@ -11,8 +11,8 @@ mod server;
 pub(crate) use frames::{decode, echo, echo_frames, frame, pattern, read_frame};
 pub(crate) use peer::{Peer, socket_pair};
 pub(crate) use process::{
-    cpu_time, descriptors, handler_threads, in_child, settled_descriptors, settled_threads,
-    threads,
+    cpu_time, descriptors, handler_threads, in_child, limit_descriptors, settled_descriptors,
+    settled_threads, threads,
 };
 pub(crate) use script::{Log, Script};
 pub(crate) use server::{

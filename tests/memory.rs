@@ -1,0 +1,137 @@
+//! What an idle connection holds.
+
+mod support;
+
+#[global_allocator]
+static ALLOCATOR: support::counting::Counting = support::counting::Counting;
+
+use netpoll::{Connection, Dialer};
+use std::io::{Read, Write};
+use support::{
+    Case, Kind, LIMIT, Peer, Transport, counting, echo, eventually, frame, in_child,
+};
+
+const CONNECTIONS: usize = 2000;
+/// The promise: user memory of an idle connection.
+const PROMISE: usize = 1024;
+/// What it was when this was written, and a little more: above it is a step back.
+const GUARD: usize = 900;
+
+fn per_connection(what: &str, before: usize) -> usize {
+    let each = counting::live().saturating_sub(before) / CONNECTIONS;
+    println!("{what}: {each} bytes per connection");
+    each
+}
+
+fn idle_servers(case: Case, most: usize) {
+    let server = case.serve(echo());
+    // What the first ones bring along is not theirs alone.
+    for _ in 0..3 {
+        server.connect().ping(&[1; 100]);
+    }
+    eventually("quiet", || server.event_loop.stats().active == 0);
+    let mut peers: Vec<Peer> = Vec::with_capacity(CONNECTIONS);
+    let before = counting::live();
+    for _ in 0..CONNECTIONS {
+        peers.push(server.connect());
+    }
+    eventually("all", || server.event_loop.stats().connected as usize == CONNECTIONS + 3);
+    let fresh = per_connection(&format!("{case:?} fresh"), before);
+    assert!(fresh <= most, "{fresh} bytes per fresh connection, {case:?}");
+
+    let out = frame(&[7; 100]);
+    let mut back = vec![0; out.len()];
+    for peer in &mut peers {
+        peer.write_all(&out).unwrap();
+        peer.read_exact(&mut back).unwrap();
+    }
+    // The reply comes before the handler has returned.
+    eventually("the last handler", || {
+        counting::live().saturating_sub(before) / CONNECTIONS <= most
+    });
+    per_connection(&format!("{case:?} after a request"), before);
+
+    for peer in &mut peers {
+        peer.write_all(&out[..5]).unwrap();
+    }
+    let clock = case.serve(echo());
+    clock.connect().ping(b"tick");
+    let partial = per_connection(&format!("{case:?} with 5 unread bytes"), before);
+    assert!(partial <= most + 1024, "{partial} bytes per connection with 5 unread bytes");
+
+    let idle = server.event_loop.clone();
+    drop(peers);
+    eventually("the ends", || idle.stats().active == 0);
+    clock.stop();
+    server.stop();
+}
+
+#[test]
+fn an_idle_connection_of_a_server_holds_little() {
+    in_child("an_idle_connection_of_a_server_holds_little", || {
+        for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline] {
+            for transport in [Transport::Tcp, Transport::Unix] {
+                idle_servers(Case::new(transport, kind), PROMISE);
+            }
+        }
+    });
+}
+
+#[test]
+fn an_idle_connection_of_a_server_holds_no_more_than_it_did() {
+    in_child("an_idle_connection_of_a_server_holds_no_more_than_it_did", || {
+        idle_servers(Case::new(Transport::Tcp, Kind::Adaptive), GUARD);
+    });
+}
+
+#[test]
+fn an_idle_connection_of_a_client_holds_little() {
+    in_child("an_idle_connection_of_a_client_holds_little", || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let dialer = Dialer::new().read_timeout(LIMIT);
+        let call = |conn: &mut Connection, peer: &mut std::net::TcpStream| {
+            conn.write_slice(b"question").unwrap();
+            conn.flush().unwrap();
+            let mut got = [0; 8];
+            peer.read_exact(&mut got).unwrap();
+            peer.write_all(b"answer").unwrap();
+            assert_eq!(conn.next(6).unwrap(), b"answer");
+        };
+        for _ in 0..3 {
+            let mut conn = dialer.dial_connection(address).unwrap();
+            let (mut peer, _) = listener.accept().unwrap();
+            call(&mut conn, &mut peer);
+        }
+        eventually("quiet", || dialer.stats().unwrap().active == 0);
+        let mut peers = Vec::with_capacity(CONNECTIONS);
+        let mut conns = Vec::with_capacity(CONNECTIONS);
+        let before = counting::live();
+        for _ in 0..CONNECTIONS {
+            conns.push(dialer.dial_connection(address).unwrap());
+            peers.push(listener.accept().unwrap().0);
+        }
+        let fresh = per_connection("dialled, fresh", before);
+        assert!(fresh <= PROMISE, "{fresh} bytes per fresh connection");
+        // A connection that its caller holds keeps its buffers until it is given to a pool.
+        let pool = netpoll::Pool::new(dialer.clone()).max_idle(CONNECTIONS);
+        drop((conns, peers));
+        eventually("quiet", || dialer.stats().unwrap().active == 0);
+        let address = netpoll::Address::from(address);
+        let mut loans = Vec::with_capacity(CONNECTIONS);
+        let mut peers = Vec::with_capacity(CONNECTIONS);
+        let before = counting::live();
+        for _ in 0..CONNECTIONS {
+            let mut conn = pool.get(&address).unwrap();
+            let (mut peer, _) = listener.accept().unwrap();
+            call(&mut conn, &mut peer);
+            loans.push(conn);
+            peers.push(peer);
+        }
+        drop(loans);
+        let kept = counting::live().saturating_sub(before) / CONNECTIONS;
+        println!("in a pool, after a call: {kept} bytes per connection");
+        assert_eq!(pool.stats().idle, CONNECTIONS);
+        assert!(kept <= PROMISE, "{kept} bytes per connection in a pool");
+    });
+}
