@@ -4,7 +4,7 @@
 //! * [`Control`]: adds, changes and removes descriptors, from any thread.
 //! * [`Waker`]: makes a wait return, from any thread.
 //! * [`wait_ready`]: waits for one descriptor without a poller.
-//! * [`thread_id`], [`thread_state`]: how the monitor tells a waiting thread from a busy one.
+//! * [`thread_id`], [`thread_activity`]: how the monitor tells a waiting thread from a busy one.
 //!
 //! `mio` does the waiting and waking everywhere. What it leaves out is here: registering for the
 //! peer's hang-up alone (`epoll.rs`), and the meaning of each platform's flags (`epoll.rs`,
