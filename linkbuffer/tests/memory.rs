@@ -66,6 +66,37 @@ fn a_landing_is_released_too() {
 }
 
 #[test]
+fn room_for_the_next_write_stays_behind_what_is_appended() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    buf.write_str("first");
+    buf.flush();
+    buf.consume(5);
+    let held = buf.held();
+    buf.append(LinkBuffer::from(vec![1; 5000]));
+    assert_eq!(buf.held(), held + 5000);
+    buf.push_front(LinkBuffer::from(vec![2; 600]));
+    buf.write_str("next");
+    assert_eq!(buf.held(), held + 5600);
+    assert_eq!((pool.stats().allocated, pool.stats().reused), (1, 0));
+}
+
+#[test]
+fn a_cut_through_many_chunks_loses_none_of_them() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    for _ in 0..100 {
+        buf.write_slice(&[1; 100]);
+        buf.write_bytes(Bytes::from(vec![2; 5000]));
+        buf.write_slice(&[3; 100]);
+        buf.malloc_ack(50);
+        buf.flush();
+        buf.consume(50);
+    }
+    assert_eq!(pool.stats().allocated, 1);
+}
+
+#[test]
 fn dropping_gives_every_chunk_back() {
     let pool = ChunkPool::new();
     let mut buf = LinkBuffer::with_pool(&pool);

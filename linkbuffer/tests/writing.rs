@@ -437,6 +437,22 @@ fn encoders_write_into_the_tail() {
 }
 
 #[test]
+fn an_encoder_that_panics_leaves_the_buffer_as_it_was() {
+    let mut buf = LinkBuffer::new();
+    buf.write_str("before");
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        buf.write_with(100, |out| {
+            out.put_slice(b"half of it");
+            panic!("the encoder's own");
+        });
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(buf.malloc_len(), 6);
+    buf.write_str(" after");
+    assert_eq!(text(&mut buf), "before after");
+}
+
+#[test]
 fn std_write_and_extend() {
     let mut buf = LinkBuffer::new();
     write!(buf, "{}-{}", 1, 2).unwrap();
