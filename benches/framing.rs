@@ -5,7 +5,7 @@
 
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use netpoll::{Decoder as _, Delimited, LengthField, LinkBuffer};
+use netpoll::{Delimited, LengthField, LinkBuffer};
 use std::{
     hint::black_box,
     time::{Duration, Instant},

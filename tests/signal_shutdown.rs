@@ -153,10 +153,7 @@ fn serve_returns_and_then_the_result_is_there() {
         let guard = shutdown_on(&server, &[SIGTERM], HOUR).unwrap();
         let listener = support::listener(Transport::Tcp);
         let address = listener.local_addr().unwrap();
-        let serving = {
-            let server = server.clone();
-            std::thread::spawn(move || server.serve(listener))
-        };
+        let serving = std::thread::spawn(move || server.serve(listener));
         let mut peer = Peer::connect(&address).unwrap();
         io::Write::write_all(&mut peer, b"hello").unwrap();
         io::Read::read_exact(&mut peer, &mut [0; 5]).unwrap();
