@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -108,8 +108,8 @@ impl Server {
 
     /// Asks it to end and waits for the tool it runs under to have reported.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        sys::signal(self.pid, Signal::Terminate)?;
         let limit = Instant::now() + Duration::from_secs(20);
+        sys::signal(self.pid, Signal::Terminate)?;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > limit {
                 return Err(io::Error::new(
@@ -117,6 +117,8 @@ impl Server {
                     "the server did not end",
                 ));
             }
+            // A tool may hold the signal back until the server's wait ends: a connection ends it.
+            let _ = TcpStream::connect_timeout(&self.addr, Duration::from_millis(100));
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())

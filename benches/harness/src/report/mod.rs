@@ -6,6 +6,7 @@ mod overview;
 mod plots;
 mod svg;
 mod table;
+mod targets;
 
 use std::path::Path;
 use std::{fs, io};

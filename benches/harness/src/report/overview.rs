@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::table::Table;
+use super::targets;
 use super::{present, servers_of};
 use crate::compare::scenario::{self, Scenario};
 use crate::results::{Place, Results, metric};
@@ -83,7 +84,8 @@ fn conditions(results: &Results) -> String {
 
 /// All tables of the overview.
 pub(super) fn tables(results: &Results) -> String {
-    let mut text = noise(results);
+    let mut text = targets::table(results);
+    text.push_str(&noise(results));
     for (title, figure, note) in [
         (
             "CPU per request",
