@@ -10,7 +10,7 @@ use crate::{
     readiness::Readiness,
     registry::Entry,
     schedule::Call,
-    sync::{Ordering, thread},
+    sync::thread,
     sys::{self, Activity},
     turn::{Core, Work},
     workers::Job,
@@ -98,7 +98,7 @@ impl Leader<'_> {
                 }
             }
             Work::Timer(entry, judged) => {
-                if core.timer_is_due(self.poller, &entry, judged) {
+                if core.timer_is_due(&entry, judged) {
                     self.poller.counters.timers.add(1);
                     self.deliver(core, entry, Readiness::TIMER)
                 } else {
@@ -120,7 +120,7 @@ impl Leader<'_> {
     ) -> Option<Box<Core>> {
         if readiness.contains(Readiness::WAKE) {
             // A wake from here on is another one.
-            entry.control.wake_queued.store(false, Ordering::SeqCst);
+            entry.control.wake.serve();
         }
         if entry.is_detached() {
             return Some(core);
@@ -157,7 +157,7 @@ impl Leader<'_> {
     }
 
     fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
-        entry.control.resumed.store(false, Ordering::Relaxed);
+        entry.control.run_begins();
         let (core, progress) = self.released(core, || entry.operator.run());
         match core {
             Some(mut core) => {

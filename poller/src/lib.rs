@@ -101,6 +101,7 @@
 mod balance;
 mod command;
 mod context;
+mod control;
 mod group;
 mod handle;
 mod leader;

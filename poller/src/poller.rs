@@ -10,8 +10,9 @@ use std::{
 use crate::{
     Interest, Operator,
     command::{Command, CommandQueue},
+    control::Control,
     monitor::Monitor,
-    registry::{Control, Entry, NEVER, Registry, Token, closed},
+    registry::{Entry, Registry, Token, closed},
     role::Role,
     schedule::Schedule,
     stats::Counters,
@@ -108,16 +109,17 @@ impl Poller {
     }
 
     pub(crate) fn wake(&self, control: &Control) {
-        if !control.wake_queued.swap(true, Ordering::AcqRel) {
+        if control.wake.ask() {
             self.push(Command::Wake(control.token));
         }
     }
 
     /// Sets an operator's timer. The wheel is bothered only if it would look too late.
     pub(crate) fn set_timer(&self, control: &Control, deadline: Option<Instant>) {
-        let tick = deadline.map_or(NEVER, |deadline| self.clock.tick_after(deadline));
-        control.deadline.store(tick, Ordering::SeqCst);
-        if tick < control.armed.load(Ordering::SeqCst) {
+        if control
+            .alarm
+            .set(deadline.map(|deadline| self.clock.tick_after(deadline)))
+        {
             self.push(Command::Arm(control.token));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, sync::Arc, time::Instant};
 
-use crate::{Interest, PollerHandle, command::Command, registry::Control, sync::Ordering};
+use crate::{Interest, PollerHandle, command::Command, control::Control};
 
 /// A registered operator, as seen by its owner. Dropping it detaches the operator.
 ///
@@ -28,7 +28,7 @@ impl Registration {
 
     /// Ends a pause ([`Progress::Pause`](crate::Progress::Pause)) and delivers what was remembered.
     pub fn resume(&self) {
-        self.control.resumed.store(true, Ordering::Release);
+        self.control.resume();
         self.poller
             .inner()
             .push(Command::Resume(self.control.token));

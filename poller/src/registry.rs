@@ -9,7 +9,8 @@ use std::{io, sync::Arc};
 
 use crate::{
     Interest, Operator, Readiness,
-    sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering},
+    control::Control,
+    sync::{AtomicBool, AtomicU8, AtomicUsize, Mutex, Ordering},
     sys,
 };
 
@@ -38,23 +39,6 @@ impl Token {
     pub(crate) fn from_raw(raw: usize) -> Self {
         Self(raw)
     }
-}
-
-/// No deadline, nothing armed.
-pub(crate) const NEVER: u64 = u64::MAX;
-
-/// The part of a registration that outlives the operator: what other threads reach.
-#[derive(Debug)]
-pub(crate) struct Control {
-    pub(crate) token: Token,
-    /// A wake command is queued and not yet delivered.
-    pub(crate) wake_queued: AtomicBool,
-    /// `resume` was called since this was last cleared.
-    pub(crate) resumed: AtomicBool,
-    /// When the operator's timer is due, in ticks; [`NEVER`] if unset.
-    pub(crate) deadline: AtomicU64,
-    /// The tick at which the wheel will look at the deadline; [`NEVER`] if it will not.
-    pub(crate) armed: AtomicU64,
 }
 
 /// A registered operator.
@@ -164,13 +148,7 @@ impl Registry {
         let token = Token::new(index, generation);
         // The lock is held: an event that comes at once waits for the slot to be filled.
         selector.add(operator.fd(), token.raw(), interest)?;
-        let control = Arc::new(Control {
-            token,
-            wake_queued: AtomicBool::new(false),
-            resumed: AtomicBool::new(false),
-            deadline: AtomicU64::new(NEVER),
-            armed: AtomicU64::new(NEVER),
-        });
+        let control = Arc::new(Control::new(token));
         let entry = Arc::new(Entry {
             operator,
             control: control.clone(),

@@ -14,10 +14,11 @@ use std::{
 
 use crate::{
     command::Command,
+    control::Fired,
     learn::Learner,
     poller::Poller,
     readiness::Readiness,
-    registry::{Entry, NEVER, Token},
+    registry::{Entry, Token},
     schedule::Call,
     sync::Ordering,
     sys,
@@ -165,7 +166,8 @@ impl Core {
 
     /// Turns commands into work.
     fn obey(&mut self, poller: &Poller) {
-        for command in self.commands.drain(..) {
+        let mut commands = std::mem::take(&mut self.commands);
+        for command in commands.drain(..) {
             match command {
                 Command::Wake(token) => {
                     if let Some(entry) = poller.registry.find(token) {
@@ -174,7 +176,7 @@ impl Core {
                 }
                 Command::Arm(token) => {
                     if let Some(entry) = poller.registry.find(token) {
-                        arm(&mut self.wheel, &entry);
+                        self.look_at(&entry, entry.control.alarm.arm());
                     }
                 }
                 Command::Resume(token) => {
@@ -191,6 +193,8 @@ impl Core {
                 Command::Nudge => {}
             }
         }
+        // Its memory serves again.
+        self.commands = commands;
     }
 
     /// Takes out of the wheel what is due.
@@ -209,7 +213,7 @@ impl Core {
                         continue;
                     };
                     // An item of an earlier setting is of no interest.
-                    if entry.control.armed.load(Ordering::SeqCst) == at {
+                    if entry.control.alarm.is_armed_at(at) {
                         self.work.push_back(Work::Timer(entry, tick));
                     }
                 }
@@ -224,31 +228,29 @@ impl Core {
 
     /// The moment to deliver a timer: is it (still) due, judged by `tick`? If not, the wheel is
     /// told to look again later.
-    pub(crate) fn timer_is_due(&mut self, _: &Poller, entry: &Entry, tick: u64) -> bool {
-        let control = &entry.control;
-        control.armed.store(NEVER, Ordering::SeqCst);
-        let deadline = control.deadline.load(Ordering::SeqCst);
-        if deadline <= tick {
-            // A new deadline that comes in between is not this one's business.
-            let exchange = control.deadline.compare_exchange(
-                deadline,
-                NEVER,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            );
-            if exchange.is_ok() {
-                return true;
+    pub(crate) fn timer_is_due(&mut self, entry: &Entry, tick: u64) -> bool {
+        match entry.control.alarm.fire(tick) {
+            Fired::Due => true,
+            Fired::NotYet(next) => {
+                self.look_at(entry, next);
+                false
             }
         }
-        arm(&mut self.wheel, entry);
-        false
     }
 
     /// As [`Poller::set_timer`], for the holder of the role.
     pub(crate) fn set_timer(&mut self, poller: &Poller, entry: &Entry, deadline: Option<Instant>) {
-        let tick = deadline.map_or(NEVER, |deadline| poller.clock.tick_after(deadline));
-        entry.control.deadline.store(tick, Ordering::SeqCst);
-        arm(&mut self.wheel, entry);
+        let tick = deadline.map(|deadline| poller.clock.tick_after(deadline));
+        if entry.control.alarm.set(tick) {
+            self.look_at(entry, entry.control.alarm.arm());
+        }
+    }
+
+    fn look_at(&mut self, entry: &Entry, tick: Option<u64>) {
+        if let Some(tick) = tick {
+            self.wheel
+                .insert(tick, Timer::Operator(entry.control.token));
+        }
     }
 
     /// A run asks for a pause.
@@ -257,20 +259,10 @@ impl Core {
     }
 }
 
-/// Has the wheel look at the operator's deadline, if it would look too late otherwise.
-fn arm(wheel: &mut Wheel<Timer>, entry: &Entry) {
-    let control = &entry.control;
-    let deadline = control.deadline.load(Ordering::SeqCst);
-    if deadline < control.armed.load(Ordering::SeqCst) {
-        control.armed.store(deadline, Ordering::SeqCst);
-        wheel.insert(deadline, Timer::Operator(control.token));
-    }
-}
-
 /// A run may have been overtaken by the `resume` it waits for.
 fn pause_after_run(work: &mut VecDeque<Work>, entry: &Arc<Entry>) {
     entry.pause(Readiness::EMPTY);
-    if entry.control.resumed.swap(false, Ordering::AcqRel) {
+    if entry.control.overtaken() {
         resume(work, entry.clone());
     }
 }

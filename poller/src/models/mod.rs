@@ -7,5 +7,6 @@
 //! ```
 
 mod command;
+mod control;
 mod role;
 mod workers;

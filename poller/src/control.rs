@@ -1,0 +1,176 @@
+//! The part of a registration that outlives its operator: what other threads reach without a lock.
+
+use crate::{
+    registry::Token,
+    sync::{AtomicBool, AtomicU64, Ordering},
+};
+
+/// What a [`Registration`](crate::Registration) and its poller share.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) token: Token,
+    pub(crate) wake: Coalesced,
+    pub(crate) alarm: Alarm,
+    /// `resume` was called since the present run began.
+    resumed: AtomicBool,
+}
+
+impl Control {
+    pub(crate) fn new(token: Token) -> Self {
+        Self {
+            token,
+            wake: Coalesced::new(),
+            alarm: Alarm::new(),
+            resumed: AtomicBool::new(false),
+        }
+    }
+
+    /// A run begins: only a `resume` from here on counts for a pause that it asks for.
+    pub(crate) fn run_begins(&self) {
+        self.resumed.store(false, Ordering::Relaxed);
+    }
+
+    /// Somebody wants a pause to end.
+    pub(crate) fn resume(&self) {
+        self.resumed.store(true, Ordering::Release);
+    }
+
+    /// Whether a pause that a run asked for was over before it began.
+    pub(crate) fn overtaken(&self) -> bool {
+        self.resumed.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// A request that is queued at most once.
+#[derive(Debug)]
+pub(crate) struct Coalesced {
+    queued: AtomicBool,
+}
+
+impl Coalesced {
+    pub(crate) fn new() -> Self {
+        Self {
+            queued: AtomicBool::new(false),
+        }
+    }
+
+    /// `true`: the caller has to queue the request; `false`: it is queued, and whoever serves it
+    /// will see everything the caller did before.
+    pub(crate) fn ask(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    /// The request is about to be served; one from here on is another one.
+    pub(crate) fn serve(&self) {
+        self.queued.swap(false, Ordering::AcqRel);
+    }
+}
+
+/// No deadline; nothing armed.
+const NEVER: u64 = u64::MAX;
+
+/// An operator's timer. The deadline may be changed by anybody at any time; the wheel is told only
+/// if it would look too late, so moving a deadline away, as every request does, costs two atomic
+/// operations.
+///
+/// The two words are written and read crosswise (deadline then armed by the setter, armed then
+/// deadline by the poller), so all accesses are sequentially consistent: one of the two sees the
+/// other.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    /// The tick at which the timer is due.
+    deadline: AtomicU64,
+    /// The tick at which the wheel will look. Written by the poller only.
+    armed: AtomicU64,
+}
+
+/// What [`Alarm::fire`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fired {
+    /// The timer is due, and is cleared with this.
+    Due,
+    /// It is not (any more). The wheel is to look again at the tick, if there is one.
+    NotYet(Option<u64>),
+}
+
+impl Alarm {
+    pub(crate) fn new() -> Self {
+        Self {
+            deadline: AtomicU64::new(NEVER),
+            armed: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// Sets the deadline. `true`: the poller has to [`arm`](Self::arm) the wheel.
+    pub(crate) fn set(&self, deadline: Option<u64>) -> bool {
+        let deadline = deadline.unwrap_or(NEVER);
+        self.deadline.store(deadline, Ordering::SeqCst);
+        deadline < self.armed.load(Ordering::SeqCst)
+    }
+
+    /// The poller: the tick to put into the wheel, if it would look too late otherwise.
+    pub(crate) fn arm(&self) -> Option<u64> {
+        let deadline = self.deadline.load(Ordering::SeqCst);
+        if deadline >= self.armed.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.armed.store(deadline, Ordering::SeqCst);
+        Some(deadline)
+    }
+
+    /// The poller: whether an item of the wheel that waited for `tick` is the one that counts.
+    pub(crate) fn is_armed_at(&self, tick: u64) -> bool {
+        self.armed.load(Ordering::SeqCst) == tick
+    }
+
+    /// The poller: the wheel has looked; is the timer due, judged by `now`?
+    pub(crate) fn fire(&self, now: u64) -> Fired {
+        self.armed.store(NEVER, Ordering::SeqCst);
+        let deadline = self.deadline.load(Ordering::SeqCst);
+        // A deadline set in between is not this one's business.
+        let cleared = deadline <= now
+            && self
+                .deadline
+                .compare_exchange(deadline, NEVER, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
+        if cleared {
+            Fired::Due
+        } else {
+            Fired::NotYet(self.arm())
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wheel_is_bothered_only_when_it_would_look_too_late() {
+        let alarm = Alarm::new();
+        assert!(!alarm.set(None));
+        assert!(alarm.set(Some(50)));
+        assert_eq!(alarm.arm(), Some(50));
+        assert_eq!(alarm.arm(), None);
+        assert!(!alarm.set(Some(80)), "it looks at 50 anyway");
+        assert_eq!(alarm.fire(50), Fired::NotYet(Some(80)));
+        assert!(alarm.set(Some(60)));
+        assert_eq!(alarm.arm(), Some(60));
+        assert!(
+            alarm.is_armed_at(60) && !alarm.is_armed_at(80),
+            "the item at 80 is void"
+        );
+        assert_eq!(alarm.fire(61), Fired::Due);
+        assert_eq!(alarm.fire(80), Fired::NotYet(None), "once only");
+    }
+
+    #[test]
+    fn a_cleared_timer_does_not_fire() {
+        let alarm = Alarm::new();
+        assert!(alarm.set(Some(5)));
+        assert_eq!(alarm.arm(), Some(5));
+        assert!(!alarm.set(None));
+        assert_eq!(alarm.fire(5), Fired::NotYet(None));
+        assert!(!alarm.is_armed_at(5));
+    }
+}
