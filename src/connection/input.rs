@@ -307,6 +307,10 @@ impl Rx {
     }
 
     fn receive_scratch(&mut self) -> io::Result<(usize, usize)> {
+        // What was consumed to the end holds the chunk no longer than necessary.
+        if let Some(buffer) = self.buffer.as_mut().filter(|buffer| buffer.is_empty()) {
+            buffer.release();
+        }
         CHUNK.with_borrow_mut(|chunk| {
             // Back to its start if nobody holds a view of it, which keeps it in the cache.
             if !chunk.try_reclaim(SCRATCH) && chunk.capacity() < SCRATCH / 4 {

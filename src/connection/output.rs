@@ -54,7 +54,8 @@ pub(crate) enum Sent {
 /// The queued output of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    queue: Mutex<Queue>,
+    /// Made when something is queued for the first time: most connections never need it.
+    queue: Mutex<Option<Box<Queue>>>,
     bytes: AtomicU64,
     messages: AtomicU64,
 }
@@ -162,22 +163,25 @@ impl Outbox {
 
     /// Where the queue ends now.
     pub(crate) fn mark(&self) -> Mark {
-        Mark(self.queue.lock().accepted)
+        Mark(self.queue.lock().as_ref().map_or(0, |queue| queue.accepted))
     }
 
     /// Whether everything before `mark` was sent.
     pub(crate) fn passed(&self, mark: Mark) -> bool {
-        self.queue.lock().sent >= mark.0
+        self.queue.lock().as_ref().map_or(0, |queue| queue.sent) >= mark.0
     }
 
     /// Bytes that were accepted but not sent yet, those being sent right now included.
     pub(crate) fn queued(&self) -> usize {
-        self.queue.lock().bytes()
+        self.queue.lock().as_ref().map_or(0, |queue| queue.bytes())
     }
 
     /// Whether `len` more bytes as one message have room.
     pub(crate) fn has_room(&self, len: usize, bound: Bound) -> bool {
-        self.queue.lock().room(len, bound).is_ok()
+        self.queue
+            .lock()
+            .as_ref()
+            .is_none_or(|queue| queue.room(len, bound).is_ok())
     }
 
     /// Counts output that was moved past the queue by the flusher.
@@ -197,13 +201,20 @@ impl Outbox {
 
     /// What was accepted and dropped.
     pub(crate) fn lost(&self) -> Loss {
-        self.queue.lock().lost
+        self.queue
+            .lock()
+            .as_ref()
+            .map_or_else(Loss::default, |queue| queue.lost)
     }
 
     /// Drops what is queued because sending is over. What a flusher holds right now it drops
     /// itself when it sees the word.
     pub(crate) fn discard(&self, word: &Word) {
-        let chain = self.queue.lock().discard(word, 0);
+        let chain = self
+            .queue
+            .lock()
+            .as_mut()
+            .and_then(|queue| queue.discard(word, 0));
         drop(chain);
     }
 
@@ -216,13 +227,14 @@ impl Outbox {
             }
             return (Mark(i64::MIN), self.flush(word, sink));
         }
-        let mut queue = self.queue.lock();
+        let mut locked = self.queue.lock();
+        let queue = locked.get_or_insert_default();
         let mark = Mark(queue.sent);
         queue.sent -= chain.len() as i64;
         queue.ends.push_front(mark.0);
         queue.put_back(chain);
         word.set(QUEUED);
-        drop(queue);
+        drop(locked);
         let sent = match end {
             Sent::Parked => self.park(word, sink),
             Sent::Starved => Self::starve(word),
@@ -237,7 +249,8 @@ impl Outbox {
         chain: &mut LinkBuffer,
         bound: Bound,
     ) -> Result<(Mark, bool), Full> {
-        let mut queue = self.queue.lock();
+        let mut locked = self.queue.lock();
+        let queue = locked.get_or_insert_default();
         queue.room(chain.len(), bound)?;
         queue.accepted += chain.len() as i64;
         let end = queue.accepted;
@@ -256,7 +269,8 @@ impl Outbox {
         let mut share = 0;
         loop {
             let taken = {
-                let mut queue = self.queue.lock();
+                let mut locked = self.queue.lock();
+                let queue = locked.get_or_insert_default();
                 match queue.chain.take() {
                     Some(chain) if !chain.is_empty() => Some(chain),
                     empty => {
@@ -271,12 +285,13 @@ impl Outbox {
             };
             let len = chain.len();
             let end = self.transmit(word, sink, &mut chain, &mut share);
-            let mut queue = self.queue.lock();
+            let mut locked = self.queue.lock();
+            let queue = locked.get_or_insert_default();
             queue.progress(len - chain.len());
             if !chain.is_empty() || queue.chain.is_none() {
                 queue.put_back(&mut chain);
             }
-            drop(queue);
+            drop(locked);
             match end {
                 Sent::All if share >= TURN_BYTES => {
                     word.clear(FLUSHING);
@@ -305,7 +320,11 @@ impl Outbox {
     }
 
     fn fail(&self, word: &Word, end: Sent) -> Sent {
-        let chain = self.queue.lock().discard(word, FLUSHING);
+        let chain = self
+            .queue
+            .lock()
+            .get_or_insert_default()
+            .discard(word, FLUSHING);
         drop(chain);
         end
     }

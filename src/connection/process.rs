@@ -39,7 +39,8 @@ pub(crate) struct Owner {
     pub(crate) conn: Connection,
     session: Option<Box<dyn Session>>,
     /// Sessions of replaced handlers; they hear of the end too.
-    past: Vec<Box<dyn Session>>,
+    #[allow(clippy::box_collection)] // one word in every connection, used by few
+    past: Option<Box<Vec<Box<dyn Session>>>>,
     /// `on_connect` returned Ok.
     connected: bool,
     /// The handler was run with the end of input in sight.
@@ -149,7 +150,7 @@ impl Owner {
             // Without callbacks there is nothing to connect.
             connected: session.is_none(),
             session,
-            past: Vec::new(),
+            past: None,
             end_shown: false,
             last_look: false,
             close_deadline: None,
@@ -178,7 +179,11 @@ impl Owner {
         }
         let last = last.filter(|_| connected);
         let parked = shared.ending.lock().unpark();
-        for mut session in parked.into_iter().chain(self.past.drain(..)).chain(last) {
+        for mut session in parked
+            .into_iter()
+            .chain(self.past.take().into_iter().flat_map(|past| *past))
+            .chain(last)
+        {
             shared
                 .context
                 .counters
@@ -391,7 +396,7 @@ impl Owner {
             after = After::Replaced;
             shared.set_hooks(next.hooks());
             if let Some(old) = self.session.replace(next) {
-                self.past.push(old);
+                self.past.get_or_insert_default().push(old);
             }
             self.connected = false;
             self.connect(shared)?;
@@ -402,7 +407,7 @@ impl Owner {
     /// has come already it is due now.
     fn hand_over(mut self: Box<Self>, shared: &Arc<Shared>) {
         let connected = std::mem::take(&mut self.connected);
-        let mut sessions = std::mem::take(&mut self.past);
+        let mut sessions = self.past.take().map_or_else(Vec::new, |past| *past);
         sessions.extend(self.session.take().filter(|_| connected));
         sessions.retain(|session| !session.ends_when_taken());
         shared.ending.lock().park(sessions);
