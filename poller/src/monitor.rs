@@ -37,7 +37,8 @@ pub(crate) struct Monitor {
 
 #[derive(Default)]
 struct State {
-    pollers: Vec<Weak<Poller>>,
+    /// Shared, so that a tick takes a reference and no copy.
+    pollers: Arc<[Weak<Poller>]>,
     /// Somebody deposited since the monitor parked.
     called: bool,
     stopped: bool,
@@ -57,7 +58,7 @@ impl Monitor {
 
     /// Whom to look at.
     pub(crate) fn pollers(&self, pollers: Vec<Weak<Poller>>) {
-        self.state.lock().pollers = pollers;
+        self.state.lock().pollers = pollers.into();
     }
 
     /// There is something to look at: starts the monitor, or starts it again.
@@ -81,11 +82,10 @@ impl Monitor {
             state.started = true;
             state.handle = Some(handle);
         } else {
-            let pollers = std::mem::take(&mut state.pollers);
+            let pollers = Arc::clone(&state.pollers);
             for poller in pollers.iter().filter_map(Weak::upgrade) {
                 poller.role.ask_for_watch();
             }
-            state.pollers = pollers;
         }
     }
 
@@ -130,12 +130,12 @@ impl Monitor {
     }
 
     /// Sleeps for a tick; `None` if the group ended.
-    fn wait(&self, tick: Duration) -> Option<Vec<Weak<Poller>>> {
+    fn wait(&self, tick: Duration) -> Option<Arc<[Weak<Poller>]>> {
         let until = Instant::now() + tick;
         let mut state = self.state.lock();
         while !state.stopped {
             if self.changed.wait_until(&mut state, until).timed_out() {
-                return Some(state.pollers.clone());
+                return Some(Arc::clone(&state.pollers));
             }
         }
         None
