@@ -37,7 +37,8 @@ usage: rpc_client --connect ADDR [--connections N] [--depth N] [--size N] [--sec
   --dispatch D      where answers are handled: adaptive (default), workers or inline
   --workers N       the most threads of --dispatch workers
 
-Prints: calls=N calls_per_s=X p50_us=X p99_us=X p999_us=X max_us=X bytes=N wrong_bytes=N errors=N";
+Prints: calls=N calls_per_s=X p50_us=X p99_us=X p999_us=X max_us=X bytes=N answers=N wrong_bytes=N
+errors=N. All but the last three are of calls that were answered within the time.";
 
 /// How long the last answers may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -103,6 +104,8 @@ struct Run {
     filler: Bytes,
     start: OnceLock<Instant>,
     total: Mutex<Total>,
+    /// All answers, those that came too late to be measured included.
+    answers: AtomicU64,
     wrong_bytes: AtomicU64,
     errors: AtomicU64,
 }
@@ -125,6 +128,7 @@ impl Run {
                 // Nanoseconds, up to a minute.
                 latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("a valid range"),
             }),
+            answers: AtomicU64::new(0),
             wrong_bytes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         }
@@ -179,11 +183,12 @@ impl Run {
         let total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
         let micros = |nanos: u64| nanos as f64 / 1e3;
         let at = |quantile| micros(total.latency.value_at_quantile(quantile));
+        let answers = self.answers.load(Ordering::Relaxed);
         let wrong = self.wrong_bytes.load(Ordering::Relaxed);
         let errors = self.errors.load(Ordering::Relaxed) + lost;
         println!(
             "calls={} calls_per_s={:.0} p50_us={:.1} p99_us={:.1} p999_us={:.1} max_us={:.1} \
-             bytes={} wrong_bytes={wrong} errors={errors}",
+             bytes={} answers={answers} wrong_bytes={wrong} errors={errors}",
             total.calls,
             total.calls as f64 / self.duration.as_secs_f64().max(f64::MIN_POSITIVE),
             at(0.5),
@@ -270,6 +275,9 @@ impl Handler for Caller {
     }
 
     fn on_disconnect(&self, flow: Flow, reason: CloseReason) {
+        self.run
+            .answers
+            .fetch_add(flow.next_answer, Ordering::Relaxed);
         if flow.next_answer != flow.next_call {
             eprintln!(
                 "{} calls were not answered: {reason}",

@@ -101,28 +101,12 @@ fn the_largest_frame_comes_back() {
 fn client_and_server_agree_under_every_dispatch() {
     for dispatch in DISPATCHES {
         let server = server(dispatch);
-        for (connections, depth, size) in [("1", "1", "0"), ("3", "16", "64"), ("2", "8", "65536")]
-        {
-            let output = run(
-                "rpc_client",
-                &[
-                    "--connect",
-                    &server.place,
-                    "--dispatch",
-                    dispatch,
-                    "--seconds",
-                    "0.2",
-                    "--connections",
-                    connections,
-                    "--depth",
-                    depth,
-                    "--size",
-                    size,
-                    "--pollers",
-                    "2",
-                ],
+        for (connections, depth, size) in [(1, 1, 0), (3, 16, 64), (2, 8, 65_536)] {
+            assert_agree(
+                &server,
+                &format!("--dispatch {dispatch} --pollers 2"),
+                (connections, depth, size),
             );
-            assert_correct(&output);
         }
         assert_eq!(server.terminate(), 0);
     }
@@ -133,32 +117,29 @@ fn client_and_server_agree_over_a_unix_socket() {
     let place = format!("unix:{}", fresh_path(".sock"));
     let server = Server::start("rpc_server", &["--listen", &place, "--pollers", "2"]);
     assert_eq!(server.place, place);
-    let output = run(
-        "rpc_client",
-        &[
-            "--connect",
-            &place,
-            "--seconds",
-            "0.2",
-            "--connections",
-            "4",
-            "--depth",
-            "4",
-            "--size",
-            "1000",
-        ],
-    );
-    assert_correct(&output);
+    assert_agree(&server, "", (4, 4, 1000));
     assert_eq!(server.terminate(), 0);
 }
 
-fn assert_correct(output: &std::process::Output) {
+/// Runs the client and looks at what it printed.
+fn assert_agree(server: &Server, more: &str, (connections, depth, size): (u64, u64, u64)) {
+    let flags = format!(
+        "--connect {} --seconds 0.2 --connections {connections} --depth {depth} --size {size} \
+         {more}",
+        server.place
+    );
+    let output = run("rpc_client", &flags.split_whitespace().collect::<Vec<_>>());
     let (line, errors) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{line} {errors}");
-    assert!(figure(&line, "calls") > 0, "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    // Each connection makes that many calls at least, whatever the time.
+    let answers = figure(&line, "answers");
+    assert!(answers >= connections * depth, "{line}");
+    let calls = figure(&line, "calls");
+    assert!(calls <= answers, "{line}");
+    assert_eq!(figure(&line, "bytes"), calls * 2 * (size + 4), "{line}");
     assert_eq!(figure(&line, "wrong_bytes"), 0, "{line}");
     assert_eq!(figure(&line, "errors"), 0, "{line}");
-    assert_eq!(line.lines().count(), 1, "{line}");
 }
 
 #[test]

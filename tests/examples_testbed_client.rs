@@ -101,38 +101,6 @@ fn the_client_finds_wrong_replies() {
 }
 
 #[test]
-fn a_late_reply_is_never_taken_for_that_of_another_call() {
-    let server = server(&[]);
-    // One connection at most, replies later than the client waits: each call must get a
-    // connection without the reply of the last one, so nothing is ever wrong.
-    let output = run(
-        "testbed_client",
-        &[
-            "--connect",
-            &server.place,
-            "--pool",
-            "1",
-            "--op",
-            "S",
-            "--ms",
-            "60",
-            "--timeout-ms",
-            "20",
-            "--count",
-            "5",
-        ],
-    );
-    let line = text(&output.stdout);
-    assert_eq!(figure(&line, "wrong_bytes"), 0, "{line}");
-    assert_eq!(
-        (figure(&line, "ok"), figure(&line, "TimedOut")),
-        (0, 5),
-        "{line}"
-    );
-    assert_eq!(server.terminate(), 0);
-}
-
-#[test]
 fn wrong_command_lines_are_refused_with_the_reason() {
     let place = ["--listen", "tcp:127.0.0.1:0"];
     for (args, reason) in [
