@@ -22,7 +22,7 @@ fn the_types_can_be_sent_and_shared() {
 #[test]
 fn a_buffer_is_small() {
     assert!(
-        size_of::<LinkBuffer>() <= 112,
+        size_of::<LinkBuffer>() <= 104,
         "{} bytes",
         size_of::<LinkBuffer>()
     );
