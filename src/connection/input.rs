@@ -19,7 +19,7 @@ use crate::{
     sync::Ordering,
 };
 use bytes::BytesMut;
-use linkbuffer::LinkBuffer;
+use linkbuffer::{ChunkPool, LinkBuffer};
 use poller::Interest;
 use std::{
     cell::RefCell,
@@ -313,16 +313,15 @@ impl Rx {
         }
         CHUNK.with_borrow_mut(|chunk| {
             // Back to its start if nobody holds a view of it, which keeps it in the cache.
-            if !chunk.try_reclaim(SCRATCH) && chunk.capacity() < SCRATCH / 4 {
-                *chunk = BytesMut::with_capacity(SCRATCH);
+            if !chunk.try_reclaim(SCRATCH) {
+                ChunkPool::global().renew(chunk, SCRATCH / 4, SCRATCH);
             }
             let offered = chunk.capacity() - chunk.len();
             let n = self.socket.recv_into(chunk)?;
             if n > 0 {
-                let piece = chunk.split_to(n);
                 self.buffer
                     .get_or_insert_with(spare::input)
-                    .push_chunk(piece);
+                    .push_from(chunk);
             }
             Ok((n, offered))
         })
