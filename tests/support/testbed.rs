@@ -33,12 +33,6 @@ pub(crate) fn pattern(n: u32) -> Vec<u8> {
         .collect()
 }
 
-/// The server's figures, over a connection of their own.
-pub(crate) fn figures(server: &Server) -> String {
-    let mut socket = server.connect();
-    figures_over(&mut socket)
-}
-
 /// The server's figures, over this connection.
 pub(crate) fn figures_over(socket: &mut Socket) -> String {
     socket.send(&request(b'T', b""));
