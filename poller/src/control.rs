@@ -73,9 +73,9 @@ const NEVER: u64 = u64::MAX;
 /// if it would look too late, so moving a deadline away, as every request does, costs two atomic
 /// operations.
 ///
-/// The two words are written and read crosswise (deadline then armed by the setter, armed then
-/// deadline by the poller), so all accesses are sequentially consistent: one of the two sees the
-/// other.
+/// The two words are written and read crosswise: deadline, then armed by the setter; armed, then
+/// deadline by the poller. Every change, and the setter's look, is a read-modify-write, so one of
+/// the two comes after the other and sees what it did.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     /// The tick at which the timer is due.
@@ -104,34 +104,34 @@ impl Alarm {
     /// Sets the deadline. `true`: the poller has to [`arm`](Self::arm) the wheel.
     pub(crate) fn set(&self, deadline: Option<u64>) -> bool {
         let deadline = deadline.unwrap_or(NEVER);
-        self.deadline.store(deadline, Ordering::SeqCst);
-        deadline < self.armed.load(Ordering::SeqCst)
+        self.deadline.swap(deadline, Ordering::AcqRel);
+        deadline < self.armed.fetch_or(0, Ordering::AcqRel)
     }
 
     /// The poller: the tick to put into the wheel, if it would look too late otherwise.
     pub(crate) fn arm(&self) -> Option<u64> {
-        let deadline = self.deadline.load(Ordering::SeqCst);
-        if deadline >= self.armed.load(Ordering::SeqCst) {
+        let deadline = self.deadline.load(Ordering::Acquire);
+        if deadline >= self.armed.load(Ordering::Relaxed) {
             return None;
         }
-        self.armed.store(deadline, Ordering::SeqCst);
+        self.armed.swap(deadline, Ordering::AcqRel);
         Some(deadline)
     }
 
     /// The poller: whether an item of the wheel that waited for `tick` is the one that counts.
     pub(crate) fn is_armed_at(&self, tick: u64) -> bool {
-        self.armed.load(Ordering::SeqCst) == tick
+        self.armed.load(Ordering::Relaxed) == tick
     }
 
     /// The poller: the wheel has looked; is the timer due, judged by `now`?
     pub(crate) fn fire(&self, now: u64) -> Fired {
-        self.armed.store(NEVER, Ordering::SeqCst);
-        let deadline = self.deadline.load(Ordering::SeqCst);
+        self.armed.swap(NEVER, Ordering::AcqRel);
+        let deadline = self.deadline.load(Ordering::Acquire);
         // A deadline set in between is not this one's business.
         let cleared = deadline <= now
             && self
                 .deadline
-                .compare_exchange(deadline, NEVER, Ordering::SeqCst, Ordering::SeqCst)
+                .compare_exchange(deadline, NEVER, Ordering::AcqRel, Ordering::Acquire)
                 .is_ok();
         if cleared {
             Fired::Due
