@@ -32,6 +32,8 @@ pub(crate) struct Core {
     wheel: Wheel<Timer>,
     events: Vec<sys::Event>,
     commands: Vec<Command>,
+    /// Taken out of the wheel; empty but for its memory.
+    due: Vec<(u64, Timer)>,
     /// What is left to do in this turn.
     pub(crate) work: VecDeque<Work>,
     /// Goes on after the next wait.
@@ -76,6 +78,7 @@ impl Core {
             wheel: Wheel::new(),
             events: Vec::new(),
             commands: Vec::new(),
+            due: Vec::new(),
             work: VecDeque::new(),
             yielded: VecDeque::new(),
             detached: Vec::new(),
@@ -204,9 +207,9 @@ impl Core {
             self.wheel.advance(tick, |_, _| {});
             return;
         }
-        let mut due = Vec::new();
+        let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(tick, |at, timer| due.push((at, timer)));
-        for (at, timer) in due {
+        for (at, timer) in due.drain(..) {
             match timer {
                 Timer::Operator(token) => {
                     let Some(entry) = poller.registry.find(token) else {
@@ -224,6 +227,7 @@ impl Core {
                 }
             }
         }
+        self.due = due;
     }
 
     /// The moment to deliver a timer: is it (still) due, judged by `tick`? If not, the wheel is

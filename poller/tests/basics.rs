@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use poller::{Interest, Progress, Readiness, must_not_block};
+use poller::{Interest, PollerGroup, Progress, Readiness, must_not_block};
 use support::{group, pair, probe, until};
 
 const BOTH: fn() -> Interest = || Interest::READ | Interest::WRITE;
@@ -189,4 +189,86 @@ fn operators_are_dropped_after_close() {
     assert!(weak.upgrade().is_none());
     let (ours, _peer) = pair();
     assert!(group.register(probe(ours).build(), Interest::READ).is_err());
+}
+
+#[test]
+fn busy_polling_changes_nothing_but_time() {
+    let group = PollerGroup::builder()
+        .pollers(1)
+        .busy_poll(Some(Duration::from_millis(2)))
+        .build()
+        .unwrap();
+    let handle = group.pick();
+    let (ours, mut peer) = pair();
+    let reader = ours.try_clone().unwrap();
+    let operator = probe(ours)
+        .on_ready(move |_, readiness, _| {
+            if readiness.contains(Readiness::READABLE) {
+                let mut bytes = [0; 64];
+                while let Ok(n @ 1..) = (&reader).read(&mut bytes) {
+                    (&reader).write_all(&bytes[..n]).unwrap();
+                }
+            }
+            Progress::Drained
+        })
+        .register(&handle, Interest::READ);
+    for round in 0..100u8 {
+        peer.write_all(&[round]).unwrap();
+        let mut back = [0];
+        peer.read_exact(&mut back).unwrap();
+        assert_eq!(back, [round]);
+        operator.registration().wake();
+        let due = Instant::now() + Duration::from_micros(500);
+        let (tell, told) = mpsc::channel();
+        handle.schedule(due, move || tell.send(Instant::now()).unwrap());
+        assert!(told.recv_timeout(support::LIMIT).unwrap() >= due);
+    }
+    until("a wake", || operator.saw(Readiness::WAKE));
+    group.close();
+}
+
+/// Nothing to do: neither the poller nor the monitor moves.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_idle_group_does_nothing() {
+    let group = PollerGroup::builder()
+        .pollers(1)
+        .name("quiet")
+        .build()
+        .unwrap();
+    let (ours, mut peer) = pair();
+    let operator = probe(ours)
+        .on_ready(|_, _, budget| {
+            budget.request_run();
+            Progress::Drained
+        })
+        .register(&group.pick(), Interest::READ);
+    // A run starts the monitor.
+    peer.write_all(b"x").unwrap();
+    until("the run", || operator.runs() == 1);
+    let switches = || {
+        std::fs::read_dir("/proc/self/task")
+            .unwrap()
+            .map(|task| task.unwrap().path())
+            .filter(|task| {
+                std::fs::read_to_string(task.join("comm"))
+                    .is_ok_and(|name| name.starts_with("quiet"))
+            })
+            .flat_map(|task| std::fs::read_to_string(task.join("status")))
+            .flat_map(|status| {
+                status
+                    .lines()
+                    .filter(|line| line.starts_with("voluntary_ctxt_switches"))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert!(switches().len() >= 2, "a poller and the monitor");
+    until("rest", || {
+        let before = (group.stats().total().turns, switches());
+        std::thread::sleep(Duration::from_millis(30));
+        before == (group.stats().total().turns, switches())
+    });
+    group.close();
 }
