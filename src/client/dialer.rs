@@ -57,7 +57,7 @@ impl Dialer {
         Self::default()
     }
 
-    /// How long opening a connection may take in all, name resolution by the system excepted.
+    /// How long opening a connection may take in all, name resolution included.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
         self

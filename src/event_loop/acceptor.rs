@@ -100,11 +100,9 @@ impl Acceptor {
         });
         let operator = Arc::clone(&acceptor) as Arc<dyn Operator>;
         let registration = context.group.register(operator, poller::Interest::READ)?;
-        // The first event may have run into a pause before the registration was known.
-        registration.wake();
-        if acceptor.registration.set(registration).is_err() {
-            unreachable!("an acceptor is registered once");
-        }
+        // The first event may have run into a pause before the registration was known: a pause
+        // needs it for its timer.
+        acceptor.registration.get_or_init(|| registration).wake();
         Ok(acceptor)
     }
 
