@@ -8,11 +8,11 @@ if [ "$#" -gt 0 ]; then
     exit
 fi
 
-step cargo test --workspace
+step cargo test --workspace --no-fail-fast
 
 with_features=()
 for file in $(grep -lE '^#!\[cfg\(.*feature' tests/*.rs || true); do
     with_features+=(--test "$(basename "$file" .rs)")
 done
-step cargo test -p netpoll --all-features --lib "${with_features[@]}"
+step cargo test -p netpoll --no-fail-fast --all-features --lib "${with_features[@]}"
 step cargo test -p netpoll --no-default-features --lib
