@@ -361,10 +361,12 @@ fn a_handler_is_not_run_before_its_wake_up_mark() {
         let calls = Log::new();
         let log = calls.clone();
         let server = case.serve(handler_fn(move |conn| {
-            log.push(conn.available());
+            let available = conn.available();
             while let Some(frame) = decode(conn)? {
                 conn.append(frame)?;
             }
+            // Told once it is known what it waits for.
+            log.push(available);
             conn.flush()
         }));
         let mut peer = server.connect();

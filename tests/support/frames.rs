@@ -24,14 +24,23 @@ pub(crate) fn read_frame(peer: &mut Peer) -> io::Result<Vec<u8>> {
 /// `len` bytes that differ from place to place and from seed to seed.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
+    // A length that divides nothing else; every repetition gets its number.
+    let mut block = vec![0; len.min(65_537)];
+    for part in block.chunks_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
+        part.copy_from_slice(&state.to_le_bytes()[..part.len()]);
     }
-    out.truncate(len);
+    let mut out = Vec::with_capacity(len);
+    while out.len() < len {
+        let start = out.len();
+        let n = block.len().min(len - start);
+        out.extend_from_slice(&block[..n]);
+        if n >= 8 && start > 0 {
+            out[start..start + 8].copy_from_slice(&(start as u64 ^ state).to_le_bytes());
+        }
+    }
     out
 }
 
