@@ -14,6 +14,8 @@ use tokio_util::codec::{AnyDelimiterCodec, Decoder, LengthDelimitedCodec, LinesC
 
 /// Bytes of one receive.
 const RECEIVE: usize = 64 << 10;
+/// Rounds of each side behind a ratio.
+const ROUNDS: usize = 2000;
 
 fn framing(c: &mut Criterion) {
     for size in [64, 4096] {
@@ -56,6 +58,10 @@ fn compare(
 ) {
     let count = RECEIVE / frame.len();
     let bytes = frame.repeat(count);
+    println!(
+        "{name}: {:.2} of the time of tokio-util",
+        ratio(|| ours(&bytes, count), || theirs(&bytes, count))
+    );
     let mut group = c.benchmark_group(name);
     group.throughput(Throughput::Elements(count as u64));
     for (side, wanted) in [("netpoll", 0), ("tokio-util", 1)] {
@@ -71,6 +77,15 @@ fn compare(
         });
     }
     group.finish();
+}
+
+/// Time of one side by that of the other: the medians of single rounds, which a busy machine
+/// disturbs less than it does sums.
+fn ratio(mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) -> f64 {
+    let (mut a, mut b): (Vec<_>, Vec<_>) = (0..ROUNDS).map(|_| (ours(), theirs())).unzip();
+    a.sort_unstable();
+    b.sort_unstable();
+    a[ROUNDS / 2].as_secs_f64() / b[ROUNDS / 2].as_secs_f64()
 }
 
 /// A round of a decoder of this crate.

@@ -111,13 +111,33 @@ impl<V> Delimited<V> {
 }
 
 impl<V: FrameView> Delimited<V> {
-    /// Consumes the frame that ends, delimiter included, after `end` bytes.
-    fn cut(&mut self, chain: &mut LinkBuffer, end: usize) -> io::Result<Option<V>> {
+    /// Searches the first piece, where a delimiter usually is: where the text ends, and where the
+    /// frame does.
+    #[inline]
+    fn find_at_once(&mut self, chain: &LinkBuffer, window: usize) -> Option<(usize, usize)> {
+        let first = chain.chunks().next()?;
+        let first = &first[..first.len().min(window)];
+        let Some(end) = self.delimiter.search(first, &mut self.progress.matched) else {
+            self.progress.scanned = first.len();
+            return None;
+        };
+        let text = end - self.delimiter.len();
+        let cut = self.carriage_return && text > 0 && first[text - 1] == b'\r';
+        Some((text - usize::from(cut), end))
+    }
+
+    /// Searches on in all pieces.
+    fn find(&mut self, chain: &mut LinkBuffer, window: usize) -> Option<(usize, usize)> {
+        let end = self.delimiter.find(chain, &mut self.progress, window)?;
+        let text = end - self.delimiter.len();
+        let cut = self.carriage_return && text > 0 && byte_at(chain, text - 1) == Some(b'\r');
+        Some((text - usize::from(cut), end))
+    }
+
+    /// Consumes a frame of `end` bytes, of which `text` are before the delimiter.
+    #[inline]
+    fn cut(&mut self, chain: &mut LinkBuffer, text: usize, end: usize) -> io::Result<Option<V>> {
         self.progress = Progress::default();
-        let mut text = end - self.delimiter.len();
-        if self.carriage_return && text > 0 && byte_at(chain, text - 1) == Some(b'\r') {
-            text -= 1;
-        }
         if text > self.max {
             return Err(self.too_long().into());
         }
@@ -146,15 +166,20 @@ impl<V: FrameView> Decoder for Delimited<V> {
         let limit = self.limit();
         let window = limit.saturating_add(self.delimiter.len());
         loop {
-            let here = r.available().min(window);
+            let chain = r.chain();
+            let here = chain.len().min(window);
             if here < self.progress.scanned {
                 // Somebody else consumed what was searched.
                 self.progress = Progress::default();
             }
+            if self.progress.scanned == 0 {
+                if let Some((text, end)) = self.find_at_once(chain, window) {
+                    return self.cut(chain, text, end);
+                }
+            }
             if here > self.progress.scanned {
-                let chain = r.chain();
-                if let Some(end) = self.delimiter.find(chain, &mut self.progress, window) {
-                    return self.cut(chain, end);
+                if let Some((text, end)) = self.find(chain, window) {
+                    return self.cut(chain, text, end);
                 }
             }
             let Progress { scanned, matched } = self.progress;

@@ -66,7 +66,7 @@ impl<V: FrameView> Decoder for FixedLength<V> {
 
     #[inline]
     fn decode(&mut self, r: &mut dyn Reader) -> io::Result<Option<V>> {
-        if !ready(r, self.len)? {
+        if r.chain().len() < self.len && !ready(r, self.len)? {
             return Ok(None);
         }
         V::cut(r.chain(), 0, self.len, 0)

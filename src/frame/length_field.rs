@@ -166,19 +166,21 @@ impl<V: FrameView> Decoder for LengthField<V> {
     fn decode(&mut self, r: &mut dyn Reader) -> io::Result<Option<V>> {
         let format = &self.format;
         let head = format.head()?;
-        if r.available() < head && !ready(r, head)? {
-            return Ok(None);
+        let mut total = head;
+        loop {
+            // The usual case is found here by one call through the trait object.
+            let chain = r.chain();
+            if total == head && chain.len() >= head {
+                total = format.total(&chain.peek(head)?[format.offset..])?;
+            }
+            if chain.len() >= total {
+                let strip = format.strip.unwrap_or(head);
+                return V::cut(chain, strip, total - strip, 0);
+            }
+            if !ready(r, total)? {
+                return Ok(None);
+            }
         }
-        let chain = r.chain();
-        let total = format.total(&chain.peek(head)?[format.offset..])?;
-        let strip = format.strip.unwrap_or(head);
-        if chain.len() >= total {
-            return V::cut(chain, strip, total - strip, 0);
-        }
-        if !ready(r, total)? {
-            return Ok(None);
-        }
-        V::cut(r.chain(), strip, total - strip, 0)
     }
 }
 
@@ -219,17 +221,35 @@ impl Format {
         } else {
             big_endian(field)
         };
+        let head = self.offset + self.width;
+        let least = head.max(self.strip.unwrap_or(0));
+        let total = value
+            .checked_add_signed(self.adjustment)
+            .and_then(|rest| usize::try_from(rest).ok()?.checked_add(head));
+        match total {
+            Some(total) if total >= least && total <= self.max => Ok(total),
+            _ => Err(self.reject(value)),
+        }
+    }
+
+    /// What is wrong with the value of a length field.
+    #[cold]
+    fn reject(&self, value: u64) -> FrameError {
         // Three terms of at most 64 bits each: no overflow in 128.
         let head = self.offset as i128 + self.width as i128;
         let total = i128::from(value) + i128::from(self.adjustment) + head;
         let least = head.max(self.strip.unwrap_or(0) as i128);
         if total < least {
-            return Err(too_short(total, least));
+            let limit = if total < 0 { i64::MIN } else { i64::MAX };
+            return FrameError::TooShort {
+                len: i64::try_from(total).unwrap_or(limit),
+                least: usize::try_from(least).unwrap_or(usize::MAX),
+            };
         }
-        if total > self.max as i128 {
-            return Err(too_long(total, self.max));
+        FrameError::TooLong {
+            len: u64::try_from(total).unwrap_or(u64::MAX),
+            max: self.max,
         }
-        Ok(total as usize)
     }
 
     /// What the length field says for a body of `len` bytes.
@@ -304,23 +324,6 @@ fn little_endian(field: &[u8]) -> u64 {
             .iter()
             .rev()
             .fold(0, |value, &byte| value << 8 | u64::from(byte)),
-    }
-}
-
-#[cold]
-fn too_short(total: i128, least: i128) -> FrameError {
-    let len = i64::try_from(total).unwrap_or(if total < 0 { i64::MIN } else { i64::MAX });
-    FrameError::TooShort {
-        len,
-        least: usize::try_from(least).unwrap_or(usize::MAX),
-    }
-}
-
-#[cold]
-fn too_long(total: i128, max: usize) -> FrameError {
-    FrameError::TooLong {
-        len: u64::try_from(total).unwrap_or(u64::MAX),
-        max,
     }
 }
 

@@ -101,7 +101,7 @@ impl Delimiter {
 
     /// How many bytes of `bytes` end with the delimiter, of which `matched` bytes came before.
     #[inline]
-    fn search(&self, bytes: &[u8], matched: &mut usize) -> Option<usize> {
+    pub(super) fn search(&self, bytes: &[u8], matched: &mut usize) -> Option<usize> {
         match self {
             Self::Byte(byte) => memchr(*byte, bytes).map(|i| i + 1),
             Self::Sequence(sequence) => sequence.search(bytes, matched),
