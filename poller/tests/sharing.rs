@@ -32,11 +32,12 @@ fn server(
     let probe = probe(ours)
         .on_ready(move |_, readiness, budget| {
             if readiness.contains(Readiness::READABLE) {
-                let before = asked.fetch_max(1, Ordering::AcqRel);
-                if before == 0 {
+                // One transition, so that a run that ends just now is not missed.
+                let before = asked.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                    Some(if state == 0 { 1 } else { 2 })
+                });
+                if before == Ok(0) {
                     budget.request_run();
-                } else {
-                    asked.store(2, Ordering::Release);
                 }
             }
             Progress::Drained
