@@ -97,7 +97,10 @@ fn before_blocking_passes_the_role_on_at_once() {
     let stats = group.stats();
     assert_eq!(stats.total().handovers, 20);
     assert_eq!(stats.total().promotions, 0);
-    assert!(stats.workers.peak_threads <= 3, "{stats:?}");
+    assert!(
+        stats.workers.peak_threads < 10,
+        "threads are used again: {stats:?}"
+    );
     group.close();
 }
 
