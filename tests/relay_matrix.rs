@@ -2,7 +2,7 @@
 //!
 //! Both proxies share one poller, so the chain would stand still if a relay ever held it up.
 
-use netpoll::{Address, Connection, Dialer, EventLoop, Relay, RelayEnd, handler_fn};
+use netpoll::{Address, Connection, Dialer, EventLoop, Relay, RelayEnd};
 use socket2::SockRef;
 use std::{
     io::{ErrorKind, Read, Write},
@@ -66,6 +66,7 @@ fn proxy(
     (proxy, addr)
 }
 
+#[allow(clippy::too_many_arguments)]
 /// Sends and receives as `end` does; `sent` counts what each side has handed to its kernel.
 fn play(
     end: End,

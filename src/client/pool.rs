@@ -310,16 +310,16 @@ impl Inner {
         self.freed.notify_all();
     }
 
-    /// Takes a connection back; `Err` with it if it is not to be kept.
-    fn keep(&self, address: &Address, conn: Connection) -> Result<(), Connection> {
+    /// Takes a connection back; returns it if it is not to be kept.
+    fn keep(&self, address: &Address, conn: Connection) -> Option<Connection> {
         let options = *self.options.lock();
         let mut state = self.state.lock();
         if state.closed {
-            return Err(conn);
+            return Some(conn);
         }
         let target = state.target(address);
         if target.idle.len() >= options.max_idle {
-            return Err(conn);
+            return Some(conn);
         }
         target.idle.push(Idle {
             conn,
@@ -327,7 +327,7 @@ impl Inner {
         });
         drop(state);
         self.freed.notify_all();
-        Ok(())
+        None
     }
 }
 
@@ -380,10 +380,8 @@ impl Lease {
             return;
         }
         conn.settle();
-        match self.pool.inner.keep(&self.address, conn) {
-            Ok(()) => self.used = true,
-            Err(conn) => drop(conn),
-        }
+        let rejected = self.pool.inner.keep(&self.address, conn);
+        self.used = rejected.is_none();
     }
 }
 

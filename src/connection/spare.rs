@@ -1,6 +1,9 @@
 //! Buffers between two requests: a connection without data holds none, it takes one from the
 //! thread that runs it.
 
+// Boxes, because a connection keeps one word and not a whole buffer.
+#![allow(clippy::vec_box)]
+
 use linkbuffer::LinkBuffer;
 use std::cell::RefCell;
 

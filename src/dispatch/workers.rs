@@ -24,9 +24,8 @@ impl Job for Shared {
     fn run(self: Arc<Self>) {
         while connection::run(&self) == Progress::Yield {
             // Others first: behind them in the queue, or on with it if the queue is closed.
-            let pool = match &self.context.runner {
-                super::Runner::Workers(pool) => pool,
-                _ => continue,
+            let super::Runner::Workers(pool) = &self.context.runner else {
+                continue;
             };
             if pool.submit(Arc::<Self>::clone(&self)).is_ok() {
                 return;

@@ -158,9 +158,11 @@ impl Relay {
     ///
     /// [`Error::WouldDeadlock`] on a poller's thread that must not wait.
     pub fn wait(&self) -> io::Result<Outcome> {
-        self.core
-            .wait(None)
-            .map(|outcome| outcome.expect("without a deadline there is an end"))
+        loop {
+            if let Some(outcome) = self.core.wait(None)? {
+                return Ok(outcome);
+            }
+        }
     }
 
     /// Waits for the end, at most `timeout`; `None` if the relay still runs then.
