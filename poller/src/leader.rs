@@ -1,10 +1,15 @@
 //! The leader's loop: a thread of the pool while it holds, or has just released, the role.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
 
 use crate::{
     command::Command,
-    context,
+    context::{self, must_not_block},
     operator::{Budget, Progress, Requests},
     poller::Poller,
     readiness::Readiness,
@@ -22,13 +27,22 @@ const LOOKS: u32 = 8;
 /// A thread of the pool takes the role, if it is still to be had.
 impl Job for Poller {
     fn run(self: Arc<Self>) {
-        if let Some(core) = self.role.accept().or_else(|| find_shared(&self)) {
-            Leader {
-                context: context::lead(self.clone()),
-                thread: sys::thread_id(),
-                poller: &self,
-            }
-            .lead(core);
+        let Some(core) = self.role.accept().or_else(|| find_shared(&self)) else {
+            return;
+        };
+        let leader = Leader {
+            context: context::lead(self.clone()),
+            thread: sys::thread_id(),
+            poller: &self,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| leader.lead(core)));
+        if outcome.is_err() && must_not_block() {
+            // Callbacks are contained; this was an operator's `fd`, or a mistake of our own. The
+            // core is lost, which must not go unnoticed.
+            leader.end(
+                Vec::new(),
+                Some(io::Error::other("a panic outside of callbacks")),
+            );
         }
     }
 }
@@ -71,10 +85,10 @@ impl Leader<'_> {
                 self.poller.announce(&entry);
             }
             if self.poller.is_closing() {
-                return self.end(core, None);
+                return self.end(core.close(), None);
             }
             if let Err(error) = core.turn(self.poller) {
-                return self.end(core, Some(error));
+                return self.end(core.close(), Some(error));
             }
         }
     }
@@ -197,14 +211,17 @@ impl Leader<'_> {
         }
         self.context.running(deposit.number);
         let value = poller.contain(foreign);
-        let core = poller.role.reclaim(deposit.number).map(|mut core| {
-            core.ran(begin);
-            core
-        });
+        let core = match poller.role.reclaim(deposit.number) {
+            Some(mut core) => {
+                core.ran(begin);
+                Some(core)
+            }
+            None => {
+                poller.counters.slow_runs.add(1);
+                poller.role.rejoin(deposit.number)
+            }
+        };
         self.context.returned(core.is_some());
-        if core.is_none() {
-            poller.counters.slow_runs.add(1);
-        }
         (core, value)
     }
 
@@ -226,13 +243,13 @@ impl Leader<'_> {
     }
 
     /// The poller ends: everything is detached and told so.
-    fn end(&self, mut core: Box<Core>, error: Option<io::Error>) {
+    fn end(&self, detached: Vec<Arc<Entry>>, error: Option<io::Error>) {
         let poller = self.poller;
         poller.refuse();
         for entry in poller.registry.close() {
             poller.announce(&entry);
         }
-        for entry in core.detached.drain(..) {
+        for entry in detached {
             poller.announce(&entry);
         }
         for command in poller.commands.close() {
@@ -241,7 +258,6 @@ impl Leader<'_> {
             }
         }
         poller.schedule.close();
-        drop(core);
         poller.ended(error);
     }
 }

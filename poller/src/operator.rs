@@ -21,7 +21,8 @@ use crate::Readiness;
 /// A panic in any of the methods is caught: the operator is detached, counted in
 /// [`PollerStats::panics`](crate::PollerStats::panics), and the poller goes on.
 pub trait Operator: Send + Sync + 'static {
-    /// The descriptor to watch. Must be the same one as long as the operator is registered.
+    /// The descriptor to watch. Must be the same one as long as the operator is registered, and must
+    /// neither block nor panic: it is called with a lock held.
     fn fd(&self) -> BorrowedFd<'_>;
 
     /// Something happened. Called with the role held: must not block.

@@ -196,7 +196,8 @@ impl Poller {
 
     /// Whether the poller can take operators.
     pub(crate) fn is_alive(&self) -> bool {
-        self.end.lock().is_none() && !self.is_closing()
+        // One that has ended, for whatever reason, refuses too.
+        !self.is_closing()
     }
 
     /// Tells an operator that it is out, once.

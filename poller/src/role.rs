@@ -134,17 +134,22 @@ impl<C> Role<C> {
         }
     }
 
-    /// After the foreign code returned: the core, if the caller is to lead (on).
-    ///
-    /// That is the case if its own deposit is untouched; if a later deposit waits for a promotion
-    /// that has not arrived, because the caller is here already; and if a later deposit is shared.
+    /// After the foreign code returned: the caller's deposit, if it is untouched.
     pub(crate) fn reclaim(&self, number: u64) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
         if slot.latest.number == number {
-            if let Some(core) = slot.core.take() {
-                return Some(core);
-            }
+            slot.core.take()
+        } else {
+            None
         }
+    }
+
+    /// After a deposit that could not be reclaimed: the core, if the caller is to lead nevertheless.
+    ///
+    /// That is the case if a later deposit waits for a promotion that has not arrived, because the
+    /// caller is here already; and if a later deposit is shared.
+    pub(crate) fn rejoin(&self, number: u64) -> Option<Box<C>> {
+        let mut slot = self.slot.lock();
         if let Some(place) = slot.abroad.iter().position(|run| run.number == number) {
             slot.abroad.swap_remove(place);
         }
@@ -311,6 +316,11 @@ mod tests {
         (role, core)
     }
 
+    /// What a thread does when its run returned.
+    fn back(role: &Role<i32>, number: u64) -> Option<Box<i32>> {
+        role.reclaim(number).or_else(|| role.rejoin(number))
+    }
+
     fn alone(role: &Role<i32>, core: Box<i32>) -> Deposit {
         role.deposit(core, 1, false, Instant::now())
     }
@@ -330,7 +340,7 @@ mod tests {
                 runner: Some(1)
             })
         );
-        let core = role.reclaim(number).unwrap();
+        let core = back(&role, number).unwrap();
         assert_eq!(
             role.observe(),
             Some(Sight {
@@ -349,12 +359,12 @@ mod tests {
         assert!(!role.want(first), "one promotion at a time");
         let core = role.accept().unwrap();
         let second = alone(&role, core).number;
-        assert!(role.reclaim(first).is_none());
+        assert!(back(&role, first).is_none());
         // The second runner waits, but the thread sent for it does not arrive: the pool is full.
         assert!(role.want(second));
-        assert!(role.reclaim(first).is_some());
+        assert!(back(&role, first).is_some());
         assert!(role.accept().is_none());
-        assert!(role.reclaim(second).is_none());
+        assert!(back(&role, second).is_none());
     }
 
     #[test]
@@ -373,13 +383,13 @@ mod tests {
         let (role, core) = led();
         let number = alone(&role, core).number;
         assert!(!role.unwatch(number));
-        let core = role.reclaim(number).unwrap();
+        let core = back(&role, number).unwrap();
         assert!(!role.unwatch(number - 1));
         assert!(role.unwatch(number));
         assert!(alone(&role, core).unwatched);
         role.ask_for_watch();
         role.watch();
-        let core = role.reclaim(number + 1).unwrap();
+        let core = back(&role, number + 1).unwrap();
         assert!(!alone(&role, core).unwatched);
     }
 
@@ -398,7 +408,7 @@ mod tests {
         // The first run is at work: the second is covered, until the first is late.
         let second = share(core, 2, start);
         assert!(!second.uncovered);
-        let core = role.reclaim(second.number).unwrap();
+        let core = back(&role, second.number).unwrap();
         let late = start + 2 * SUSPECT_AFTER;
         assert_eq!(role.suspect(start).map(|run| run.number), None);
         assert_eq!(
@@ -410,7 +420,7 @@ mod tests {
         // It turns out to compute, later to wait.
         role.judge(first.number, false, late);
         assert!(role.suspect(late).is_none());
-        let core = role.reclaim(second.number).unwrap();
+        let core = back(&role, second.number).unwrap();
         let second = share(core, 2, late);
         assert!(!second.uncovered);
         role.judge(first.number, true, late);
@@ -418,13 +428,13 @@ mod tests {
             role.suspect(late + 2 * SUSPECT_AFTER).is_none(),
             "no suspect, but certain"
         );
-        let core = role.reclaim(second.number).unwrap();
+        let core = back(&role, second.number).unwrap();
         let third = share(core, 2, late);
         assert!(third.uncovered);
         // The first comes back and joins in, and takes the deposit over.
-        let core = role.reclaim(first.number).unwrap();
+        let core = back(&role, first.number).unwrap();
         assert!(!share(core, 1, late).uncovered);
-        assert!(role.reclaim(third.number).is_some());
+        assert!(back(&role, third.number).is_some());
     }
 
     #[test]
@@ -444,12 +454,12 @@ mod tests {
         assert!(!role.look(), "nothing is shared");
         let now = Instant::now();
         let number = role.deposit(core, 1, true, now).number;
-        let core = role.reclaim(number).unwrap();
+        let core = back(&role, number).unwrap();
         assert!(role.look());
         assert!(role.find(false).is_none());
         assert!(!role.deposit(core, 1, true, now).uncovered);
         let core = role.find(false).unwrap();
-        assert!(role.reclaim(number + 1).is_none());
+        assert!(back(&role, number + 1).is_none());
         assert!(role.deposit(core, 1, true, now).uncovered);
         assert!(role.look());
         assert!(role.find(true).is_some());

@@ -88,6 +88,11 @@ impl Core {
         }
     }
 
+    /// The poller ends: what is left but for those who wait to be told that they are out.
+    pub(crate) fn close(self) -> Vec<Arc<Entry>> {
+        self.detached
+    }
+
     /// A run that began at `begin` has returned to the core.
     pub(crate) fn ran(&mut self, begin: Instant) {
         self.runs += 1;
@@ -128,6 +133,12 @@ impl Core {
         self.work.append(&mut self.yielded);
         if !full {
             self.expire(poller, tick);
+        }
+        if let Some(events) = self.selector.shrunk() {
+            // A burst is over: so is the need for its memory.
+            self.events.shrink_to(events);
+            self.work.shrink_to(events);
+            self.yielded.shrink_to(events);
         }
         Ok(())
     }

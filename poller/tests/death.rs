@@ -1,5 +1,5 @@
 //! A poller whose system object breaks says so, detaches everything, and the others go on. One
-//! test, because it tampers with the process's descriptors.
+//! test, because it tampers with the process's descriptors, and one for a mistake that is loud.
 #![cfg(all(not(loom), target_os = "linux"))]
 
 mod support;
@@ -7,10 +7,17 @@ mod support;
 use std::{
     fs::{self, File},
     io::Write,
-    os::fd::{AsRawFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use poller::{Interest, PollerGroup};
+use poller::{Budget, Interest, Operator, PollerGroup, Progress, Readiness};
 use support::{pair, probe, until};
 
 fn epolls() -> Vec<RawFd> {
@@ -25,8 +32,46 @@ fn epolls() -> Vec<RawFd> {
         .collect()
 }
 
+/// The tests of this file take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Its `fd` panics once it is registered.
+struct Broken(UnixStream, AtomicUsize);
+
+impl Operator for Broken {
+    fn fd(&self) -> BorrowedFd<'_> {
+        assert_eq!(self.1.fetch_add(1, Ordering::SeqCst), 0, "on purpose");
+        self.0.as_fd()
+    }
+
+    fn on_ready(&self, _: Readiness, _: &mut Budget<'_>) -> Progress {
+        Progress::Detach
+    }
+}
+
+#[test]
+fn a_panic_outside_of_callbacks_is_not_silent_either() {
+    let _turn = TURN.lock();
+    let group = PollerGroup::builder().pollers(2).build().unwrap();
+    let [first, second] = [0, 1].map(|index| group.handles()[index].clone());
+    let (ours, mut peer) = pair();
+    let doomed = probe(pair().0).register(&first, Interest::READ);
+    let lucky = probe(ours).register(&second, Interest::READ);
+    let broken = Arc::new(Broken(pair().0, AtomicUsize::new(0)));
+    let registration = first.register(broken, Interest::WRITE).unwrap();
+    until("the word", || doomed.detached() == 1);
+    until("the end", || group.health().is_err());
+    peer.write_all(b"x").unwrap();
+    until("an event of the other poller", || lucky.calls() == 1);
+    drop(registration);
+    group.close();
+    assert_eq!((doomed.detached(), lucky.detached()), (1, 1));
+    assert_eq!(group.stats().workers.threads, 0);
+}
+
 #[test]
 fn a_poller_that_dies_is_not_silent() {
+    let _turn = TURN.lock();
     let group = PollerGroup::builder().pollers(2).build().unwrap();
     let [first, second] = [0, 1].map(|index| group.handles()[index].clone());
     let doomed: Vec<_> = (0..5)

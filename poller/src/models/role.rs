@@ -41,6 +41,11 @@ fn deposit(role: &Role<Core>, core: Box<Core>) -> u64 {
     role.deposit(core, 1, false, Instant::now()).number
 }
 
+/// What a thread does when its run returned.
+fn back(role: &Role<Core>, number: u64) -> Option<Box<Core>> {
+    role.reclaim(number).or_else(|| role.rejoin(number))
+}
+
 /// A promoted thread.
 fn accept(role: &Role<Core>) -> Option<Box<Core>> {
     let core = role.accept()?;
@@ -65,7 +70,7 @@ fn loom_a_waiting_runner_is_replaced_once() {
             .filter_map(|asker| asker.join().unwrap())
             .collect();
         assert_eq!(sent, [true], "one thread is sent and becomes the leader");
-        assert!(role.reclaim(number).is_none());
+        assert!(back(&role, number).is_none());
     });
 }
 
@@ -84,7 +89,7 @@ fn loom_a_late_promotion_does_not_miss_the_next_waiting_run() {
             }
         });
         let mut leads = false;
-        if let Some(core) = role.reclaim(first) {
+        if let Some(core) = back(&role, first) {
             core.take();
             let second = deposit(&role, core);
             // This run waits for ever, after saying so.
@@ -118,7 +123,7 @@ fn loom_a_returning_runner_replaces_a_promotion_that_does_not_arrive() {
                 Some(second)
             }
         });
-        let returned = role.reclaim(first);
+        let returned = back(&role, first);
         if let Some(core) = &returned {
             core.take();
         }
@@ -175,7 +180,7 @@ fn loom_promotion_races_reclaim_and_nobody_leads_twice() {
                 if role.want_any() { accept(&role) } else { None }
             }
         });
-        let reclaimed = role.reclaim(number);
+        let reclaimed = back(&role, number);
         if let Some(core) = &reclaimed {
             core.take();
         }
@@ -194,7 +199,7 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
         // The batch is shared already, so that there is something to look for.
         core.leave();
         let first = role.deposit(core, 1, true, now).number;
-        let core = role.reclaim(first).expect("nobody is there yet");
+        let core = back(&role, first).expect("nobody is there yet");
         let looker = thread::spawn({
             let role = role.clone();
             move || {

@@ -1,6 +1,6 @@
 //! Waiting and waking through `mio`.
 
-use std::{io, os::fd::BorrowedFd, time::Duration};
+use std::{io, mem, os::fd::BorrowedFd, time::Duration};
 
 use super::platform;
 use crate::{Interest, Readiness, command::Wake};
@@ -23,6 +23,7 @@ pub(crate) struct Selector {
     poll: mio::Poll,
     events: mio::Events,
     roomy: u32,
+    shrunk: bool,
 }
 
 /// The registering end.
@@ -46,6 +47,7 @@ pub(crate) fn open() -> io::Result<(Selector, Control, Waker)> {
         poll,
         events: mio::Events::with_capacity(MIN_EVENTS),
         roomy: 0,
+        shrunk: false,
     };
     Ok((selector, Control { registry }, Waker { waker }))
 }
@@ -81,11 +83,17 @@ impl Selector {
             if self.roomy == SHRINK_AFTER {
                 self.roomy = 0;
                 self.resize((capacity / 2).max(MIN_EVENTS));
+                self.shrunk = true;
             }
         } else {
             self.roomy = 0;
         }
         Ok(full)
+    }
+
+    /// The size of the array, if it has become smaller since the last call.
+    pub(crate) fn shrunk(&mut self) -> Option<usize> {
+        mem::take(&mut self.shrunk).then(|| self.events.capacity())
     }
 
     fn resize(&mut self, capacity: usize) {
@@ -123,5 +131,59 @@ impl Wake for Waker {
         // A counter that is full counts as awake, and mio deals with it; nothing else can happen
         // to a descriptor of our own.
         let _ = self.waker.wake();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::os::{fd::AsFd, unix::net::UnixStream};
+
+    /// The array grows with a burst, and gives its memory back after many waits that did not
+    /// need it.
+    #[test]
+    fn the_array_follows_the_load() {
+        let (mut selector, control, _waker) = open().unwrap();
+        let pairs: Vec<_> = (0..3 * MIN_EVENTS)
+            .map(|_| UnixStream::pair().unwrap())
+            .collect();
+        for (token, (ours, _)) in pairs.iter().enumerate() {
+            control.add(ours.as_fd(), token, Interest::WRITE).unwrap();
+        }
+        let mut all = Vec::new();
+        let mut waits = 0;
+        while all.len() < pairs.len() {
+            let before = all.len();
+            let full = selector.wait(Some(Duration::ZERO), &mut all).unwrap();
+            assert_eq!(full, all.len() - before == MIN_EVENTS << waits);
+            waits += 1;
+        }
+        assert_eq!(waits, 2, "256 and 512");
+        all.sort_unstable_by_key(|(token, _)| *token);
+        assert!(
+            all.iter().map(|(token, _)| *token).eq(0..pairs.len()),
+            "each once"
+        );
+        let grown = selector.events.capacity();
+        assert!(grown > MIN_EVENTS);
+        assert_eq!(selector.shrunk(), None);
+        for _ in 0..4 * SHRINK_AFTER {
+            selector.wait(Some(Duration::ZERO), &mut all).unwrap();
+        }
+        assert_eq!(selector.shrunk(), Some(MIN_EVENTS));
+        assert_eq!(selector.shrunk(), None);
+        assert_eq!(selector.events.capacity(), MIN_EVENTS);
+        assert_eq!(all.len(), pairs.len());
+    }
+
+    #[test]
+    fn a_wake_is_no_event_and_ends_a_wait() {
+        let (mut selector, _control, waker) = open().unwrap();
+        let mut all = Vec::new();
+        waker.wake();
+        waker.wake();
+        assert!(!selector.wait(None, &mut all).unwrap());
+        assert!(all.is_empty());
+        assert!(!selector.wait(Some(Duration::ZERO), &mut all).unwrap());
     }
 }
