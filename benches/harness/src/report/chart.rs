@@ -24,8 +24,10 @@ const COLOURS: [&str; 10] = [
     "#17becf", "#bcbd22",
 ];
 const DASHES: [&str; 3] = ["", "stroke-dasharray=\"6 3\"", "stroke-dasharray=\"2 2\""];
-/// The colour and width of our own line: it has to be found at a glance.
+/// The colour of our own: it has to be found at a glance.
 const OURS: &str = "#d62728";
+/// The colours of its variants.
+const VARIANTS: [&str; 3] = ["#ff7b7b", "#8c1515", "#ffb3a7"];
 
 impl Lines {
     /// The drawing; `None` when there is nothing to draw.
@@ -121,10 +123,14 @@ fn is_ours(name: &str) -> bool {
     name.starts_with("netpoll")
 }
 
+/// Colour and stroke of the series `name`, which is the `at`-th.
 fn look(name: &str, at: usize) -> (&'static str, String) {
     if is_ours(name) {
-        let dash = DASHES[name.matches('-').count().min(2)];
-        return (OURS, format!("stroke-width=\"3\" {dash}"));
+        let variant = name.contains('-').then_some(VARIANTS[at % VARIANTS.len()]);
+        return match variant {
+            Some(colour) => (colour, format!("stroke-width=\"2\" {}", DASHES[1])),
+            None => (OURS, "stroke-width=\"3\"".into()),
+        };
     }
     let dash = DASHES[(at / COLOURS.len()).min(2)];
     (
@@ -197,6 +203,7 @@ impl Scale {
 /// A number with as many digits as it deserves.
 fn number(value: f64) -> String {
     match value.abs() {
+        huge if huge >= 1e6 => format!("{:.0}M", value / 1e6),
         large if large >= 10_000.0 => format!("{:.0}k", value / 1000.0),
         large if large >= 100.0 => format!("{value:.0}"),
         medium if medium >= 10.0 || value.fract() == 0.0 => format!("{value:.0}"),
@@ -258,7 +265,7 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let texts = [0.123, 1.25, 12.6, 345.6, 16_065.0, 2.0].map(number);
-        assert_eq!(texts, ["0.12", "1.2", "13", "346", "16k", "2"]);
+        let texts = [0.123, 1.25, 12.6, 345.6, 16_065.0, 2e6].map(number);
+        assert_eq!(texts, ["0.12", "1.2", "13", "346", "16k", "2M"]);
     }
 }
