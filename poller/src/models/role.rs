@@ -234,9 +234,8 @@ fn loom_a_returning_run_takes_the_deposit_it_covered() {
         let returning = thread::spawn({
             let role = role.clone();
             move || {
-                let core = role
-                    .reclaim(first)
-                    .or_else(|| if role.look() { role.find(true) } else { None });
+                let core =
+                    back(&role, first).or_else(|| if role.look() { role.find(true) } else { None });
                 core.inspect(|core| core.take()).is_some()
             }
         });
