@@ -365,6 +365,63 @@ fn close_with_unread_input_does_not_destroy_the_reply() {
 }
 
 #[test]
+fn close_with_unread_input_of_a_half_closed_peer_does_not_destroy_the_reply() {
+    every(|case| {
+        let reply = pattern(3, 500_000);
+        let out = reply.clone();
+        let server = case.serve(handler_fn(move |conn| {
+            // One byte of many is read; most of them are still in the kernel.
+            if !conn.try_fill(1)? {
+                return Ok(());
+            }
+            conn.skip(1)?;
+            conn.write_slice(&out)?;
+            conn.try_flush()?;
+            conn.handle().close();
+            Ok(())
+        }));
+        for _ in 0..10 {
+            let mut peer = Peer::connect_small(&server.address).unwrap();
+            let mut sender = peer.try_clone();
+            let sending = thread::spawn(move || {
+                // More than is received in one go.
+                let sent = sender.write_all(&[1; 150_000]);
+                if sent.is_ok() {
+                    sender.shutdown_write();
+                }
+            });
+            let mut got = Vec::new();
+            let end = peer.read_to_end(&mut got);
+            assert!(got == reply, "{} bytes of the reply, then {end:?}", got.len());
+            end.unwrap();
+            sending.join().unwrap();
+        }
+        server.stop();
+    });
+}
+
+#[test]
+fn close_with_unread_input_and_a_fin_does_not_destroy_the_reply() {
+    // The client's own connection: request and FIN have come, nothing of them is read.
+    bounded("own", || {
+        for _ in 0..20 {
+            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            peer.write_all(&[1; 50_000]).unwrap();
+            peer.shutdown_write();
+            eventually("the end is seen", || !conn.is_active());
+            conn.write_slice(&pattern(3, 100_000)).unwrap();
+            conn.try_flush().unwrap();
+            drop(conn);
+            // It reads late: what is on its way must survive that.
+            let mut got = Vec::new();
+            let end = peer.read_to_end(&mut got);
+            assert!(got == pattern(3, 100_000), "{} bytes, then {end:?}", got.len());
+            end.unwrap();
+        }
+    });
+}
+
+#[test]
 fn close_drains_input_that_comes_after_it() {
     // The peer goes on sending for a while after our close, then reads: the reply is there.
     every(|case| {
