@@ -262,6 +262,65 @@ fn no_frame_follows_a_close() {
 }
 
 #[test]
+fn another_handler_gets_what_is_behind_the_frame() {
+    every(|case| {
+        let frames = LengthField::new(4);
+        let server = case.serve(framed(Delimited::lines(100), move |conn, line| {
+            conn.write_bytes(line.clone())?;
+            if line != "upgrade" {
+                return Ok(());
+            }
+            let encoder = frames.clone();
+            conn.set_handler(framed(frames.clone(), move |conn, body| {
+                encoder.encode(conn, body)
+            }))
+        }));
+        let mut peer = server.connect();
+        let bytes = [&b"a\nupgrade\r\n"[..], &frame(b"b\nc\n"), &frame(b"")].concat();
+        peer.write_all(&bytes).unwrap();
+        let mut reply = [0; 8];
+        peer.read_exact(&mut reply).unwrap();
+        assert_eq!(&reply, b"aupgrade");
+        assert_eq!(read_frame(&mut peer).unwrap(), b"b\nc\n");
+        assert_eq!(read_frame(&mut peer).unwrap(), b"");
+        drop(peer);
+        server.stop();
+    });
+}
+
+#[test]
+fn whoever_takes_the_connection_gets_what_is_behind_the_frame() {
+    every_blocking(|case| {
+        let (lines, errors) = (Log::new(), Log::new());
+        let (noted, seen) = (lines.clone(), errors.clone());
+        let handler = framed(Delimited::lines(100), move |conn, line| {
+            let noted = noted.clone();
+            let mut taken = conn.take()?;
+            thread::spawn(move || {
+                noted.push(line);
+                let mut rest = Delimited::lines(100);
+                while let Some(line) = rest.read_frame(&mut taken).unwrap() {
+                    noted.push(line);
+                }
+                taken.write_str("bye").unwrap();
+                taken.flush().unwrap();
+            });
+            Ok(())
+        });
+        let server = case.serve(handler.on_error(move |_, error| seen.push(error.to_string())));
+        let mut peer = server.connect();
+        peer.write_all(b"one\ntwo\nth").unwrap();
+        lines.wait_len(2);
+        peer.write_all(b"ree\n").unwrap();
+        peer.shutdown_write();
+        assert_eq!(peer.rest().unwrap(), b"bye");
+        assert_eq!(lines.take(), ["one", "two", "three"]);
+        server.stop();
+        assert_eq!(errors.take(), [""; 0]);
+    });
+}
+
+#[test]
 fn every_connection_has_its_own_decoder() {
     every(|case| {
         let server = case.serve(framed(Delimited::new("\r\n", 100), |conn, line| {

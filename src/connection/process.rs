@@ -143,6 +143,13 @@ pub(crate) fn write_complete(shared: &Arc<Shared>) {
     }
 }
 
+impl Connection {
+    /// Whether the callback that runs now gave the connection to another handler or owner.
+    pub(crate) fn is_passed_on(&self) -> bool {
+        self.is_taken() || self.next_session.is_some()
+    }
+}
+
 impl Owner {
     pub(crate) fn new(conn: Connection, session: Option<Box<dyn Session>>) -> Self {
         Self {

@@ -23,6 +23,9 @@ const FLUSH_AT: usize = 64 << 10;
 /// callback of [`on_error`](Framed::on_error) is called, what was written is sent, and the
 /// connection is closed. So it is when `on_frame` returns an error.
 ///
+/// `on_frame` may give the connection to [another handler](Connection::set_handler) or
+/// [take it](Connection::take); the bytes behind its frame go with it.
+///
 /// # Examples
 ///
 /// ```
@@ -124,13 +127,15 @@ where
                 // Closed by the closure or by another thread: no more frames.
                 return Ok(());
             }
-            if conn.malloc_len() >= FLUSH_AT {
-                conn.flush()?;
-            }
-            if received(conn) - conn.available() as u64 >= batch {
-                // What is left has not been decoded, so it is not known to be too short.
+            // What is left is not ours any more, or has not been decoded; in both cases it is
+            // not known to be too short.
+            let decoded = received(conn).saturating_sub(conn.available() as u64);
+            if conn.is_passed_on() || decoded >= batch {
                 conn.rx.mark = 0;
                 break;
+            }
+            if conn.malloc_len() >= FLUSH_AT {
+                conn.flush()?;
             }
         }
         if conn.malloc_len() > 0 {
