@@ -32,17 +32,24 @@ fn hoard(left: usize) -> Vec<File> {
 
 #[test]
 fn a_shortage_of_descriptors_is_survived_again_and_again() {
-    in_child("a_shortage_of_descriptors_is_survived_again_and_again", || {
-        for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline] {
-            for transport in [Transport::Tcp, Transport::Unix] {
-                shortages(Case::new(transport, kind));
+    in_child(
+        "a_shortage_of_descriptors_is_survived_again_and_again",
+        || {
+            for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline] {
+                for transport in [Transport::Tcp, Transport::Unix] {
+                    shortages(Case::new(transport, kind));
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 fn unconnected(address: &Address) -> socket2::Socket {
-    let domain = if address.is_unix() { socket2::Domain::UNIX } else { socket2::Domain::IPV4 };
+    let domain = if address.is_unix() {
+        socket2::Domain::UNIX
+    } else {
+        socket2::Domain::IPV4
+    };
     socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap()
 }
 
@@ -53,7 +60,9 @@ fn connect(socket: socket2::Socket, address: &Address) -> Peer {
             Peer::Tcp(socket.into())
         }
         (None, path) => {
-            socket.connect(&socket2::SockAddr::unix(path.unwrap()).unwrap()).unwrap();
+            socket
+                .connect(&socket2::SockAddr::unix(path.unwrap()).unwrap())
+                .unwrap();
             Peer::Unix(socket.into())
         }
     };
@@ -68,15 +77,22 @@ fn shortages(case: Case) {
     let before = limit_descriptors(descriptors() as u64 + 40);
     let errors = || -> u64 {
         let stats = server.event_loop.stats();
-        stats.accept_errors.iter().filter(|e| e.0 == libc::EMFILE).map(|e| e.1).sum()
+        stats
+            .accept_errors
+            .iter()
+            .filter(|e| e.0 == libc::EMFILE)
+            .map(|e| e.1)
+            .sum()
     };
     for episode in 1..=3 {
         // Three clients have a descriptor, nobody on the server's side gets one.
         let seen = errors();
         let sockets: Vec<_> = (0..3).map(|_| unconnected(&server.address)).collect();
         let hoarded = hoard(0);
-        let mut clients: Vec<Peer> =
-            sockets.into_iter().map(|socket| connect(socket, &server.address)).collect();
+        let mut clients: Vec<Peer> = sockets
+            .into_iter()
+            .map(|socket| connect(socket, &server.address))
+            .collect();
         for client in &mut clients {
             client.write_all(&frame(b"let me in")).unwrap();
         }
@@ -88,12 +104,19 @@ fn shortages(case: Case) {
             thread::sleep(Duration::from_millis(50));
         }
         let (used, tries) = (cpu_time() - cpu, errors() - tries);
-        assert!(used <= Duration::from_millis(50), "{used:?} in 500 ms of shortage, {case:?}");
+        assert!(
+            used <= Duration::from_millis(50),
+            "{used:?} in 500 ms of shortage, {case:?}"
+        );
         assert!(tries <= 20, "{tries} accepts in 500 ms of shortage");
         assert!(tries >= 1, "it does not try any more");
         drop(hoarded);
         for client in &mut clients {
-            assert_eq!(read_frame(client).unwrap(), b"let me in", "episode {episode}");
+            assert_eq!(
+                read_frame(client).unwrap(),
+                b"let me in",
+                "episode {episode}"
+            );
         }
         steady.ping(b"up");
         let event_loop = &server.event_loop;
@@ -117,7 +140,9 @@ fn a_shutdown_in_a_shortage_ends() {
             let hoarded = hoard(1);
             let mut outside = server.connect();
             let event_loop = server.event_loop.clone();
-            eventually("the shortage", || !event_loop.stats().accept_errors.is_empty());
+            eventually("the shortage", || {
+                !event_loop.stats().accept_errors.is_empty()
+            });
             let address = server.address.clone();
             server.stop();
             // It waited in the backlog of a listener that is gone.
@@ -142,32 +167,35 @@ fn a_shutdown_in_a_shortage_ends() {
 
 #[test]
 fn dials_in_a_shortage_fail_as_values_and_work_after_it() {
-    in_child("dials_in_a_shortage_fail_as_values_and_work_after_it", || {
-        let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
-        let pool = netpoll::Pool::new(netpoll::Dialer::new().read_timeout(LIMIT)).max_total(1);
-        drop(pool.get(&server.address).unwrap().into_inner());
-        let dialer = netpoll::Dialer::new();
-        drop(dialer.dial_connection(server.address.clone()).unwrap());
-        eventually("quiet", || server.event_loop.stats().active == 0);
-        let before = limit_descriptors(descriptors() as u64 + 20);
-        let hoarded = hoard(0);
-        for _ in 0..3 {
-            let error = dialer.dial_connection(server.address.clone()).unwrap_err();
-            assert_eq!(raw_error(&error), Some(libc::EMFILE), "{error:?}");
-            let error = pool.get(&server.address).unwrap_err();
-            assert_eq!(raw_error(&error), Some(libc::EMFILE), "{error:?}");
-        }
-        assert!(EventLoop::builder().pollers(1).build(echo()).is_err());
-        drop(hoarded);
-        let event_loop = EventLoop::builder().pollers(1).build(echo()).unwrap();
-        let mut conn = pool.get(&server.address).unwrap();
-        conn.write_slice(&frame(b"x")).unwrap();
-        conn.flush().unwrap();
-        conn.skip(5).unwrap();
-        drop(conn);
-        event_loop.shutdown(LIMIT).unwrap();
-        limit_descriptors(before);
-    });
+    in_child(
+        "dials_in_a_shortage_fail_as_values_and_work_after_it",
+        || {
+            let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
+            let pool = netpoll::Pool::new(netpoll::Dialer::new().read_timeout(LIMIT)).max_total(1);
+            drop(pool.get(&server.address).unwrap().into_inner());
+            let dialer = netpoll::Dialer::new();
+            drop(dialer.dial_connection(server.address.clone()).unwrap());
+            eventually("quiet", || server.event_loop.stats().active == 0);
+            let before = limit_descriptors(descriptors() as u64 + 20);
+            let hoarded = hoard(0);
+            for _ in 0..3 {
+                let error = dialer.dial_connection(server.address.clone()).unwrap_err();
+                assert_eq!(raw_error(&error), Some(libc::EMFILE), "{error:?}");
+                let error = pool.get(&server.address).unwrap_err();
+                assert_eq!(raw_error(&error), Some(libc::EMFILE), "{error:?}");
+            }
+            assert!(EventLoop::builder().pollers(1).build(echo()).is_err());
+            drop(hoarded);
+            let event_loop = EventLoop::builder().pollers(1).build(echo()).unwrap();
+            let mut conn = pool.get(&server.address).unwrap();
+            conn.write_slice(&frame(b"x")).unwrap();
+            conn.flush().unwrap();
+            conn.skip(5).unwrap();
+            drop(conn);
+            event_loop.shutdown(LIMIT).unwrap();
+            limit_descriptors(before);
+        },
+    );
 }
 
 /// The system's error number, also from inside an error with a context.
@@ -293,8 +321,11 @@ fn every_second_one_is_refused_and_nothing_is_left() {
 fn serve_tells_when_its_listener_fails() {
     bounded("listener fails", || {
         for kind in [Kind::Adaptive, Kind::Inline] {
-            let event_loop =
-                EventLoop::builder().pollers(1).dispatch(kind.dispatch()).build(echo()).unwrap();
+            let event_loop = EventLoop::builder()
+                .pollers(1)
+                .dispatch(kind.dispatch())
+                .build(echo())
+                .unwrap();
             let listener = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
             let address = listener.local_addr().unwrap();
             // The same socket by another descriptor, to shut it behind the loop's back.
@@ -356,9 +387,15 @@ fn connections_are_spread_over_the_pollers() {
 #[test]
 fn two_loops_may_share_a_port() {
     bounded("reuse_port", || {
-        let first = Listener::builder().reuse_port(true).bind(([127, 0, 0, 1], 0)).unwrap();
+        let first = Listener::builder()
+            .reuse_port(true)
+            .bind(([127, 0, 0, 1], 0))
+            .unwrap();
         let address: Address = first.local_addr().unwrap();
-        let second = Listener::builder().reuse_port(true).bind(address.clone()).unwrap();
+        let second = Listener::builder()
+            .reuse_port(true)
+            .bind(address.clone())
+            .unwrap();
         let loops: Vec<_> = [first, second]
             .into_iter()
             .map(|listener| {

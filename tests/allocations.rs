@@ -50,7 +50,10 @@ fn server_allocates_nothing(case: Case, handler: impl Handler, len: usize) {
             break;
         }
     }
-    assert_eq!(fewest, 0, "allocations in {ROUNDS} requests of {len} bytes, {case:?}");
+    assert_eq!(
+        fewest, 0,
+        "allocations in {ROUNDS} requests of {len} bytes, {case:?}"
+    );
     drop(peers);
     server.stop();
 }
@@ -93,7 +96,9 @@ fn an_echo_of_copied_frames_allocates_nothing() {
                 while let Some(head) = conn.try_peek(4)? {
                     let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
                     let mut body = [0; 4096];
-                    let Some(whole) = conn.try_next(4 + len)? else { break };
+                    let Some(whole) = conn.try_next(4 + len)? else {
+                        break;
+                    };
                     body[..len].copy_from_slice(&whole[4..]);
                     let slot = conn.reserve_slot::<4>()?;
                     conn.write_slice(&body[..len])?;
@@ -147,7 +152,9 @@ fn a_blocking_call_allocates_nothing() {
             });
             let body = pattern(2, len);
             let call = |conn: &mut Connection| {
-                conn.malloc(4).unwrap().copy_from_slice(&(len as u32).to_be_bytes());
+                conn.malloc(4)
+                    .unwrap()
+                    .copy_from_slice(&(len as u32).to_be_bytes());
                 conn.write_slice(&body).unwrap();
                 conn.flush().unwrap();
                 let head = conn.next(4).unwrap();
@@ -238,21 +245,27 @@ fn a_linked_echo_copies_nothing() {
 
 #[test]
 fn a_large_message_in_small_pieces_takes_little_more_than_its_size() {
-    in_child("a_large_message_in_small_pieces_takes_little_more_than_its_size", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
-        let piece = [7; 1024];
-        let before = counting::total();
-        let sending = thread::spawn(move || {
-            for _ in 0..1024 {
-                peer.write_all(&piece).unwrap();
-            }
-        });
-        let message = conn.next(1 << 20).unwrap();
-        assert!(message.iter().all(|byte| *byte == 7));
-        let used = counting::total() - before;
-        sending.join().unwrap();
-        assert!(used <= 4 << 20, "{used} bytes were allocated for a message of 1 MiB");
-    });
+    in_child(
+        "a_large_message_in_small_pieces_takes_little_more_than_its_size",
+        || {
+            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let piece = [7; 1024];
+            let before = counting::total();
+            let sending = thread::spawn(move || {
+                for _ in 0..1024 {
+                    peer.write_all(&piece).unwrap();
+                }
+            });
+            let message = conn.next(1 << 20).unwrap();
+            assert!(message.iter().all(|byte| *byte == 7));
+            let used = counting::total() - before;
+            sending.join().unwrap();
+            assert!(
+                used <= 4 << 20,
+                "{used} bytes were allocated for a message of 1 MiB"
+            );
+        },
+    );
 }
 
 #[test]
@@ -274,7 +287,10 @@ fn an_announced_length_sets_nothing_aside() {
             warm.ping(b"tick");
         }
         let held = counting::live().saturating_sub(before);
-        assert!(held <= 10 * (64 << 10), "{held} bytes for ten promises of 4 GiB");
+        assert!(
+            held <= 10 * (64 << 10),
+            "{held} bytes for ten promises of 4 GiB"
+        );
         drop((warm, peers));
         server.stop();
     });
@@ -339,7 +355,10 @@ fn kept_bytes_of_small_messages_pin_little() {
             eventually("it is kept", || kept.len() == i);
         }
         let held = counting::live().saturating_sub(before);
-        assert!(held <= 400 << 10, "{held} bytes for 999 messages of one byte");
+        assert!(
+            held <= 400 << 10,
+            "{held} bytes for 999 messages of one byte"
+        );
         drop(peer);
         server.stop();
     });

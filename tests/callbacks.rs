@@ -54,7 +54,14 @@ fn callbacks_come_in_order() {
         let all = log.wait_for(&"close callback");
         assert_eq!(
             all,
-            ["prepare", "connect", "request", "request", "disconnect", "close callback"]
+            [
+                "prepare",
+                "connect",
+                "request",
+                "request",
+                "disconnect",
+                "close callback"
+            ]
         );
         server.stop();
         assert_eq!(log.len(), 6, "nothing comes after the end");
@@ -193,7 +200,10 @@ fn an_error_of_on_connect_skips_on_disconnect() {
                 .disconnect(move |_, reason| l2.push(("disconnect", reason))),
         );
         server.connect().expect_gone();
-        assert_eq!(log.wait_len(1), [("close callback", CloseReason::HandlerError)]);
+        assert_eq!(
+            log.wait_len(1),
+            [("close callback", CloseReason::HandlerError)]
+        );
         server.stop();
         assert_eq!(log.len(), 1);
     });
@@ -222,7 +232,10 @@ fn a_refused_connection_gets_its_close_callbacks_only() {
                 .disconnect(move |_, reason| l4.push(("disconnect", Some(reason)))),
         );
         server.connect().expect_gone();
-        assert_eq!(log.wait_len(1), [("close callback", Some(CloseReason::Refused))]);
+        assert_eq!(
+            log.wait_len(1),
+            [("close callback", Some(CloseReason::Refused))]
+        );
         let event_loop = server.event_loop.clone();
         server.stop();
         assert_eq!(log.len(), 1);
@@ -312,7 +325,9 @@ fn no_close_callback_is_lost_or_doubled_when_added_during_the_end() {
                 scope.spawn(move || drop(peer));
             });
             let _ = handle.done().wait();
-            eventually("all callbacks", || called.iter().all(|n| n.load(SeqCst) >= 1));
+            eventually("all callbacks", || {
+                called.iter().all(|n| n.load(SeqCst) >= 1)
+            });
             assert!(called.iter().all(|n| n.load(SeqCst) == 1));
         }
         server.stop();
@@ -395,7 +410,9 @@ fn a_handler_that_takes_a_part_is_run_again_at_once() {
         let count = Arc::clone(&calls);
         let server = case.serve(handler_fn(move |conn| {
             count.fetch_add(1, SeqCst);
-            let Some(frame) = decode(conn)? else { return Ok(()) };
+            let Some(frame) = decode(conn)? else {
+                return Ok(());
+            };
             conn.append(frame)?;
             conn.flush()
         }));
@@ -512,7 +529,12 @@ fn on_write_complete_tells_that_queued_output_is_gone() {
 /// Serves with a script that panics somewhere, makes a victim, and checks that everything else
 /// goes on and everything left is called.
 #[track_caller]
-fn contained(case: Case, panics: u64, expected: &[&str], script: impl Fn(Log<&'static str>) -> Script) {
+fn contained(
+    case: Case,
+    panics: u64,
+    expected: &[&str],
+    script: impl Fn(Log<&'static str>) -> Script,
+) {
     let log = Log::new();
     let server = case.serve(script(log.clone()));
     for round in 1..=5 {
@@ -521,14 +543,19 @@ fn contained(case: Case, panics: u64, expected: &[&str], script: impl Fn(Log<&'s
         let _ = victim.write_all(&frame(b"victim"));
         victim.set_limit(Some(Duration::from_millis(100)));
         if let Err(e) = io::Read::read_to_end(&mut victim, &mut Vec::new()) {
-            if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            if matches!(
+                e.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+            ) {
                 // Those that survive their panic are ended by us.
                 victim.shutdown_write();
             }
         }
         drop(victim);
         let event_loop = &server.event_loop;
-        eventually("the end of the victim", || event_loop.stats().closed == round);
+        eventually("the end of the victim", || {
+            event_loop.stats().closed == round
+        });
         assert_eq!(log.take(), expected, "callbacks of a victim");
     }
     assert_eq!(server.event_loop.stats().panics, 5 * panics);
@@ -583,7 +610,14 @@ fn a_panic_in_on_connect_ends_its_connection_only() {
 #[test]
 fn a_panic_in_on_request_ends_its_connection_only() {
     every(|case| {
-        let expected = ["prepare", "connect", "request", "disconnect", CLOSES[0], CLOSES[1]];
+        let expected = [
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            CLOSES[0],
+            CLOSES[1],
+        ];
         contained(case, 1, &expected, |log| panic_script(log, "request"));
     });
 }
@@ -591,7 +625,14 @@ fn a_panic_in_on_request_ends_its_connection_only() {
 #[test]
 fn a_panic_in_on_disconnect_ends_its_connection_only() {
     every(|case| {
-        let expected = ["prepare", "connect", "request", "disconnect", CLOSES[0], CLOSES[1]];
+        let expected = [
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            CLOSES[0],
+            CLOSES[1],
+        ];
         contained(case, 1, &expected, |log| panic_script(log, "disconnect"));
     });
 }
@@ -599,8 +640,17 @@ fn a_panic_in_on_disconnect_ends_its_connection_only() {
 #[test]
 fn a_panic_in_a_close_callback_leaves_the_others() {
     every(|case| {
-        let expected = ["prepare", "connect", "request", "disconnect", CLOSES[0], CLOSES[1]];
-        contained(case, 1, &expected, |log| panic_script(log, "first close callback"));
+        let expected = [
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            CLOSES[0],
+            CLOSES[1],
+        ];
+        contained(case, 1, &expected, |log| {
+            panic_script(log, "first close callback")
+        });
     });
 }
 
@@ -671,6 +721,34 @@ fn a_panic_in_the_drop_of_a_state_is_contained() {
         let event_loop = server.event_loop.clone();
         server.stop();
         assert_eq!(event_loop.stats().panics, 3);
+    });
+}
+
+#[test]
+fn a_panic_whose_value_panics_when_it_is_dropped_is_contained() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !thread::panicking() {
+                panic!("as asked, once more");
+            }
+        }
+    }
+    every(|case| {
+        let ends = Log::new();
+        let log = ends.clone();
+        let server = case.serve(
+            Script::new()
+                .request(|_| std::panic::panic_any(Bomb))
+                .disconnect(move |_, reason| log.push(reason)),
+        );
+        for round in 1..=3 {
+            let mut peer = server.connect();
+            peer.write_all(b"x").unwrap();
+            peer.expect_gone();
+            assert_eq!(ends.wait_len(round)[round - 1], CloseReason::HandlerPanic);
+        }
+        server.stop();
     });
 }
 
@@ -784,22 +862,52 @@ fn a_connection_may_be_closed_in_on_prepare() {
 
 #[test]
 fn a_connection_may_be_closed_in_on_connect() {
-    ends_in("connect", &["prepare", "connect", "disconnect", "close callback"]);
+    ends_in(
+        "connect",
+        &["prepare", "connect", "disconnect", "close callback"],
+    );
 }
 
 #[test]
 fn a_connection_may_be_closed_in_on_request() {
-    ends_in("request", &["prepare", "connect", "request", "disconnect", "close callback"]);
+    ends_in(
+        "request",
+        &[
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            "close callback",
+        ],
+    );
 }
 
 #[test]
 fn a_connection_may_be_closed_in_on_disconnect() {
-    ends_in("disconnect", &["prepare", "connect", "request", "disconnect", "close callback"]);
+    ends_in(
+        "disconnect",
+        &[
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            "close callback",
+        ],
+    );
 }
 
 #[test]
 fn a_connection_may_be_closed_in_a_close_callback() {
-    ends_in("close callback", &["prepare", "connect", "request", "disconnect", "close callback"]);
+    ends_in(
+        "close callback",
+        &[
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            "close callback",
+        ],
+    );
 }
 
 #[test]
@@ -857,7 +965,10 @@ fn what_callbacks_hold_is_dropped_with_the_connection() {
         }
         server.stop();
         for token in TOKENS.take() {
-            assert!(token.upgrade().is_none(), "something holds a closed connection's state");
+            assert!(
+                token.upgrade().is_none(),
+                "something holds a closed connection's state"
+            );
         }
     });
 }
@@ -884,7 +995,9 @@ fn sixty_callbacks_of_ten_conversations() {
                     conn.flush()
                 })
                 .request(move |conn| {
-                    let Some(pong) = conn.try_next(4)? else { return Ok(()) };
+                    let Some(pong) = conn.try_next(4)? else {
+                        return Ok(());
+                    };
                     assert_eq!(pong, b"pong");
                     a2();
                     conn.handle().close();
@@ -903,7 +1016,9 @@ fn sixty_callbacks_of_ten_conversations() {
                         Ok(())
                     })
                     .request(move |conn| {
-                        let Some(ping) = conn.try_next(4)? else { return Ok(()) };
+                        let Some(ping) = conn.try_next(4)? else {
+                            return Ok(());
+                        };
                         assert_eq!(ping, b"ping");
                         a2();
                         conn.write_str("pong")?;

@@ -33,7 +33,7 @@ impl Handler for Giver {
         let (id, log) = (conn.id(), self.log.clone());
         conn.on_close(move |_| log.push((id, "close callback")));
         if self.at_connect {
-            self.taken.lock().unwrap().send(conn.take()?).unwrap();
+            self.taken.lock().unwrap().send(conn.hijack()?).unwrap();
         }
         Ok(id)
     }
@@ -41,11 +41,11 @@ impl Handler for Giver {
     fn on_request(&self, conn: &mut Connection, id: &mut u64) -> io::Result<()> {
         self.log.push((*id, "request"));
         if !self.at_connect {
-            self.taken.lock().unwrap().send(conn.take()?).unwrap();
+            self.taken.lock().unwrap().send(conn.hijack()?).unwrap();
             // Nothing can be done with what was taken.
             assert!(conn.write_slice(b"x").and_then(|()| conn.flush()).is_err());
             assert!(conn.fill(1).is_err());
-            assert!(conn.take().is_err());
+            assert!(conn.hijack().is_err());
         }
         Ok(())
     }
@@ -58,7 +58,15 @@ impl Handler for Giver {
 fn giver(at_connect: bool) -> (Giver, mpsc::Receiver<Connection>, Log<(u64, &'static str)>) {
     let (sender, receiver) = mpsc::channel();
     let log = Log::new();
-    (Giver { at_connect, taken: Mutex::new(sender), log: log.clone() }, receiver, log)
+    (
+        Giver {
+            at_connect,
+            taken: Mutex::new(sender),
+            log: log.clone(),
+        },
+        receiver,
+        log,
+    )
 }
 
 #[test]
@@ -88,7 +96,11 @@ fn a_taken_connection_is_used_by_its_own_thread() {
                 peer.ping(&pattern(round, round as usize * 100));
             }
             let conn = using.join().unwrap().unwrap();
-            let begun = if at_connect { vec![] } else { vec![(id, "request")] };
+            let begun = if at_connect {
+                vec![]
+            } else {
+                vec![(id, "request")]
+            };
             assert_eq!(log.all(), begun, "the handler is out of it");
             drop(conn);
             peer.expect_end();
@@ -110,7 +122,7 @@ fn a_connection_that_is_dropped_inside_its_callback_ends_after_it() {
             let drop_it = move |conn: &mut Connection| -> io::Result<()> {
                 let log = l3.clone();
                 conn.on_close(move |_| log.push("close callback"));
-                let mut taken = conn.take()?;
+                let mut taken = conn.hijack()?;
                 taken.write_str("bye")?;
                 taken.flush()?;
                 drop(taken);
@@ -118,12 +130,19 @@ fn a_connection_that_is_dropped_inside_its_callback_ends_after_it() {
                 Ok(())
             };
             let script = Script::new().disconnect(move |_, _| l2.push("disconnect"));
-            let script = if at_connect { script.connect(drop_it) } else { script.request(drop_it) };
+            let script = if at_connect {
+                script.connect(drop_it)
+            } else {
+                script.request(drop_it)
+            };
             let server = case.serve(script);
             let mut peer = server.connect();
             peer.write_all(b"x").unwrap();
             assert_eq!(peer.rest().unwrap(), b"bye");
-            assert_eq!(log.wait_len(3), ["callback returns", "disconnect", "close callback"]);
+            assert_eq!(
+                log.wait_len(3),
+                ["callback returns", "disconnect", "close callback"]
+            );
             server.stop();
             assert_eq!(log.len(), 3);
         }
@@ -141,7 +160,7 @@ fn a_taken_connection_keeps_what_was_received_and_written() {
             }
             conn.skip(4)?;
             conn.write_str("written ")?;
-            sender.lock().unwrap().send(conn.take()?).unwrap();
+            sender.lock().unwrap().send(conn.hijack()?).unwrap();
             Ok(())
         }));
         let mut peer = server.connect();
@@ -225,13 +244,16 @@ fn a_taken_connection_may_get_another_handler() {
 fn a_connection_may_be_attached_again_inside_its_callback() {
     every(|case| {
         let server = case.serve(handler_fn(|conn| {
-            let Some(first) = conn.try_next(7)? else { return Ok(()) };
+            let Some(first) = conn.try_next(7)? else {
+                return Ok(());
+            };
             assert_eq!(first, b"UPGRADE");
-            conn.take()?.attach(echo()).map(drop)
+            conn.hijack()?.attach(echo()).map(drop)
         }));
         for _ in 0..30 {
             let mut peer = server.connect();
-            peer.write_all(&[b"UPGRADE".as_slice(), &frame(b"left over")].concat()).unwrap();
+            peer.write_all(&[b"UPGRADE".as_slice(), &frame(b"left over")].concat())
+                .unwrap();
             assert_eq!(read_frame(&mut peer).unwrap(), b"left over");
             peer.ping(b"more");
         }
@@ -249,9 +271,16 @@ fn a_taken_connection_is_ended_through_its_handle_too() {
             let mut conn = taken.recv_timeout(LIMIT).unwrap();
             let handle = conn.handle();
             let waiting = thread::spawn(move || conn.fill(1).unwrap_err());
-            if abort { handle.abort() } else { handle.close() }
+            if abort {
+                handle.abort()
+            } else {
+                handle.close()
+            }
             let error = waiting.join().unwrap();
-            assert!(matches!(Error::from_io(&error), Some(Error::Closed(_))), "{error:?}");
+            assert!(
+                matches!(Error::from_io(&error), Some(Error::Closed(_))),
+                "{error:?}"
+            );
             handle.done().wait().unwrap();
             assert_eq!(log.wait_len(2).len(), 2);
             peer.expect_gone();
@@ -271,13 +300,19 @@ fn a_loop_waits_for_the_connections_that_were_taken_from_it() {
             .event_loop
             .shutdown(std::time::Duration::from_millis(20))
             .expect_err("somebody has a connection");
-        assert_eq!(Error::from_io(&error), Some(Error::ShutdownIncomplete { remaining: 1 }));
+        assert_eq!(
+            Error::from_io(&error),
+            Some(Error::ShutdownIncomplete { remaining: 1 })
+        );
         conn.write_str("still mine").unwrap();
         conn.flush().unwrap();
         drop(conn);
         server.event_loop.shutdown(LIMIT).unwrap();
         assert_eq!(peer.rest().unwrap(), b"still mine");
-        assert_eq!(log.all().iter().map(|e| e.1).collect::<Vec<_>>(), ["disconnect", "close callback"]);
+        assert_eq!(
+            log.all().iter().map(|e| e.1).collect::<Vec<_>>(),
+            ["disconnect", "close callback"]
+        );
     });
 }
 
@@ -285,7 +320,7 @@ fn a_loop_waits_for_the_connections_that_were_taken_from_it() {
 fn taking_outside_of_a_callback_is_an_error() {
     bounded("take", || {
         let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
-        let error = Connection::take(&mut conn).unwrap_err();
+        let error = conn.hijack().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         conn.write_str("unharmed").unwrap();
         conn.flush().unwrap();
@@ -296,55 +331,58 @@ fn taking_outside_of_a_callback_is_an_error() {
 
 #[test]
 fn taken_connections_race_with_their_peers_and_nothing_is_left() {
-    in_child("taken_connections_race_with_their_peers_and_nothing_is_left", || {
-        for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom] {
-            let case = Case::new(Transport::Tcp, kind);
-            let (handler, taken, log) = giver(false);
-            let server = case.serve(handler);
-            let mut peer = server.connect();
-            peer.write_all(b"x").unwrap();
-            drop(taken.recv_timeout(LIMIT).unwrap());
-            peer.expect_end();
-            drop(peer);
-            eventually("quiet", || server.event_loop.stats().active == 0);
-            let before = support::descriptors();
-            let rounds = 150;
-            for round in 0..rounds {
+    in_child(
+        "taken_connections_race_with_their_peers_and_nothing_is_left",
+        || {
+            for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom] {
+                let case = Case::new(Transport::Tcp, kind);
+                let (handler, taken, log) = giver(false);
+                let server = case.serve(handler);
                 let mut peer = server.connect();
                 peer.write_all(b"x").unwrap();
-                match round % 4 {
-                    0 => drop(peer),
-                    1 => peer.reset(),
-                    2 => {
-                        peer.shutdown_write();
-                        drop(taken.recv_timeout(LIMIT).unwrap());
-                        peer.expect_gone();
-                        continue;
+                drop(taken.recv_timeout(LIMIT).unwrap());
+                peer.expect_end();
+                drop(peer);
+                eventually("quiet", || server.event_loop.stats().active == 0);
+                let before = support::descriptors();
+                let rounds = 150;
+                for round in 0..rounds {
+                    let mut peer = server.connect();
+                    peer.write_all(b"x").unwrap();
+                    match round % 4 {
+                        0 => drop(peer),
+                        1 => peer.reset(),
+                        2 => {
+                            peer.shutdown_write();
+                            drop(taken.recv_timeout(LIMIT).unwrap());
+                            peer.expect_gone();
+                            continue;
+                        }
+                        _ => {
+                            let conn = taken.recv_timeout(LIMIT).unwrap();
+                            let handle = conn.handle();
+                            let closing = thread::spawn(move || handle.close());
+                            drop(conn);
+                            closing.join().unwrap();
+                            peer.expect_gone();
+                            continue;
+                        }
                     }
-                    _ => {
-                        let conn = taken.recv_timeout(LIMIT).unwrap();
-                        let handle = conn.handle();
-                        let closing = thread::spawn(move || handle.close());
+                    // Gone before or after it was taken.
+                    if let Ok(conn) = taken.recv_timeout(LIMIT) {
                         drop(conn);
-                        closing.join().unwrap();
-                        peer.expect_gone();
-                        continue;
                     }
                 }
-                // Gone before or after it was taken.
-                if let Ok(conn) = taken.recv_timeout(LIMIT) {
-                    drop(conn);
-                }
+                eventually("every end", || {
+                    let all = log.all();
+                    let count = |what| all.iter().filter(|e| e.1 == what).count();
+                    count("disconnect") == rounds + 1 && count("close callback") == rounds + 1
+                });
+                settled_descriptors(before);
+                server.stop();
             }
-            eventually("every end", || {
-                let all = log.all();
-                let count = |what| all.iter().filter(|e| e.1 == what).count();
-                count("disconnect") == rounds + 1 && count("close callback") == rounds + 1
-            });
-            settled_descriptors(before);
-            server.stop();
-        }
-    });
+        },
+    );
 }
 
 #[test]
@@ -356,7 +394,8 @@ fn a_dialled_connection_may_get_a_handler() {
         conn.flush().unwrap();
         assert_eq!(conn.next(11).unwrap(), frame(b"by hand"));
         // What is buffered is shown to the handler, and what comes later.
-        conn.write_slice(&[frame(b"one"), frame(b"two")].concat()).unwrap();
+        conn.write_slice(&[frame(b"one"), frame(b"two")].concat())
+            .unwrap();
         conn.flush().unwrap();
         conn.fill(7).unwrap();
         let log = Log::new();
@@ -377,7 +416,10 @@ fn a_dialled_connection_may_get_a_handler() {
                     }),
             )
             .unwrap();
-        assert_eq!(log.wait_len(3), [b"connect".to_vec(), b"one".to_vec(), b"two".to_vec()]);
+        assert_eq!(
+            log.wait_len(3),
+            [b"connect".to_vec(), b"one".to_vec(), b"two".to_vec()]
+        );
         handle.send_bytes(frame(b"three").into()).unwrap();
         assert_eq!(log.wait_len(4)[3], b"three");
         handle.close();
@@ -464,7 +506,10 @@ fn a_socket_pair_is_adopted() {
         assert!(Dialer::new().adopt(file).is_err());
         let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
         assert_eq!(
-            Dialer::new().adopt(OwnedFd::from(datagram)).unwrap_err().kind(),
+            Dialer::new()
+                .adopt(OwnedFd::from(datagram))
+                .unwrap_err()
+                .kind(),
             io::ErrorKind::InvalidInput
         );
     });
@@ -477,7 +522,9 @@ fn two_connections_of_the_library_over_one_socket_pair() {
             return;
         }
         let (left, right) = UnixStream::pair().unwrap();
-        let dialer = Dialer::new().dispatch(case.kind.dispatch()).read_timeout(LIMIT);
+        let dialer = Dialer::new()
+            .dispatch(case.kind.dispatch())
+            .read_timeout(LIMIT);
         let handle = dialer.adopt(left).unwrap().attach(echo()).unwrap();
         let mut conn = dialer.adopt(right).unwrap();
         for round in 0..200u64 {

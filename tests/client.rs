@@ -27,7 +27,9 @@ struct Mute {
 
 fn mute() -> Mute {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    listener.bind(&SockAddr::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))).unwrap();
+    listener
+        .bind(&SockAddr::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)))
+        .unwrap();
     listener.listen(0).unwrap();
     let address = listener.local_addr().unwrap().as_socket().unwrap();
     let waiting = (0..4)
@@ -37,7 +39,11 @@ fn mute() -> Mute {
             socket
         })
         .collect();
-    Mute { address, _listener: listener, _waiting: waiting }
+    Mute {
+        address,
+        _listener: listener,
+        _waiting: waiting,
+    }
 }
 
 #[test]
@@ -53,7 +59,10 @@ fn a_dial_without_an_answer_times_out_and_not_early() {
             assert!(before.elapsed() >= SHORT, "after {:?}", before.elapsed());
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
             assert_eq!(Error::from_io(&error), Some(Error::DialTimeout));
-            assert!(error.to_string().contains(&mute.address.to_string()), "{error}");
+            assert!(
+                error.to_string().contains(&mute.address.to_string()),
+                "{error}"
+            );
         }
     });
 }
@@ -104,13 +113,20 @@ fn failed_dials_leave_no_descriptor_behind() {
         let mute = mute();
         let dialer = Dialer::new().connect_timeout(Duration::from_millis(5));
         assert!(dialer.dial_connection(mute.address).is_err());
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let before = descriptors();
         for _ in 0..50 {
             assert!(dialer.dial_connection(mute.address).is_err());
             assert!(dialer.dial_connection(closed).is_err());
             assert!(dialer.dial_with(closed, echo()).is_err());
-            assert!(dialer.dial_connection("unix:/no/such/path".parse::<Address>().unwrap()).is_err());
+            assert!(
+                dialer
+                    .dial_connection("unix:/no/such/path".parse::<Address>().unwrap())
+                    .is_err()
+            );
         }
         settled_descriptors(before);
         assert_eq!(dialer.stats().unwrap().active, 0);
@@ -121,14 +137,21 @@ fn failed_dials_leave_no_descriptor_behind() {
 fn a_dial_that_ends_at_itself_is_an_error() {
     bounded("self-connect", || {
         // From a port to the same port, where nobody listens.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let error = Dialer::new()
             .local_addr(port)
             .socket(SocketOptions::new().reuse_address(true))
             .connect_timeout(LIMIT)
             .dial_connection(port)
             .expect_err("it would talk to itself");
-        assert_eq!(Error::from_io(&error), Some(Error::SelfConnect), "{error:?}");
+        assert_eq!(
+            Error::from_io(&error),
+            Some(Error::SelfConnect),
+            "{error:?}"
+        );
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     });
 }
@@ -137,12 +160,16 @@ fn a_dial_that_ends_at_itself_is_an_error() {
 fn a_dial_comes_from_the_address_that_was_asked_for() {
     bounded("local", || {
         let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
-        let dialer = Dialer::new().local_addr(([127, 0, 0, 1], 0)).read_timeout(LIMIT);
+        let dialer = Dialer::new()
+            .local_addr(([127, 0, 0, 1], 0))
+            .read_timeout(LIMIT);
         let conn = dialer.dial_connection(server.address.clone()).unwrap();
         let local = conn.local_addr().unwrap().as_socket_addr().unwrap();
         assert!(local.ip().is_loopback() && local.port() != 0);
         let other = "[::1]:0".parse::<Address>().unwrap();
-        let error = Dialer::new().local_addr(other).dial_connection(server.address.clone());
+        let error = Dialer::new()
+            .local_addr(other)
+            .dial_connection(server.address.clone());
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     });
 }
@@ -153,8 +180,15 @@ fn a_host_name_is_resolved() {
         let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
         let port = server.address.port().unwrap();
         let address: Address = format!("localhost:{port}").parse().unwrap();
-        let mut conn = Dialer::new().read_timeout(LIMIT).dial_connection(address).unwrap();
-        assert_eq!(conn.peer_addr(), &server.address, "the address that answered");
+        let mut conn = Dialer::new()
+            .read_timeout(LIMIT)
+            .dial_connection(address)
+            .unwrap();
+        assert_eq!(
+            conn.peer_addr(),
+            &server.address,
+            "the address that answered"
+        );
         conn.write_slice(&frame(b"x")).unwrap();
         conn.flush().unwrap();
         conn.skip(5).unwrap();
@@ -168,7 +202,10 @@ fn a_dial_is_repeated_while_a_server_starts() {
     bounded("retries", || {
         let path = support::fresh_path();
         let address = Address::from(path.as_path());
-        let error = Dialer::new().retries(3).dial_connection(address.clone()).unwrap_err();
+        let error = Dialer::new()
+            .retries(3)
+            .dial_connection(address.clone())
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let to = address.clone();
         let dialling = thread::spawn(move || {
@@ -178,8 +215,13 @@ fn a_dial_is_repeated_while_a_server_starts() {
                 .read_timeout(LIMIT)
                 .dial_connection(to)
         });
-        let event_loop = netpoll::EventLoop::builder().pollers(1).build(echo()).unwrap();
-        event_loop.serve_in_background(Listener::bind(address).unwrap()).unwrap();
+        let event_loop = netpoll::EventLoop::builder()
+            .pollers(1)
+            .build(echo())
+            .unwrap();
+        event_loop
+            .serve_in_background(Listener::bind(address).unwrap())
+            .unwrap();
         let mut conn = dialling.join().unwrap().unwrap();
         conn.write_slice(&frame(b"x")).unwrap();
         conn.flush().unwrap();
@@ -192,7 +234,10 @@ fn a_dial_is_repeated_while_a_server_starts() {
 #[test]
 fn retries_end_with_the_timeout() {
     bounded("retries", || {
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let dialer = Dialer::new().retries(u32::MAX).connect_timeout(SHORT);
         let error = dialer.dial_connection(closed).unwrap_err();
         assert!(
@@ -213,15 +258,27 @@ fn options_are_set_on_dialled_sockets() {
             .keepalive(Duration::from_secs(61), Duration::from_secs(7), 4)
             .user_timeout(Duration::from_secs(33))
             .send_buffer(20_000);
-        let conn = Dialer::new().socket(options).dial_connection(server.address.clone()).unwrap();
+        let conn = Dialer::new()
+            .socket(options)
+            .dial_connection(server.address.clone())
+            .unwrap();
         let fd = conn.as_fd();
         let socket = socket2::SockRef::from(&fd);
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(61));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(7));
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(61)
+        );
+        assert_eq!(
+            socket.tcp_keepalive_interval().unwrap(),
+            Duration::from_secs(7)
+        );
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(33)));
+        assert_eq!(
+            socket.tcp_user_timeout().unwrap(),
+            Some(Duration::from_secs(33))
+        );
         assert_eq!(socket.send_buffer_size().unwrap(), 40_000);
     });
 }
@@ -250,7 +307,10 @@ fn options_are_set_on_accepted_sockets() {
             }),
         );
         let _peer = server.connect();
-        assert_eq!(log.wait_len(1), [(true, Duration::from_secs(61), 4, 40_000)]);
+        assert_eq!(
+            log.wait_len(1),
+            [(true, Duration::from_secs(61), 4, 40_000)]
+        );
     });
 }
 
@@ -288,7 +348,16 @@ fn a_handler_of_a_client_gets_the_whole_life_of_its_connection() {
             )
             .unwrap();
         handle.done().wait().unwrap();
-        assert_eq!(log.all(), ["prepare", "connect", "answer", "disconnect", "close callback"]);
+        assert_eq!(
+            log.all(),
+            [
+                "prepare",
+                "connect",
+                "answer",
+                "disconnect",
+                "close callback"
+            ]
+        );
         eventually("the count", || dialer.stats().unwrap().closed == 1);
         let stats = dialer.stats().unwrap();
         assert_eq!((stats.accepted, stats.connected), (1, 1));
@@ -318,7 +387,10 @@ fn one_caller_waits_while_others_dial() {
         let mute = mute();
         let to = mute.address;
         let stuck = thread::spawn(move || {
-            Dialer::new().connect_timeout(Duration::from_millis(400)).dial_connection(to).is_err()
+            Dialer::new()
+                .connect_timeout(Duration::from_millis(400))
+                .dial_connection(to)
+                .is_err()
         });
         let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
         for _ in 0..20 {
@@ -337,8 +409,9 @@ fn a_dial_inside_a_handler_that_gets_no_answer_holds_nobody_up() {
         let mute = mute();
         let to = mute.address;
         let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
-        let dialer =
-            Dialer::new().pollers(group.clone()).connect_timeout(Duration::from_millis(400));
+        let dialer = Dialer::new()
+            .pollers(group.clone())
+            .connect_timeout(Duration::from_millis(400));
         let server = support::Server::start(
             Transport::Tcp,
             netpoll::EventLoop::builder().pollers(group.clone()),
@@ -420,7 +493,10 @@ fn a_peer_that_answers_byte_by_byte_is_a_peer() {
                 stream.write_all(&[byte]).unwrap();
             }
         });
-        let mut conn = Dialer::new().read_timeout(LIMIT).dial_connection(address).unwrap();
+        let mut conn = Dialer::new()
+            .read_timeout(LIMIT)
+            .dial_connection(address)
+            .unwrap();
         let out = frame(&[3; 100]);
         conn.write_slice(&out).unwrap();
         conn.flush().unwrap();

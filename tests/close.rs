@@ -108,7 +108,10 @@ fn a_large_reply_to_a_half_closed_peer_arrives_in_full() {
         let mut peer = server.connect();
         peer.write_all(b"x").unwrap();
         peer.shutdown_write();
-        assert!(peer.rest().unwrap() == pattern(5, MUCH), "the reply differs");
+        assert!(
+            peer.rest().unwrap() == pattern(5, MUCH),
+            "the reply differs"
+        );
         server.stop();
     });
 }
@@ -196,37 +199,43 @@ fn with_half_open_the_handler_decides_about_the_end() {
 
 #[test]
 fn a_half_closed_connection_that_stays_open_costs_nothing() {
-    in_child("a_half_closed_connection_that_stays_open_costs_nothing", || {
-        for case in [
-            Case::new(Transport::Tcp, Kind::Adaptive),
-            Case::new(Transport::Unix, Kind::Adaptive),
-            Case::new(Transport::Tcp, Kind::Workers),
-            Case::new(Transport::Tcp, Kind::Inline),
-        ] {
-            let seen = Log::new();
-            let log = seen.clone();
-            let server = case.serve_with(
-                case.builder().half_open(true),
-                handler_fn(move |conn| {
-                    log.push(conn.available());
-                    Ok(())
-                }),
-            );
-            let mut peers: Vec<Peer> = (0..10).map(|_| server.connect()).collect();
-            for peer in &mut peers {
-                peer.write_all(b"x").unwrap();
-                peer.shutdown_write();
+    in_child(
+        "a_half_closed_connection_that_stays_open_costs_nothing",
+        || {
+            for case in [
+                Case::new(Transport::Tcp, Kind::Adaptive),
+                Case::new(Transport::Unix, Kind::Adaptive),
+                Case::new(Transport::Tcp, Kind::Workers),
+                Case::new(Transport::Tcp, Kind::Inline),
+            ] {
+                let seen = Log::new();
+                let log = seen.clone();
+                let server = case.serve_with(
+                    case.builder().half_open(true),
+                    handler_fn(move |conn| {
+                        log.push(conn.available());
+                        Ok(())
+                    }),
+                );
+                let mut peers: Vec<Peer> = (0..10).map(|_| server.connect()).collect();
+                for peer in &mut peers {
+                    peer.write_all(b"x").unwrap();
+                    peer.shutdown_write();
+                }
+                eventually("the ends", || server.event_loop.stats().connected == 10);
+                seen.wait_len(10);
+                let before = support::cpu_time();
+                // What is measured is the lack of activity, so there is nothing to wait for.
+                thread::sleep(Duration::from_millis(500));
+                let used = support::cpu_time() - before;
+                assert!(
+                    used <= Duration::from_millis(50),
+                    "{used:?} of 500 ms in {case:?}"
+                );
+                assert!(seen.len() <= 20, "{} calls", seen.len());
             }
-            eventually("the ends", || server.event_loop.stats().connected == 10);
-            seen.wait_len(10);
-            let before = support::cpu_time();
-            // What is measured is the lack of activity, so there is nothing to wait for.
-            thread::sleep(Duration::from_millis(500));
-            let used = support::cpu_time() - before;
-            assert!(used <= Duration::from_millis(50), "{used:?} of 500 ms in {case:?}");
-            assert!(seen.len() <= 20, "{} calls", seen.len());
-        }
-    });
+        },
+    );
 }
 
 #[test]
@@ -256,7 +265,10 @@ fn shutdown_of_the_sending_side_refuses_while_output_is_unsent() {
         let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
         conn.write_slice(b"abc").unwrap();
         let error = conn.shutdown(Shutdown::Write).unwrap_err();
-        assert!(matches!(Error::from_io(&error), Some(Error::OutputFull { queued: 3, .. })));
+        assert!(matches!(
+            Error::from_io(&error),
+            Some(Error::OutputFull { queued: 3, .. })
+        ));
         conn.flush().unwrap();
         conn.shutdown(Shutdown::Write).unwrap();
         assert_eq!(peer.rest().unwrap(), b"abc");
@@ -297,7 +309,10 @@ fn close_sends_everything_that_was_flushed() {
                 .disconnect(move |_, reason| log.push(reason)),
         );
         let mut peer = server.connect();
-        assert!(peer.rest().unwrap() == pattern(1, MUCH), "what arrived differs");
+        assert!(
+            peer.rest().unwrap() == pattern(1, MUCH),
+            "what arrived differs"
+        );
         assert_eq!(ends.wait_len(1), [CloseReason::Local]);
         server.stop();
     });
@@ -316,7 +331,10 @@ fn a_dropped_connection_sends_everything_that_was_flushed() {
             } else {
                 drop(conn);
             }
-            assert!(peer.rest().unwrap() == pattern(2, MUCH), "what arrived differs");
+            assert!(
+                peer.rest().unwrap() == pattern(2, MUCH),
+                "what arrived differs"
+            );
         }
     });
 }
@@ -357,7 +375,11 @@ fn close_with_unread_input_does_not_destroy_the_reply() {
             peer.write_all(b"0123456789").unwrap();
             let mut got = Vec::new();
             let end = peer.read_to_end(&mut got);
-            assert!(got == reply, "{} bytes of the reply, then {end:?}", got.len());
+            assert!(
+                got == reply,
+                "{} bytes of the reply, then {end:?}",
+                got.len()
+            );
             end.unwrap();
         }
         server.stop();
@@ -392,7 +414,11 @@ fn close_with_unread_input_of_a_half_closed_peer_does_not_destroy_the_reply() {
             });
             let mut got = Vec::new();
             let end = peer.read_to_end(&mut got);
-            assert!(got == reply, "{} bytes of the reply, then {end:?}", got.len());
+            assert!(
+                got == reply,
+                "{} bytes of the reply, then {end:?}",
+                got.len()
+            );
             end.unwrap();
             sending.join().unwrap();
         }
@@ -415,7 +441,11 @@ fn close_with_unread_input_and_a_fin_does_not_destroy_the_reply() {
             // It reads late: what is on its way must survive that.
             let mut got = Vec::new();
             let end = peer.read_to_end(&mut got);
-            assert!(got == pattern(3, 100_000), "{} bytes, then {end:?}", got.len());
+            assert!(
+                got == pattern(3, 100_000),
+                "{} bytes, then {end:?}",
+                got.len()
+            );
             end.unwrap();
         }
     });
@@ -473,34 +503,37 @@ fn close_lingers_no_longer_than_its_time() {
 
 #[test]
 fn close_gives_up_on_queued_output_at_the_end_of_its_time() {
-    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom], |case| {
-        let builder = case.builder().linger(Duration::from_millis(50), 256 << 10);
-        let handles = Log::new();
-        let log = handles.clone();
-        let server = case.serve_with(
-            builder,
-            Script::new().connect(move |conn| {
-                conn.write_bytes(vec![1; MUCH].into())?;
-                conn.try_flush()?;
-                log.push(conn.handle());
-                conn.handle().close();
-                Ok(())
-            }),
-        );
-        let mut peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
-        // Nobody reads: the close cannot finish, but it ends.
-        handle.done().wait().unwrap();
-        let stats = handle.stats();
-        assert_eq!(stats.bytes_out + stats.lost_bytes, MUCH as u64);
-        assert!(stats.lost_bytes > 0);
-        // A cut stream must not look complete.
-        let mut got = Vec::new();
-        let end = peer.read_to_end(&mut got).expect_err("a reset");
-        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
-        assert!(got.len() < MUCH);
-        server.stop();
-    });
+    on_tcp(
+        &[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom],
+        |case| {
+            let builder = case.builder().linger(Duration::from_millis(50), 256 << 10);
+            let handles = Log::new();
+            let log = handles.clone();
+            let server = case.serve_with(
+                builder,
+                Script::new().connect(move |conn| {
+                    conn.write_bytes(vec![1; MUCH].into())?;
+                    conn.try_flush()?;
+                    log.push(conn.handle());
+                    conn.handle().close();
+                    Ok(())
+                }),
+            );
+            let mut peer = server.connect();
+            let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+            // Nobody reads: the close cannot finish, but it ends.
+            handle.done().wait().unwrap();
+            let stats = handle.stats();
+            assert_eq!(stats.bytes_out + stats.lost_bytes, MUCH as u64);
+            assert!(stats.lost_bytes > 0);
+            // A cut stream must not look complete.
+            let mut got = Vec::new();
+            let end = peer.read_to_end(&mut got).expect_err("a reset");
+            assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+            assert!(got.len() < MUCH);
+            server.stop();
+        },
+    );
 }
 
 #[test]
@@ -523,7 +556,10 @@ fn close_drains_no_more_than_its_bytes() {
             assert!(sent < 100 << 20, "{sent} bytes were taken");
         };
         assert!(
-            matches!(end.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
+            matches!(
+                end.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ),
             "{end}"
         );
         eventually("the descriptor", || server.event_loop.stats().active == 0);
@@ -568,17 +604,20 @@ fn the_fin_does_not_wait_for_the_handler() {
 
 #[test]
 fn abort_is_a_reset() {
-    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom], |case| {
-        let handles = Log::new();
-        let server = case.serve(giving(&handles));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
-        handle.abort();
-        handle.done().wait().unwrap();
-        let end = peer.read(&mut [0]).expect_err("a reset");
-        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
-        server.stop();
-    });
+    on_tcp(
+        &[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom],
+        |case| {
+            let handles = Log::new();
+            let server = case.serve(giving(&handles));
+            let mut peer = server.connect();
+            let handle = handles.wait_len(1).remove(0);
+            handle.abort();
+            handle.done().wait().unwrap();
+            let end = peer.read(&mut [0]).expect_err("a reset");
+            assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+            server.stop();
+        },
+    );
 }
 
 #[test]
@@ -624,7 +663,12 @@ fn abort_overtakes_a_close_that_waits_for_its_output() {
         let handle = handles.wait_len(1).remove(0);
         handle.send_bytes(vec![0; MUCH].into()).unwrap();
         handle.close();
-        assert!(handle.done().wait_timeout(Duration::from_millis(20)).is_none());
+        assert!(
+            handle
+                .done()
+                .wait_timeout(Duration::from_millis(20))
+                .is_none()
+        );
         assert_eq!(handle.state(), State::Disconnecting);
         handle.abort();
         handle.done().wait().unwrap();
@@ -701,7 +745,10 @@ fn close_ends_a_handlers_wait_for_input() {
                 handle.close();
             }
             let reason = if abort { "Abort" } else { "Local" };
-            assert_eq!(results.wait_len(2), [format!("Some(Closed({reason}))"), reason.into()]);
+            assert_eq!(
+                results.wait_len(2),
+                [format!("Some(Closed({reason}))"), reason.into()]
+            );
             results.take();
             peer.expect_gone();
         }
@@ -722,7 +769,11 @@ fn close_through_a_handle_ends_the_owners_wait_for_input() {
                 handle.close();
             }
             let error = waiting.join().unwrap();
-            let reason = if abort { CloseReason::Abort } else { CloseReason::Local };
+            let reason = if abort {
+                CloseReason::Abort
+            } else {
+                CloseReason::Local
+            };
             assert_eq!(Error::from_io(&error), Some(Error::Closed(reason)));
             assert_eq!(error.kind(), io::ErrorKind::NotConnected);
             drop(peer);
@@ -748,7 +799,10 @@ fn done_tells_every_waiter_how_it_ended() {
         drop(peer);
         for waiter in waiters {
             let error = waiter.join().unwrap().unwrap_err();
-            assert_eq!(Error::from_io(&error), Some(Error::Closed(CloseReason::Peer)));
+            assert_eq!(
+                Error::from_io(&error),
+                Some(Error::Closed(CloseReason::Peer))
+            );
         }
         assert!(done.poll().is_some());
         assert!(handle.send_bytes(b"x".as_slice().into()).is_err());
@@ -785,8 +839,7 @@ fn the_reason_of_an_end_is_the_first_cause() {
         let ends = Log::new();
         let log = ends.clone();
         let handles = Log::new();
-        let server =
-            case.serve(giving(&handles).disconnect(move |_, reason| log.push(reason)));
+        let server = case.serve(giving(&handles).disconnect(move |_, reason| log.push(reason)));
         let next = || {
             let peer = server.connect();
             let handle = handles.wait_len(1).remove(0);
@@ -820,46 +873,39 @@ fn the_reason_of_an_end_is_the_first_cause() {
 
 #[test]
 fn data_before_a_reset_is_delivered_before_the_error() {
-    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom], |case| {
-        let ends = Log::new();
-        let log = ends.clone();
-        let total = Arc::new(AtomicUsize::new(0));
-        let sum = Arc::clone(&total);
-        let server = case.serve(
-            Script::new()
-                .request(move |conn| {
-                    let n = conn.available();
-                    conn.skip(n)?;
-                    sum.fetch_add(n, SeqCst);
-                    Ok(())
-                })
-                .disconnect(move |_, reason| log.push(reason)),
-        );
-        for round in 0..100 {
-            let len = 1 + round * 700;
-            let before = total.load(SeqCst);
-            let mut peer = server.connect();
-            peer.write_all(&vec![1; len]).unwrap();
-            // A reset may overtake what the other side's kernel has not taken yet.
-            eventually("the bytes leave this side", || unsent(&peer) == 0);
-            peer.reset();
-            let end = ends.wait_len(1).remove(0);
-            ends.take();
-            assert_eq!(end, CloseReason::Error(io::ErrorKind::ConnectionReset));
-            assert_eq!(total.load(SeqCst) - before, len, "bytes before the reset");
-        }
-        server.stop();
-    });
-}
-
-/// Bytes that the peer's kernel has not acknowledged.
-fn unsent(peer: &Peer) -> i32 {
-    let mut left = 0;
-    // SAFETY: SIOCOUTQ stores one int at the address, which is that of `left`.
-    let result =
-        unsafe { libc::ioctl(peer.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
-    assert_eq!(result, 0);
-    left
+    on_tcp(
+        &[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom],
+        |case| {
+            let ends = Log::new();
+            let log = ends.clone();
+            let total = Arc::new(AtomicUsize::new(0));
+            let sum = Arc::clone(&total);
+            let server = case.serve(
+                Script::new()
+                    .request(move |conn| {
+                        let n = conn.available();
+                        conn.skip(n)?;
+                        sum.fetch_add(n, SeqCst);
+                        Ok(())
+                    })
+                    .disconnect(move |_, reason| log.push(reason)),
+            );
+            for round in 0..100 {
+                let len = 1 + round * 700;
+                let before = total.load(SeqCst);
+                let mut peer = server.connect();
+                peer.write_all(&vec![1; len]).unwrap();
+                // A reset may overtake what the other side's kernel has not taken yet.
+                eventually("the bytes leave this side", || peer.unsent() == 0);
+                peer.reset();
+                let end = ends.wait_len(1).remove(0);
+                ends.take();
+                assert_eq!(end, CloseReason::Error(io::ErrorKind::ConnectionReset));
+                assert_eq!(total.load(SeqCst) - before, len, "bytes before the reset");
+            }
+            server.stop();
+        },
+    );
 }
 
 #[test]
@@ -874,9 +920,16 @@ fn data_before_a_fin_reaches_a_reader_that_comes_late() {
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(
             Error::from_io(&error),
-            Some(Error::PeerClosed { wanted: 1, available: 0 })
+            Some(Error::PeerClosed {
+                wanted: 1,
+                available: 0
+            })
         );
-        assert_eq!(conn.read(&mut [0; 8]).unwrap(), 0, "std's way to tell the end");
+        assert_eq!(
+            conn.read(&mut [0; 8]).unwrap(),
+            0,
+            "std's way to tell the end"
+        );
     });
 }
 
@@ -937,7 +990,10 @@ fn detach_refuses_while_output_is_unsent() {
         let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
         conn.write_slice(b"unsent").unwrap();
         let error = conn.detach().unwrap_err();
-        assert!(matches!(Error::from_io(&error), Some(Error::OutputFull { queued: 6, .. })));
+        assert!(matches!(
+            Error::from_io(&error),
+            Some(Error::OutputFull { queued: 6, .. })
+        ));
         // The connection is closed then.
         peer.expect_gone();
     });
@@ -977,7 +1033,10 @@ fn a_child_process_inherits_no_socket() {
         let mut peer = server.connect();
         let client = server.dial();
         let both = handles.wait_len(2);
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let path = format!("/proc/{}/fd", child.id());
         let sockets = || {
             std::fs::read_dir(&path)
@@ -988,7 +1047,9 @@ fn a_child_process_inherits_no_socket() {
         };
         // Between fork and exec it has them all.
         let comm = format!("/proc/{}/comm", child.id());
-        eventually("the exec", || std::fs::read_to_string(&comm).unwrap().trim() == "sleep");
+        eventually("the exec", || {
+            std::fs::read_to_string(&comm).unwrap().trim() == "sleep"
+        });
         let inherited = sockets();
         for handle in both {
             handle.close();
@@ -1056,7 +1117,9 @@ fn reused_descriptor_numbers_never_mix_connections_up() {
             .map(|own| {
                 let (wrong, right) = (Arc::clone(&wrong), Arc::clone(&right));
                 Arc::new(case.serve(handler_fn(move |conn| {
-                    let Some(to) = conn.try_next(1)? else { return Ok(()) };
+                    let Some(to) = conn.try_next(1)? else {
+                        return Ok(());
+                    };
                     let counter = if to[0] == own { &right } else { &wrong };
                     counter.fetch_add(1, SeqCst);
                     Ok(())
@@ -1080,7 +1143,9 @@ fn reused_descriptor_numbers_never_mix_connections_up() {
         for dial in dials {
             dial.join().unwrap();
         }
-        eventually("all messages", || right.load(SeqCst) + wrong.load(SeqCst) == 200);
+        eventually("all messages", || {
+            right.load(SeqCst) + wrong.load(SeqCst) == 200
+        });
         assert_eq!(wrong.load(SeqCst), 0);
         for server in servers {
             Arc::into_inner(server).expect("the dials are over").stop();
@@ -1137,7 +1202,11 @@ fn writes_race_with_close_without_a_panic() {
                 let handle = handle.clone();
                 scope.spawn(move || {
                     eventually("some output", || handle.stats().bytes_out >= 10_000);
-                    if round % 2 == 0 { handle.close() } else { handle.abort() }
+                    if round % 2 == 0 {
+                        handle.close()
+                    } else {
+                        handle.abort()
+                    }
                 });
             });
             handle.done().wait().unwrap();
@@ -1176,13 +1245,23 @@ fn reads_race_with_close_without_a_panic() {
                 }
             });
             eventually("some input", || handle.stats().bytes_in >= 20_000);
-            if round % 2 == 0 { handle.close() } else { handle.abort() }
+            if round % 2 == 0 {
+                handle.close()
+            } else {
+                handle.abort()
+            }
             let error = reading.join().unwrap();
-            assert!(matches!(Error::from_io(&error), Some(Error::Closed(_))), "{error:?}");
+            assert!(
+                matches!(Error::from_io(&error), Some(Error::Closed(_))),
+                "{error:?}"
+            );
             // Nobody leaves a peer that goes on sending without an answer.
             let end = feeding.join().unwrap();
             assert!(
-                matches!(end.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
+                matches!(
+                    end.kind(),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                ),
                 "round {round}: {end}"
             );
         }
@@ -1225,14 +1304,21 @@ fn a_broken_pipe_raises_no_signal() {
         let (left, right) = std::os::unix::net::UnixStream::pair().unwrap();
         drop(right);
         // The same without the library would have killed this process.
-        assert!(SockRef::from(&left).send_with_flags(b"x", libc::MSG_NOSIGNAL).is_err());
+        assert!(
+            SockRef::from(&left)
+                .send_with_flags(b"x", libc::MSG_NOSIGNAL)
+                .is_err()
+        );
     });
 }
 
 #[test]
 fn options_do_not_change_how_a_connection_ends() {
     on_tcp(&[Kind::Adaptive, Kind::Workers], |case| {
-        let options = SocketOptions::new().send_buffer(8192).recv_buffer(8192).nodelay(false);
+        let options = SocketOptions::new()
+            .send_buffer(8192)
+            .recv_buffer(8192)
+            .nodelay(false);
         let server = case.serve_with(case.builder().socket(options), echo());
         let mut peer = server.connect();
         let body = pattern(8, 300_000);

@@ -20,7 +20,10 @@ use support::{
 /// A client of the library and its plain peer.
 fn pair() -> (Connection, Peer) {
     socket_pair(|to| {
-        Dialer::new().read_timeout(LIMIT).write_timeout(LIMIT).dial_connection(to)
+        Dialer::new()
+            .read_timeout(LIMIT)
+            .write_timeout(LIMIT)
+            .dial_connection(to)
     })
 }
 
@@ -190,7 +193,9 @@ fn views_stay_unchanged_when_the_connection_and_its_loop_are_gone() {
         let kept: Log<(Bytes, LinkBuffer)> = Log::new();
         let log = kept.clone();
         let server = case.serve(handler_fn(move |conn| {
-            let Some(whole) = conn.try_slice(2000)? else { return Ok(()) };
+            let Some(whole) = conn.try_slice(2000)? else {
+                return Ok(());
+            };
             let mut first = whole;
             let small = first.next_bytes(100)?;
             log.push((small, first));
@@ -220,8 +225,9 @@ fn views_stay_unchanged_when_the_connection_and_its_loop_are_gone() {
             seen.push(all);
         }
         seen.sort();
-        let mut expected: Vec<_> =
-            (0..ROUNDS).map(|round| pattern(round as u64 + 1, 2000)).collect();
+        let mut expected: Vec<_> = (0..ROUNDS)
+            .map(|round| pattern(round as u64 + 1, 2000))
+            .collect();
         expected.sort();
         assert!(seen == expected, "a view has changed");
     });
@@ -313,7 +319,8 @@ fn try_until_asks_for_more_and_goes_on_where_it_was() {
 #[test]
 fn read_line_takes_both_kinds_of_ends_and_bounds_the_length() {
     both(|conn, peer| {
-        peer.write_all(b"one\r\ntwo\n\n\r\n0123456789abc\nlast").unwrap();
+        peer.write_all(b"one\r\ntwo\n\n\r\n0123456789abc\nlast")
+            .unwrap();
         peer.shutdown_write();
         let mut texts = Vec::new();
         loop {
@@ -336,7 +343,10 @@ fn read_line_takes_both_kinds_of_ends_and_bounds_the_length() {
             ("abc", false),
             ("last", false),
         ];
-        let texts: Vec<_> = texts.iter().map(|(text, prefix)| (text.as_str(), *prefix)).collect();
+        let texts: Vec<_> = texts
+            .iter()
+            .map(|(text, prefix)| (text.as_str(), *prefix))
+            .collect();
         assert_eq!(texts, expected);
     });
 }
@@ -352,7 +362,13 @@ fn data_before_the_end_wins() {
         assert_eq!(conn.next(256).unwrap(), [5; 256]);
         sending.join().unwrap();
         let error = conn.next(1).unwrap_err();
-        assert_eq!(Error::from_io(&error), Some(Error::PeerClosed { wanted: 1, available: 0 }));
+        assert_eq!(
+            Error::from_io(&error),
+            Some(Error::PeerClosed {
+                wanted: 1,
+                available: 0
+            })
+        );
     });
 }
 
@@ -366,14 +382,21 @@ fn an_end_inside_a_message_leaves_what_came() {
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
             assert_eq!(
                 Error::from_io(&error),
-                Some(Error::PeerClosed { wanted: 10, available: 7 })
+                Some(Error::PeerClosed {
+                    wanted: 10,
+                    available: 7
+                })
             );
         }
         assert!(conn.is_read_closed());
         assert!(!conn.is_active());
         assert_eq!(conn.next(7).unwrap(), b"0123456");
         assert_eq!(conn.read(&mut [0; 4]).unwrap(), 0);
-        assert_eq!(conn.read(&mut [0; 4]).unwrap(), 0, "the end does not go away");
+        assert_eq!(
+            conn.read(&mut [0; 4]).unwrap(),
+            0,
+            "the end does not go away"
+        );
         // The other direction is open.
         conn.write_str("still").unwrap();
         conn.flush().unwrap();
@@ -407,7 +430,10 @@ fn read_at_least_waits_for_the_least_and_takes_the_most() {
         peer.write_all(&[6; 5]).unwrap();
         let mut dst = [0; 10];
         assert_eq!(conn.read_at_least(&mut dst, 5).unwrap(), 5);
-        assert_eq!(conn.read_at_least(&mut dst, 11).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            conn.read_at_least(&mut dst, 11).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
         peer.write_all(&[7; 30]).unwrap();
         conn.fill(30).unwrap();
         assert_eq!(conn.read_at_least(&mut dst, 1).unwrap(), 10);
@@ -429,15 +455,22 @@ fn a_string_must_be_text() {
         peer.write_all("grüße".as_bytes()).unwrap();
         peer.write_all(&[0xFF, 0xFE]).unwrap();
         assert_eq!(conn.read_string("grüße".len()).unwrap(), "grüße");
-        assert_eq!(conn.read_string(2).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            conn.read_string(2).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     });
 }
 
 #[test]
 fn codecs_read_a_connection_through_the_trait() {
     fn word(reader: &mut dyn netpoll::Reader) -> io::Result<Option<u32>> {
-        let Some(bytes) = reader.try_next(4)? else { return Ok(None) };
-        Ok(Some(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])))
+        let Some(bytes) = reader.try_next(4)? else {
+            return Ok(None);
+        };
+        Ok(Some(u32::from_be_bytes([
+            bytes[0], bytes[1], bytes[2], bytes[3],
+        ])))
     }
     both(|conn, peer| {
         assert_eq!(word(conn).unwrap(), None);
@@ -531,7 +564,9 @@ fn an_urgent_byte_does_no_harm() {
         let server = case.serve(echo());
         let mut peer = server.connect();
         peer.ping(b"before");
-        socket2::SockRef::from(&peer).send_out_of_band(b"!").unwrap();
+        socket2::SockRef::from(&peer)
+            .send_out_of_band(b"!")
+            .unwrap();
         peer.ping(b"after");
         drop(peer);
         server.stop();
@@ -550,7 +585,9 @@ fn an_inline_handler_is_told_that_it_would_wait() {
             let done = conn.handle().done().wait().unwrap_err();
             log.push((done.kind(), Error::from_io(&done)));
             conn.skip(conn.available())?;
-            let dial = Dialer::new().dial_connection(([127, 0, 0, 1], 1)).unwrap_err();
+            let dial = Dialer::new()
+                .dial_connection(([127, 0, 0, 1], 1))
+                .unwrap_err();
             log.push((dial.kind(), Error::from_io(&dial)));
             conn.write_str("fine")?;
             conn.flush()

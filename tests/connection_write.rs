@@ -24,7 +24,10 @@ const MUCH: usize = 24 << 20;
 
 fn pair() -> (Connection, Peer) {
     socket_pair(|to| {
-        Dialer::new().read_timeout(LIMIT).write_timeout(LIMIT).dial_connection(to)
+        Dialer::new()
+            .read_timeout(LIMIT)
+            .write_timeout(LIMIT)
+            .dial_connection(to)
     })
 }
 
@@ -41,7 +44,12 @@ fn giving(handles: &Log<ConnectionHandle>) -> Script {
 fn expect(peer: &mut Peer, expected: &[u8]) {
     let mut got = vec![0; expected.len()];
     peer.read_exact(&mut got).unwrap();
-    assert!(got == expected, "{:?} instead of {:?}", &got[..got.len().min(60)], &expected[..expected.len().min(60)]);
+    assert!(
+        got == expected,
+        "{:?} instead of {:?}",
+        &got[..got.len().min(60)],
+        &expected[..expected.len().min(60)]
+    );
 }
 
 #[test]
@@ -103,7 +111,8 @@ fn what_is_cut_away_is_not_sent() {
             let room = conn.malloc(4 + 7168).unwrap();
             assert!(room.iter().all(|byte| *byte == 0), "room is zeroed");
             room.fill(round);
-            conn.write_direct(Bytes::from(vec![100 + round; 7168]), 7168).unwrap();
+            conn.write_direct(Bytes::from(vec![100 + round; 7168]), 7168)
+                .unwrap();
             conn.malloc_ack(4 + 7168).unwrap();
             conn.flush().unwrap();
             conn.malloc(4).unwrap().fill(200 + round);
@@ -120,16 +129,30 @@ fn what_is_cut_away_is_not_sent() {
 fn write_direct_puts_bytes_in_between() {
     bounded("write_direct", || {
         let (mut conn, mut peer) = pair();
-        conn.malloc(32).unwrap().copy_from_slice(b"abcdefghijklmnopqrstuvwxyz012345");
-        for (text, remain) in [("<1>", 30), ("<2>", 29), ("<3>", 28), ("<4>", 27), ("<5>", 0)] {
-            conn.write_direct(Bytes::from_static(text.as_bytes()), remain).unwrap();
+        conn.malloc(32)
+            .unwrap()
+            .copy_from_slice(b"abcdefghijklmnopqrstuvwxyz012345");
+        for (text, remain) in [
+            ("<1>", 30),
+            ("<2>", 29),
+            ("<3>", 28),
+            ("<4>", 27),
+            ("<5>", 0),
+        ] {
+            conn.write_direct(Bytes::from_static(text.as_bytes()), remain)
+                .unwrap();
         }
         assert_eq!(
-            conn.write_direct(Bytes::from_static(b"x"), 1000).unwrap_err().kind(),
+            conn.write_direct(Bytes::from_static(b"x"), 1000)
+                .unwrap_err()
+                .kind(),
             io::ErrorKind::InvalidInput
         );
         conn.flush().unwrap();
-        expect(&mut peer, b"ab<1>c<2>d<3>e<4>fghijklmnopqrstuvwxyz012345<5>");
+        expect(
+            &mut peer,
+            b"ab<1>c<2>d<3>e<4>fghijklmnopqrstuvwxyz012345<5>",
+        );
     });
 }
 
@@ -158,8 +181,12 @@ fn several_slices_go_out_in_one_call() {
         let (head, body) = (b"head".as_slice(), pattern(3, MUCH));
         let out = body.clone();
         let sending = thread::spawn(move || {
-            let slices =
-                [IoSlice::new(head), IoSlice::new(&[]), IoSlice::new(&out), IoSlice::new(b"tail")];
+            let slices = [
+                IoSlice::new(head),
+                IoSlice::new(&[]),
+                IoSlice::new(&out),
+                IoSlice::new(b"tail"),
+            ];
             let n = conn.write_vectored(&slices).unwrap();
             assert_eq!(n, 4 + MUCH + 4);
             // Behind what is unflushed, not before it.
@@ -228,7 +255,11 @@ fn flush_returns_when_the_kernel_has_it_all() {
         let all = results.wait("a failed flush", |all| all.iter().any(|(ok, ..)| !ok));
         for (i, (ok, sent, queued)) in all.iter().enumerate() {
             if *ok {
-                assert!(*sent >= ((i + 1) * PIECE) as u64, "{sent} bytes after {} flushes", i + 1);
+                assert!(
+                    *sent >= ((i + 1) * PIECE) as u64,
+                    "{sent} bytes after {} flushes",
+                    i + 1
+                );
                 assert_eq!(*queued, 0);
             }
         }
@@ -248,7 +279,9 @@ fn flush_of_a_handle_waits_for_what_was_sent_before() {
         handle.send_bytes(pattern(4, MUCH).into()).unwrap();
         let waiter = handle.clone();
         let waiting = thread::spawn(move || {
-            waiter.flush().map(|()| (waiter.stats().bytes_out, waiter.stats().queued))
+            waiter
+                .flush()
+                .map(|()| (waiter.stats().bytes_out, waiter.stats().queued))
         });
         expect(&mut peer, &pattern(4, MUCH));
         let (sent, queued) = waiting.join().unwrap().unwrap();
@@ -265,7 +298,8 @@ fn many_senders_never_mix_and_each_keeps_its_order() {
         const EACH: u32 = 400;
         let handles = Log::new();
         let server = case.serve_with(
-            case.builder().socket(SocketOptions::new().send_buffer(8192)),
+            case.builder()
+                .socket(SocketOptions::new().send_buffer(8192)),
             giving(&handles),
         );
         let mut peer = server.connect();
@@ -292,15 +326,24 @@ fn many_senders_never_mix_and_each_keeps_its_order() {
         let mut next = [0; SENDERS as usize];
         for _ in 0..u32::from(SENDERS) * EACH {
             let body = read_frame(&mut peer).unwrap();
-            let (sender, i) = (body[0], u32::from_be_bytes([body[1], body[2], body[3], body[4]]));
-            assert!(body[5..].iter().all(|byte| *byte == sender), "messages are mixed");
+            let (sender, i) = (
+                body[0],
+                u32::from_be_bytes([body[1], body[2], body[3], body[4]]),
+            );
+            assert!(
+                body[5..].iter().all(|byte| *byte == sender),
+                "messages are mixed"
+            );
             assert_eq!(i, next[sender as usize], "order of sender {sender}");
             next[sender as usize] += 1;
         }
         for thread in threads {
             thread.join().unwrap();
         }
-        assert_eq!(handle.stats().messages_out, u64::from(SENDERS) * u64::from(EACH));
+        assert_eq!(
+            handle.stats().messages_out,
+            u64::from(SENDERS) * u64::from(EACH)
+        );
         drop(peer);
         server.stop();
     });
@@ -339,7 +382,11 @@ fn the_handler_and_other_senders_never_mix() {
         while pushed + echoed < 4000 {
             let body = read_frame(&mut peer).unwrap();
             let i = u32::from_be_bytes([body[1], body[2], body[3], body[4]]);
-            let next = if body[0] == b'p' { &mut pushed } else { &mut echoed };
+            let next = if body[0] == b'p' {
+                &mut pushed
+            } else {
+                &mut echoed
+            };
             assert_eq!(i, *next);
             *next += 1;
             assert!(body[5..].iter().all(|byte| *byte == body[0]));
@@ -380,10 +427,17 @@ fn a_close_ends_every_waiting_sender_and_flusher() {
                 })
                 .collect();
             eventually("all have begun", || waiting.load(SeqCst) == 20);
-            if abort { handle.abort() } else { handle.close() }
+            if abort {
+                handle.abort()
+            } else {
+                handle.close()
+            }
             for thread in threads {
                 let error = thread.join().unwrap().unwrap_err();
-                assert!(matches!(Error::from_io(&error), Some(Error::Closed(_))), "{error:?}");
+                assert!(
+                    matches!(Error::from_io(&error), Some(Error::Closed(_))),
+                    "{error:?}"
+                );
             }
             handle.done().wait().unwrap();
             drop(peer);
@@ -394,32 +448,37 @@ fn a_close_ends_every_waiting_sender_and_flusher() {
 
 #[test]
 fn the_peers_end_ends_every_waiting_sender() {
-    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom], |case| {
-        let handles = Log::new();
-        let server = case
-            .serve_with(case.builder().output_limit(10_000, OnFull::Block), giving(&handles));
-        let peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
-        handle.send_bytes(vec![0; MUCH].into()).unwrap();
-        let threads: Vec<_> = (0..10)
-            .map(|i| {
-                let handle = handle.clone();
-                thread::spawn(move || {
-                    if i % 2 == 0 {
-                        handle.send_bytes(vec![1; 100].into()).map(drop)
-                    } else {
-                        handle.flush()
-                    }
+    on_tcp(
+        &[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom],
+        |case| {
+            let handles = Log::new();
+            let server = case.serve_with(
+                case.builder().output_limit(10_000, OnFull::Block),
+                giving(&handles),
+            );
+            let peer = server.connect();
+            let handle = handles.wait_len(1).remove(0);
+            handle.send_bytes(vec![0; MUCH].into()).unwrap();
+            let threads: Vec<_> = (0..10)
+                .map(|i| {
+                    let handle = handle.clone();
+                    thread::spawn(move || {
+                        if i % 2 == 0 {
+                            handle.send_bytes(vec![1; 100].into()).map(drop)
+                        } else {
+                            handle.flush()
+                        }
+                    })
                 })
-            })
-            .collect();
-        peer.reset();
-        for thread in threads {
-            assert!(thread.join().unwrap().is_err());
-        }
-        assert!(handle.done().wait().is_err());
-        server.stop();
-    });
+                .collect();
+            peer.reset();
+            for thread in threads {
+                assert!(thread.join().unwrap().is_err());
+            }
+            assert!(handle.done().wait().is_err());
+            server.stop();
+        },
+    );
 }
 
 #[test]
@@ -564,7 +623,8 @@ fn a_reader_that_is_slow_gets_everything() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve_with(
-            case.builder().socket(SocketOptions::new().send_buffer(4096)),
+            case.builder()
+                .socket(SocketOptions::new().send_buffer(4096)),
             giving(&handles),
         );
         let mut peer = Peer::connect_small(&server.address).unwrap();
@@ -588,7 +648,9 @@ fn a_reader_that_is_slow_gets_everything() {
 #[test]
 fn codecs_write_a_connection_through_the_trait() {
     fn encode(writer: &mut dyn netpoll::Writer, body: &[u8]) -> io::Result<()> {
-        writer.malloc(4)?.copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
+        writer
+            .malloc(4)?
+            .copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
         writer.write_slice(body)?;
         writer.flush()
     }

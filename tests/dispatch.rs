@@ -92,7 +92,9 @@ fn connections_of_the_same_batch_go_on_when_the_first_handler_blocks() {
             let _open = OpenOnDrop(gate.clone());
             let server = case.serve(gated(&gate));
             let mut peers: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
-            eventually("all are there", || server.event_loop.stats().connected == 20);
+            eventually("all are there", || {
+                server.event_loop.stats().connected == 20
+            });
             for (i, peer) in peers.iter_mut().enumerate() {
                 let body: &[u8] = if i == round { b"block" } else { b"fine" };
                 peer.write_all(&frame(body)).unwrap();
@@ -288,8 +290,9 @@ fn a_handler_may_dial_its_own_loop_with_one_poller_and_one_worker() {
                     .pollers(group.clone())
                     .connect_timeout(LIMIT)
                     .read_timeout(LIMIT);
-                let builder =
-                    EventLoop::builder().pollers(group.clone()).dispatch(kind.dispatch());
+                let builder = EventLoop::builder()
+                    .pollers(group.clone())
+                    .dispatch(kind.dispatch());
                 let server = chain(builder, dialer, transport);
                 // With one worker the innermost call needs a second thread.
                 let depth = if kind == Kind::OneWorker { 0 } else { 8 };
@@ -315,14 +318,18 @@ fn a_handler_on_the_only_worker_may_call_another_loop_of_the_same_poller() {
             let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
             let backend = Server::start(
                 Transport::Tcp,
-                EventLoop::builder().pollers(group.clone()).dispatch(Kind::OneWorker.dispatch()),
+                EventLoop::builder()
+                    .pollers(group.clone())
+                    .dispatch(Kind::OneWorker.dispatch()),
                 echo(),
             );
             let address = backend.address.clone();
             let dialer = Dialer::new().pollers(group.clone()).read_timeout(LIMIT);
             let proxy = Server::start(
                 Transport::Tcp,
-                EventLoop::builder().pollers(group.clone()).dispatch(kind.dispatch()),
+                EventLoop::builder()
+                    .pollers(group.clone())
+                    .dispatch(kind.dispatch()),
                 handler_fn(move |conn| {
                     while let Some(request) = decode(conn)? {
                         let len = request.len();
@@ -375,7 +382,9 @@ fn dials_are_possible_in_every_callback() {
             }
         };
         let [c1, c2, c3, c4, c5] = [(); 5].map(|()| call.clone());
-        let builder = EventLoop::builder().pollers(group.clone()).dispatch(case.kind.dispatch());
+        let builder = EventLoop::builder()
+            .pollers(group.clone())
+            .dispatch(case.kind.dispatch());
         let server = case.serve_with(
             builder,
             Script::new()
@@ -395,7 +404,13 @@ fn dials_are_possible_in_every_callback() {
             server.connect().ping(b"x");
             done.wait_len(round * 5);
         }
-        let expected = ["prepare", "connect", "request", "disconnect", "close callback"];
+        let expected = [
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            "close callback",
+        ];
         for round in done.take().chunks(5) {
             assert_eq!(round, expected);
         }
@@ -415,7 +430,9 @@ fn a_handler_may_start_and_stop_another_loop() {
                 // A callback must not wait for a loop, not even another's.
                 let address = inner.address.clone();
                 let event_loop = inner.event_loop.clone();
-                thread::spawn(move || event_loop.shutdown(LIMIT)).join().unwrap()?;
+                thread::spawn(move || event_loop.shutdown(LIMIT))
+                    .join()
+                    .unwrap()?;
                 assert!(Peer::connect(&address).is_err());
                 conn.append(frame)?;
             }
@@ -518,11 +535,15 @@ fn a_task_that_is_dropped_closes_its_connection_only() {
         let ends = Log::new();
         let log = ends.clone();
         let executor = Arc::new(Sometimes(AtomicUsize::new(0)));
-        let builder = EventLoop::builder().pollers(1).dispatch(Dispatch::Custom(executor));
+        let builder = EventLoop::builder()
+            .pollers(1)
+            .dispatch(Dispatch::Custom(executor));
         let server = Server::start(
             Transport::Tcp,
             builder,
-            Script::new().request(echo_frames).disconnect(move |_, reason| log.push(reason)),
+            Script::new()
+                .request(echo_frames)
+                .disconnect(move |_, reason| log.push(reason)),
         );
         let mut victim = server.connect();
         eventually("one", || server.event_loop.stats().connected == 1);
@@ -593,7 +614,10 @@ fn workers_run_no_more_handlers_at_once_than_they_are() {
         let now = Arc::new(AtomicUsize::new(0));
         let most = Arc::new(AtomicUsize::new(0));
         let (at, top) = (Arc::clone(&now), Arc::clone(&most));
-        let dispatch = Dispatch::Workers { max: 3, keep_alive: Duration::from_secs(1) };
+        let dispatch = Dispatch::Workers {
+            max: 3,
+            keep_alive: Duration::from_secs(1),
+        };
         let server = Server::start(
             Transport::Tcp,
             EventLoop::builder().pollers(2).dispatch(dispatch),
@@ -621,10 +645,19 @@ fn workers_run_no_more_handlers_at_once_than_they_are() {
 
 #[test]
 fn workers_without_a_thread_are_an_error() {
-    let dispatch = Dispatch::Workers { max: 0, keep_alive: Duration::from_secs(1) };
-    let error = EventLoop::builder().dispatch(dispatch).build(echo()).unwrap_err();
+    let dispatch = Dispatch::Workers {
+        max: 0,
+        keep_alive: Duration::from_secs(1),
+    };
+    let error = EventLoop::builder()
+        .dispatch(dispatch)
+        .build(echo())
+        .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::Unsupported);
-    assert!(matches!(Error::from_io(&error), Some(Error::Unsupported(_))));
+    assert!(matches!(
+        Error::from_io(&error),
+        Some(Error::Unsupported(_))
+    ));
 }
 
 #[test]
@@ -643,7 +676,10 @@ fn an_idle_server_uses_no_processor_time() {
             // What is measured is the lack of activity, so there is nothing to wait for.
             thread::sleep(Duration::from_millis(500));
             let used = support::cpu_time() - before;
-            assert!(used <= Duration::from_millis(30), "{used:?} of 500 ms with {kind:?}");
+            assert!(
+                used <= Duration::from_millis(30),
+                "{used:?} of 500 ms with {kind:?}"
+            );
         }
     });
 }

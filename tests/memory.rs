@@ -7,9 +7,7 @@ static ALLOCATOR: support::counting::Counting = support::counting::Counting;
 
 use netpoll::{Connection, Dialer};
 use std::io::{Read, Write};
-use support::{
-    Case, Kind, LIMIT, Peer, Transport, counting, echo, eventually, frame, in_child,
-};
+use support::{Case, Kind, LIMIT, Peer, Transport, counting, echo, eventually, frame, in_child};
 
 const CONNECTIONS: usize = 2000;
 /// The promise: user memory of an idle connection.
@@ -35,9 +33,14 @@ fn idle_servers(case: Case, most: usize) {
     for _ in 0..CONNECTIONS {
         peers.push(server.connect());
     }
-    eventually("all", || server.event_loop.stats().connected as usize == CONNECTIONS + 3);
+    eventually("all", || {
+        server.event_loop.stats().connected as usize == CONNECTIONS + 3
+    });
     let fresh = per_connection(&format!("{case:?} fresh"), before);
-    assert!(fresh <= most, "{fresh} bytes per fresh connection, {case:?}");
+    assert!(
+        fresh <= most,
+        "{fresh} bytes per fresh connection, {case:?}"
+    );
 
     let out = frame(&[7; 100]);
     let mut back = vec![0; out.len()];
@@ -57,7 +60,10 @@ fn idle_servers(case: Case, most: usize) {
     let clock = case.serve(echo());
     clock.connect().ping(b"tick");
     let partial = per_connection(&format!("{case:?} with 5 unread bytes"), before);
-    assert!(partial <= most + 1024, "{partial} bytes per connection with 5 unread bytes");
+    assert!(
+        partial <= most + 1024,
+        "{partial} bytes per connection with 5 unread bytes"
+    );
 
     let idle = server.event_loop.clone();
     drop(peers);
@@ -79,9 +85,12 @@ fn an_idle_connection_of_a_server_holds_little() {
 
 #[test]
 fn an_idle_connection_of_a_server_holds_no_more_than_it_did() {
-    in_child("an_idle_connection_of_a_server_holds_no_more_than_it_did", || {
-        idle_servers(Case::new(Transport::Tcp, Kind::Adaptive), GUARD);
-    });
+    in_child(
+        "an_idle_connection_of_a_server_holds_no_more_than_it_did",
+        || {
+            idle_servers(Case::new(Transport::Tcp, Kind::Adaptive), GUARD);
+        },
+    );
 }
 
 #[test]

@@ -19,7 +19,12 @@ use support::{
 };
 
 fn pool() -> Pool {
-    Pool::new(Dialer::new().connect_timeout(LIMIT).read_timeout(LIMIT).write_timeout(LIMIT))
+    Pool::new(
+        Dialer::new()
+            .connect_timeout(LIMIT)
+            .read_timeout(LIMIT)
+            .write_timeout(LIMIT),
+    )
 }
 
 fn call(conn: &mut Connection, body: &[u8]) -> io::Result<()> {
@@ -43,7 +48,10 @@ fn a_connection_is_used_again() {
         }
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
         let stats = pool.stats();
-        assert_eq!((stats.dialled, stats.reused, stats.idle, stats.in_use), (1, 19, 1, 0));
+        assert_eq!(
+            (stats.dialled, stats.reused, stats.idle, stats.in_use),
+            (1, 19, 1, 0)
+        );
         pool.close();
         server.stop();
     });
@@ -172,7 +180,11 @@ fn a_user_that_panics_gives_nothing_back() {
         assert!(result.is_err());
         let stats = pool.stats();
         assert_eq!((stats.idle, stats.in_use, stats.rejected), (0, 0, 1));
-        call(&mut pool.get(&server.address).unwrap(), b"the place is free").unwrap();
+        call(
+            &mut pool.get(&server.address).unwrap(),
+            b"the place is free",
+        )
+        .unwrap();
     });
 }
 
@@ -201,8 +213,13 @@ fn no_more_than_max_idle_are_kept() {
         assert_eq!(pool.stats().in_use, 8);
         drop(all);
         let stats = pool.stats();
-        assert_eq!((stats.idle, stats.in_use, stats.rejected, stats.peak), (3, 0, 5, 8));
-        eventually("the others are closed", || server.event_loop.stats().active == 3);
+        assert_eq!(
+            (stats.idle, stats.in_use, stats.rejected, stats.peak),
+            (3, 0, 5, 8)
+        );
+        eventually("the others are closed", || {
+            server.event_loop.stats().active == 3
+        });
     });
 }
 
@@ -243,7 +260,9 @@ fn with_wait_get_waits_for_a_place() {
         held.discard();
         assert_ne!(waiting.join().unwrap().unwrap(), id);
         // At the end of the wait there is an error.
-        let short = Pool::new(Dialer::new()).max_total(1).wait(Duration::from_millis(20));
+        let short = Pool::new(Dialer::new())
+            .max_total(1)
+            .wait(Duration::from_millis(20));
         let held = short.get(&server.address).unwrap();
         let error = short.get(&server.address).unwrap_err();
         assert_eq!(Error::from_io(&error), Some(Error::PoolExhausted));
@@ -404,7 +423,9 @@ fn a_server_that_restarts_is_no_trouble() {
             address
         };
         let event_loop = netpoll::EventLoop::new(echo()).unwrap();
-        event_loop.serve_in_background(netpoll::Listener::bind(address.clone()).unwrap()).unwrap();
+        event_loop
+            .serve_in_background(netpoll::Listener::bind(address.clone()).unwrap())
+            .unwrap();
         // Every kept connection is dead; none of them is handed out.
         for _ in 0..5 {
             call(&mut pool.get(&address).unwrap(), b"after").unwrap();
@@ -424,7 +445,9 @@ fn a_pool_leaves_no_descriptor_behind() {
         let before = support::descriptors();
         for _ in 0..10 {
             let pool = pool();
-            let mut conns: Vec<_> = (0..10).map(|_| pool.get(&server.address).unwrap()).collect();
+            let mut conns: Vec<_> = (0..10)
+                .map(|_| pool.get(&server.address).unwrap())
+                .collect();
             for conn in &mut conns {
                 call(conn, b"x").unwrap();
             }

@@ -23,9 +23,11 @@ fn echoes_frames_of_every_size() {
     every(|case| {
         let server = case.serve(echo());
         let mut peer = server.connect();
-        for (seed, len) in [0, 1, 3, 63, 64, 511, 512, 4095, 4096, 16_384, 65_532, 65_536]
-            .into_iter()
-            .enumerate()
+        for (seed, len) in [
+            0, 1, 3, 63, 64, 511, 512, 4095, 4096, 16_384, 65_532, 65_536,
+        ]
+        .into_iter()
+        .enumerate()
         {
             peer.ping(&pattern(seed as u64, len));
         }
@@ -111,7 +113,10 @@ fn the_librarys_own_client_gets_echoes() {
             let out = frame(&pattern(3, len));
             conn.write_slice(&out).unwrap();
             conn.flush().unwrap();
-            assert!(conn.next(out.len()).unwrap() == out, "the echo of {len} bytes differs");
+            assert!(
+                conn.next(out.len()).unwrap() == out,
+                "the echo of {len} bytes differs"
+            );
         }
         assert!(conn.is_active());
         conn.close().unwrap();
@@ -435,7 +440,9 @@ fn a_handler_set_in_on_request_sees_what_is_left() {
         let server = case.serve(
             Script::new()
                 .request(|conn| {
-                    let Some(first) = conn.try_next(7)? else { return Ok(()) };
+                    let Some(first) = conn.try_next(7)? else {
+                        return Ok(());
+                    };
                     assert_eq!(first, b"UPGRADE");
                     conn.set_handler(echo())
                 })
@@ -443,11 +450,16 @@ fn a_handler_set_in_on_request_sees_what_is_left() {
         );
         let mut peer = server.connect();
         // The frame is in the buffer when the handler is replaced.
-        peer.write_all(&[b"UPGRADE".as_slice(), &frame(b"left over")].concat()).unwrap();
+        peer.write_all(&[b"UPGRADE".as_slice(), &frame(b"left over")].concat())
+            .unwrap();
         assert_eq!(read_frame(&mut peer).unwrap(), b"left over");
         peer.ping(b"more");
         drop(peer);
-        assert_eq!(ends.wait_len(1), [CloseReason::Peer], "the first handler hears of the end");
+        assert_eq!(
+            ends.wait_len(1),
+            [CloseReason::Peer],
+            "the first handler hears of the end"
+        );
         server.stop();
     });
 }
@@ -623,7 +635,9 @@ fn a_client_with_a_handler_answers_its_server() {
                     conn.flush()
                 })
                 .request(move |conn| {
-                    let Some(answer) = conn.try_next(4)? else { return Ok(()) };
+                    let Some(answer) = conn.try_next(4)? else {
+                        return Ok(());
+                    };
                     log.push(answer.to_vec());
                     conn.handle().close();
                     Ok(())
@@ -638,7 +652,9 @@ fn a_client_with_a_handler_answers_its_server() {
                 .dial_with(
                     server.address.clone(),
                     handler_fn(|conn| {
-                        let Some(question) = conn.try_next(4)? else { return Ok(()) };
+                        let Some(question) = conn.try_next(4)? else {
+                            return Ok(());
+                        };
                         assert_eq!(question, b"ping");
                         conn.write_str("pong")?;
                         conn.flush()

@@ -21,8 +21,13 @@ use support::{
     read_frame, settled_descriptors, settled_threads, threads,
 };
 
-const KINDS: [Kind; 5] =
-    [Kind::Adaptive, Kind::Workers, Kind::OneWorker, Kind::Inline, Kind::Custom];
+const KINDS: [Kind; 5] = [
+    Kind::Adaptive,
+    Kind::Workers,
+    Kind::OneWorker,
+    Kind::Inline,
+    Kind::Custom,
+];
 
 fn incomplete(error: &io::Error) -> Option<usize> {
     match Error::from_io(error) {
@@ -36,8 +41,11 @@ fn idle_connections_are_closed_at_once() {
     every(|case| {
         let ends = Log::new();
         let log = ends.clone();
-        let server = case
-            .serve(Script::new().request(echo_frames).disconnect(move |_, r| log.push(r)));
+        let server = case.serve(
+            Script::new()
+                .request(echo_frames)
+                .disconnect(move |_, r| log.push(r)),
+        );
         let mut peers: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
         for peer in &mut peers {
             peer.ping(b"x");
@@ -112,6 +120,33 @@ fn a_request_that_was_received_but_not_begun_is_answered() {
     });
 }
 
+#[test]
+fn a_request_that_has_just_arrived_is_answered() {
+    every(|case| {
+        for round in 0..15u8 {
+            let server = case.serve(echo());
+            let mut peers: Vec<Peer> = (0..4).map(|_| server.connect()).collect();
+            for peer in &mut peers {
+                peer.ping(b"up");
+            }
+            for peer in &mut peers {
+                peer.write_all(&frame(&[round])).unwrap();
+            }
+            for peer in &peers {
+                eventually("it has arrived", || peer.unsent() == 0);
+            }
+            let event_loop = server.event_loop.clone();
+            let stopping = thread::spawn(move || event_loop.shutdown(LIMIT));
+            for peer in &mut peers {
+                assert_eq!(read_frame(peer).unwrap(), [round]);
+                peer.expect_end();
+            }
+            drop(peers);
+            stopping.join().unwrap().unwrap();
+        }
+    });
+}
+
 fn on_one_worker(test: impl Fn(Case) + Send + Sync + 'static) {
     support::on_tcp(&[Kind::OneWorker], test);
 }
@@ -140,10 +175,16 @@ fn at_the_deadline_the_number_left_is_told_and_they_go_on() {
             let connected = || server.event_loop.stats().connected == busy as u64 + 1;
             eventually("the idle one", connected);
         }
-        let error = server.event_loop.shutdown(Duration::from_millis(50)).unwrap_err();
+        let error = server
+            .event_loop
+            .shutdown(Duration::from_millis(50))
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let left = incomplete(&error).expect("how many are left");
-        assert!(left >= busy && left <= busy + 1, "{left} left of {busy} busy ones");
+        assert!(
+            left >= busy && left <= busy + 1,
+            "{left} left of {busy} busy ones"
+        );
         gate.open();
         for peer in &mut peers {
             assert_eq!(read_frame(peer).unwrap(), b"slow");
@@ -172,7 +213,10 @@ fn a_forced_shutdown_ends_handlers_that_wait_for_input() {
             peer.write_all(b"half a message").unwrap();
         }
         started.wait_len(waiting);
-        let forced = server.event_loop.shutdown_forced(Duration::from_millis(20)).unwrap();
+        let forced = server
+            .event_loop
+            .shutdown_forced(Duration::from_millis(20))
+            .unwrap();
         assert_eq!(forced, waiting);
         for result in results.all() {
             assert_eq!(result, Some(Error::Closed(CloseReason::Shutdown)));
@@ -201,7 +245,13 @@ fn a_forced_shutdown_ends_handlers_that_wait_for_output() {
         let peer = server.connect();
         let handle: ConnectionHandle = handles.wait_len(1).remove(0);
         eventually("the flush waits", || handle.stats().queued > 0);
-        assert_eq!(server.event_loop.shutdown_forced(Duration::from_millis(20)).unwrap(), 1);
+        assert_eq!(
+            server
+                .event_loop
+                .shutdown_forced(Duration::from_millis(20))
+                .unwrap(),
+            1
+        );
         assert_eq!(results.all(), [Some(Error::Closed(CloseReason::Shutdown))]);
         drop(peer);
     });
@@ -302,7 +352,10 @@ fn serve_returns_when_everything_is_over() {
         let stopper = event_loop.clone();
         let stopping = thread::spawn(move || stopper.shutdown(LIMIT));
         eventually("the drain", || event_loop.is_shutting_down());
-        assert!(served.try_recv().is_err(), "serve returned while a handler runs");
+        assert!(
+            served.try_recv().is_err(),
+            "serve returned while a handler runs"
+        );
         gate.open();
         assert_eq!(read_frame(&mut peer).unwrap(), b"held");
         stopping.join().unwrap().unwrap();
@@ -318,9 +371,15 @@ fn after_a_shutdown_nothing_new_is_served() {
         let server = case.serve(echo());
         server.event_loop.shutdown(LIMIT).unwrap();
         assert!(Peer::connect(&server.address).is_err(), "somebody listens");
-        let error = server.event_loop.serve(listener(case.transport)).unwrap_err();
+        let error = server
+            .event_loop
+            .serve(listener(case.transport))
+            .unwrap_err();
         assert_eq!(Error::from_io(&error), Some(Error::ShuttingDown));
-        let error = server.event_loop.serve_in_background(listener(case.transport)).unwrap_err();
+        let error = server
+            .event_loop
+            .serve_in_background(listener(case.transport))
+            .unwrap_err();
         assert_eq!(Error::from_io(&error), Some(Error::ShuttingDown));
     });
 }
@@ -353,7 +412,11 @@ fn a_handler_sees_that_the_loop_drains() {
         let server = case.serve(handler_fn(move |conn| {
             conn.skip(conn.available())?;
             held.pass();
-            let text = if own.get().unwrap().is_shutting_down() { "go away" } else { "stay" };
+            let text = if own.get().unwrap().is_shutting_down() {
+                "go away"
+            } else {
+                "stay"
+            };
             conn.write_str(text)?;
             conn.flush()
         }));
@@ -405,7 +468,10 @@ fn a_hold_keeps_a_connection_through_the_drain() {
         let mut peer = server.connect();
         peer.write_all(b"later").unwrap();
         eventually("the request", || holds.len() == 1);
-        let error = server.event_loop.shutdown(Duration::from_millis(20)).unwrap_err();
+        let error = server
+            .event_loop
+            .shutdown(Duration::from_millis(20))
+            .unwrap_err();
         assert_eq!(incomplete(&error), Some(1));
         let (hold, handle) = holds.take().remove(0);
         handle.send_bytes(b"now".as_slice().into()).unwrap();
@@ -454,7 +520,11 @@ fn a_dropped_loop_ends_its_connections() {
         let address = listener.local_addr().unwrap();
         let event_loop = case
             .builder()
-            .build(Script::new().request(echo_frames).disconnect(move |_, r| log.push(r)))
+            .build(
+                Script::new()
+                    .request(echo_frames)
+                    .disconnect(move |_, r| log.push(r)),
+            )
             .unwrap();
         event_loop.serve_in_background(listener).unwrap();
         let mut peer = Peer::connect(&address).unwrap();
@@ -500,7 +570,12 @@ fn a_loop_may_be_dropped_inside_its_own_callback() {
 fn loops_may_share_a_group_of_pollers() {
     bounded("shared group", || {
         let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
-        let make = || EventLoop::builder().pollers(group.clone()).build(echo()).unwrap();
+        let make = || {
+            EventLoop::builder()
+                .pollers(group.clone())
+                .build(echo())
+                .unwrap()
+        };
         let first = Server::serve(Transport::Tcp, make());
         let second = Server::serve(Transport::Unix, make());
         first.connect().ping(b"first");
@@ -557,45 +632,46 @@ fn start_and_stop_leave_no_descriptor_and_no_thread() {
 
 #[test]
 fn forced_ends_and_drops_leave_no_descriptor_and_no_thread() {
-    in_child("forced_ends_and_drops_leave_no_descriptor_and_no_thread", || {
-        let cycle = |kind: Kind, forced: bool| {
-            let case = Case::new(Transport::Tcp, kind);
-            let listener = listener(case.transport);
-            let address = listener.local_addr().unwrap();
-            let event_loop = case
-                .builder()
-                .build(handler_fn(|conn| {
-                    conn.try_fill(1000).map(|_| ())
-                }))
-                .unwrap();
-            event_loop.serve_in_background(listener).unwrap();
-            let mut peers: Vec<Peer> =
-                (0..5).map(|_| Peer::connect(&address).unwrap()).collect();
-            for peer in &mut peers {
-                peer.write_all(b"half").unwrap();
-            }
-            if forced {
-                event_loop.shutdown_forced(Duration::ZERO).unwrap();
-            }
-            drop(event_loop);
-            for peer in &mut peers {
-                peer.expect_gone();
-            }
-        };
-        for kind in KINDS {
-            cycle(kind, true);
-            cycle(kind, false);
-        }
-        let (fds, tasks) = (descriptors(), threads());
-        for _ in 0..10 {
+    in_child(
+        "forced_ends_and_drops_leave_no_descriptor_and_no_thread",
+        || {
+            let cycle = |kind: Kind, forced: bool| {
+                let case = Case::new(Transport::Tcp, kind);
+                let listener = listener(case.transport);
+                let address = listener.local_addr().unwrap();
+                let event_loop = case
+                    .builder()
+                    .build(handler_fn(|conn| conn.try_fill(1000).map(|_| ())))
+                    .unwrap();
+                event_loop.serve_in_background(listener).unwrap();
+                let mut peers: Vec<Peer> =
+                    (0..5).map(|_| Peer::connect(&address).unwrap()).collect();
+                for peer in &mut peers {
+                    peer.write_all(b"half").unwrap();
+                }
+                if forced {
+                    event_loop.shutdown_forced(Duration::ZERO).unwrap();
+                }
+                drop(event_loop);
+                for peer in &mut peers {
+                    peer.expect_gone();
+                }
+            };
             for kind in KINDS {
                 cycle(kind, true);
                 cycle(kind, false);
             }
-            settled_descriptors(fds);
-            settled_threads(tasks);
-        }
-    });
+            let (fds, tasks) = (descriptors(), threads());
+            for _ in 0..10 {
+                for kind in KINDS {
+                    cycle(kind, true);
+                    cycle(kind, false);
+                }
+                settled_descriptors(fds);
+                settled_threads(tasks);
+            }
+        },
+    );
 }
 
 #[test]
@@ -618,11 +694,54 @@ fn a_shutdown_joins_the_threads_it_started() {
 }
 
 #[test]
+fn a_server_changes_nothing_of_its_process() {
+    fn traits() -> Vec<String> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let kept = [
+            "SigBlk",
+            "SigIgn",
+            "SigCgt",
+            "Umask",
+            "NoNewPrivs",
+            "Cpus_allowed",
+        ];
+        status
+            .lines()
+            .filter(|line| kept.iter().any(|key| line.starts_with(key)))
+            .chain(limits.lines())
+            .map(str::to_owned)
+            .collect()
+    }
+    in_child("a_server_changes_nothing_of_its_process", || {
+        let before = traits();
+        let directory = std::env::current_dir().unwrap();
+        for kind in KINDS {
+            for transport in [Transport::Tcp, Transport::Unix] {
+                let server = Case::new(transport, kind).serve(echo());
+                server.connect().ping(b"x");
+                let mut conn = server.dial();
+                conn.write_slice(&frame(b"x")).unwrap();
+                conn.flush().unwrap();
+                conn.skip(5).unwrap();
+                assert_eq!(traits(), before, "while it runs");
+                drop(conn);
+                server.stop();
+            }
+        }
+        assert_eq!(traits(), before);
+        assert_eq!(std::env::current_dir().unwrap(), directory);
+    });
+}
+
+#[test]
 fn a_custom_executor_is_dropped_with_its_loop() {
     bounded("executor", || {
         let executor = Arc::new(support::Threads::new(2));
         let weak = Arc::downgrade(&executor);
-        let builder = EventLoop::builder().pollers(1).dispatch(Dispatch::Custom(executor));
+        let builder = EventLoop::builder()
+            .pollers(1)
+            .dispatch(Dispatch::Custom(executor));
         let server = Server::start(Transport::Tcp, builder, echo());
         server.connect().ping(b"x");
         let event_loop = server.event_loop.clone();
@@ -637,7 +756,10 @@ fn serve_with_an_address_in_use_fails_at_once() {
     let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
     let error = netpoll::Listener::bind(server.address.clone()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    assert!(error.to_string().contains(&server.address.to_string()), "{error}");
+    assert!(
+        error.to_string().contains(&server.address.to_string()),
+        "{error}"
+    );
     let address: Address = "1.2.3.4:1".parse().unwrap();
     assert!(netpoll::Listener::bind(address).is_err());
 }

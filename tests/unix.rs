@@ -25,7 +25,10 @@ fn server_at(path: &Path) -> io::Result<Server> {
     let listener = Listener::bind(path)?;
     let address = listener.local_addr()?;
     event_loop.serve_in_background(listener)?;
-    Ok(Server { event_loop, address })
+    Ok(Server {
+        event_loop,
+        address,
+    })
 }
 
 #[test]
@@ -65,7 +68,10 @@ fn a_living_servers_path_is_never_taken() {
         for _ in 0..5 {
             let error = server_at(&path).err().expect("the path is in use");
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+            assert!(
+                error.to_string().contains(&path.display().to_string()),
+                "{error}"
+            );
             first.connect().ping(b"still here");
         }
         first.stop();
@@ -141,9 +147,14 @@ fn a_file_that_is_no_socket_is_never_removed() {
 
 #[test]
 fn a_path_in_a_missing_directory_is_an_error_that_names_it() {
-    let error = server_at(Path::new("/nonexistent/dir/socket")).err().expect("no such place");
+    let error = server_at(Path::new("/nonexistent/dir/socket"))
+        .err()
+        .expect("no such place");
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
-    assert!(error.to_string().contains("/nonexistent/dir/socket"), "{error}");
+    assert!(
+        error.to_string().contains("/nonexistent/dir/socket"),
+        "{error}"
+    );
     let long = "/tmp/".to_owned() + &"x".repeat(200);
     assert_eq!(
         server_at(Path::new(&long)).err().expect("too long").kind(),
@@ -168,7 +179,10 @@ fn starting_over_at_one_path_loses_no_server() {
 fn the_file_gets_the_mode_that_was_asked_for() {
     bounded("mode", || {
         let path = fresh_path();
-        let listener = Listener::builder().mode(0o600).bind(path.as_path()).unwrap();
+        let listener = Listener::builder()
+            .mode(0o600)
+            .bind(path.as_path())
+            .unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(listener);
@@ -180,7 +194,9 @@ fn listeners_of_others_are_served_and_their_files_left() {
     bounded("adopted", || {
         let path = fresh_path();
         let event_loop = EventLoop::builder().pollers(1).build(echo()).unwrap();
-        event_loop.serve_in_background(UnixListener::bind(&path).unwrap()).unwrap();
+        event_loop
+            .serve_in_background(UnixListener::bind(&path).unwrap())
+            .unwrap();
         let address = Address::from(path.as_path());
         Peer::connect(&address).unwrap().ping(b"std's");
         event_loop.shutdown(LIMIT).unwrap();
@@ -189,7 +205,9 @@ fn listeners_of_others_are_served_and_their_files_left() {
 
         let fd = OwnedFd::from(UnixListener::bind(&path).unwrap());
         let event_loop = EventLoop::builder().pollers(1).build(echo()).unwrap();
-        event_loop.serve_in_background(Listener::try_from(fd).unwrap()).unwrap();
+        event_loop
+            .serve_in_background(Listener::try_from(fd).unwrap())
+            .unwrap();
         Peer::connect(&address).unwrap().ping(b"a descriptor");
         event_loop.shutdown(LIMIT).unwrap();
         fs::remove_file(&path).unwrap();
@@ -210,10 +228,15 @@ fn abstract_names_are_served() {
         let std_name = SocketAddr::from_abstract_name(&name).unwrap();
         let address = Address::from(std_name.clone());
         let event_loop = EventLoop::builder().pollers(1).build(echo()).unwrap();
-        event_loop.serve_in_background(Listener::bind(address.clone()).unwrap()).unwrap();
+        event_loop
+            .serve_in_background(Listener::bind(address.clone()).unwrap())
+            .unwrap();
         let mut peer = Peer::Unix(UnixStream::connect_addr(&std_name).unwrap());
         peer.ping(b"by name");
-        let mut conn = Dialer::new().read_timeout(LIMIT).dial_connection(address).unwrap();
+        let mut conn = Dialer::new()
+            .read_timeout(LIMIT)
+            .dial_connection(address)
+            .unwrap();
         conn.write_slice(&support::frame(b"x")).unwrap();
         conn.flush().unwrap();
         conn.skip(5).unwrap();

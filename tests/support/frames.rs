@@ -46,7 +46,9 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
 
 /// A whole frame, its length included, without a copy; `None` until it is here.
 pub(crate) fn decode(r: &mut dyn Reader) -> io::Result<Option<LinkBuffer>> {
-    let Some(head) = r.try_peek(4)? else { return Ok(None) };
+    let Some(head) = r.try_peek(4)? else {
+        return Ok(None);
+    };
     let len = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
     r.try_slice(4 + len)
 }

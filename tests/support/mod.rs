@@ -1,5 +1,9 @@
 //! What the behaviour tests share: servers under every dispatch, plain peers, scripts and logs.
-#![allow(dead_code, unused_imports, reason = "every test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "every test binary uses its own part of this"
+)]
 
 pub(crate) mod counting;
 mod frames;
@@ -87,7 +91,11 @@ impl Gate {
         let deadline = Instant::now() + LIMIT;
         while state.arrived < count {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{} of {count} came to the gate", state.arrived);
+            assert!(
+                !left.is_zero(),
+                "{} of {count} came to the gate",
+                state.arrived
+            );
             state = changed.wait_timeout(state, left).unwrap().0;
         }
     }

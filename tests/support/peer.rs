@@ -7,7 +7,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpStream},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::net::UnixStream,
     },
     time::Duration,
@@ -79,9 +79,21 @@ impl Peer {
         }
     }
 
+    /// Bytes that were written and the other side's kernel has not got yet.
+    pub(crate) fn unsent(&self) -> i32 {
+        let Self::Tcp(stream) = self else { return 0 };
+        let mut left = 0;
+        // SAFETY: the call stores one int at the address, which is that of `left`.
+        let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
+        assert_eq!(result, 0);
+        left
+    }
+
     /// Closes with a reset (TCP only).
     pub(crate) fn reset(self) {
-        SockRef::from(&self).set_linger(Some(Duration::ZERO)).unwrap();
+        SockRef::from(&self)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
     }
 
     /// Sends a frame and waits for the next one.
@@ -122,7 +134,10 @@ impl Peer {
         match self.read_to_end(&mut out) {
             Ok(_) => {}
             Err(e) => assert!(
-                matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
+                matches!(
+                    e.kind(),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                ),
                 "the connection is still there: {e}"
             ),
         }
@@ -136,7 +151,12 @@ impl Peer {
         while total < most {
             match self.write(&chunk[..chunk.len().min(most - total)]) {
                 Ok(n) => total += n,
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) =>
+                {
                     break;
                 }
                 Err(e) => panic!("flood after {total} bytes: {e}"),
@@ -179,7 +199,9 @@ impl AsFd for Peer {
 }
 
 /// A plain listener and its address, for tests of the client side.
-pub(crate) fn socket_pair(dial: impl FnOnce(Address) -> io::Result<netpoll::Connection>) -> (netpoll::Connection, Peer) {
+pub(crate) fn socket_pair(
+    dial: impl FnOnce(Address) -> io::Result<netpoll::Connection>,
+) -> (netpoll::Connection, Peer) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Address::from(listener.local_addr().unwrap());
     let conn = dial(address).unwrap();

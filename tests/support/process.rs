@@ -27,8 +27,15 @@ pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
         .unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
     let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "child of {name}: {}\n{out}\n{err}", output.status);
-    assert!(out.contains("1 passed"), "{name} is no test of this binary:\n{out}");
+    assert!(
+        output.status.success(),
+        "child of {name}: {}\n{out}\n{err}",
+        output.status
+    );
+    assert!(
+        out.contains("1 passed"),
+        "{name} is no test of this binary:\n{out}"
+    );
 }
 
 /// Open descriptors of this process.
@@ -89,7 +96,10 @@ pub(crate) fn cpu_time() -> Duration {
 
 /// Sets how many descriptors this process may have; what it was before.
 pub(crate) fn limit_descriptors(most: u64) -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: the call fills the structure it is given.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     assert_eq!(result, 0);

@@ -106,13 +106,17 @@ pub(crate) struct Log<T> {
 
 impl<T> Clone for Log<T> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
     }
 }
 
 impl<T> Log<T> {
     pub(crate) fn new() -> Self {
-        Self { inner: Arc::new((Mutex::new(Vec::new()), Condvar::new())) }
+        Self {
+            inner: Arc::new((Mutex::new(Vec::new()), Condvar::new())),
+        }
     }
 
     pub(crate) fn push(&self, event: T) {
@@ -144,7 +148,11 @@ impl<T: Clone + Debug> Log<T> {
         let mut events = events.lock().unwrap();
         while !done(&events) {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited {LIMIT:?} for {what}; so far: {:?}", *events);
+            assert!(
+                !left.is_zero(),
+                "waited {LIMIT:?} for {what}; so far: {:?}",
+                *events
+            );
             events = changed.wait_timeout(events, left).unwrap().0;
         }
         events.clone()

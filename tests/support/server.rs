@@ -37,8 +37,14 @@ impl Kind {
     pub(crate) fn dispatch(self) -> Dispatch {
         match self {
             Self::Adaptive => Dispatch::Adaptive,
-            Self::Workers => Dispatch::Workers { max: 16, keep_alive: Duration::from_secs(5) },
-            Self::OneWorker => Dispatch::Workers { max: 1, keep_alive: Duration::from_secs(5) },
+            Self::Workers => Dispatch::Workers {
+                max: 16,
+                keep_alive: Duration::from_secs(5),
+            },
+            Self::OneWorker => Dispatch::Workers {
+                max: 1,
+                keep_alive: Duration::from_secs(5),
+            },
             Self::Inline => Dispatch::Inline,
             Self::Custom => Dispatch::Custom(Arc::new(Threads::new(8))),
         }
@@ -59,7 +65,9 @@ impl Case {
 
     /// A loop with one poller and this case's dispatch.
     pub(crate) fn builder(self) -> Builder {
-        EventLoop::builder().pollers(1).dispatch(self.kind.dispatch())
+        EventLoop::builder()
+            .pollers(1)
+            .dispatch(self.kind.dispatch())
     }
 
     /// A loop with default options, served in the background.
@@ -77,7 +85,13 @@ impl Case {
 /// Runs a test over TCP and unix sockets and under every dispatch.
 #[track_caller]
 pub(crate) fn every(test: impl Fn(Case) + Send + Sync + 'static) {
-    let kinds = [Kind::Adaptive, Kind::Workers, Kind::OneWorker, Kind::Inline, Kind::Custom];
+    let kinds = [
+        Kind::Adaptive,
+        Kind::Workers,
+        Kind::OneWorker,
+        Kind::Inline,
+        Kind::Custom,
+    ];
     matrix(&[Transport::Tcp, Transport::Unix], &kinds, test);
 }
 
@@ -94,11 +108,7 @@ pub(crate) fn on_tcp(kinds: &[Kind], test: impl Fn(Case) + Send + Sync + 'static
     matrix(&[Transport::Tcp], kinds, test);
 }
 
-fn matrix(
-    transports: &[Transport],
-    kinds: &[Kind],
-    test: impl Fn(Case) + Send + Sync + 'static,
-) {
+fn matrix(transports: &[Transport], kinds: &[Kind], test: impl Fn(Case) + Send + Sync + 'static) {
     let test = Arc::new(test);
     for &transport in transports {
         for &kind in kinds {
@@ -149,7 +159,10 @@ impl Server {
         let listener = listener(transport);
         let address = listener.local_addr().unwrap();
         event_loop.serve_in_background(listener).unwrap();
-        Self { event_loop, address }
+        Self {
+            event_loop,
+            address,
+        }
     }
 
     /// A plain peer.
@@ -161,8 +174,13 @@ impl Server {
     /// A client of the library.
     #[track_caller]
     pub(crate) fn dial(&self) -> Connection {
-        let dialer = Dialer::new().connect_timeout(LIMIT).read_timeout(LIMIT).write_timeout(LIMIT);
-        dialer.dial_connection(self.address.clone()).expect("the server listens")
+        let dialer = Dialer::new()
+            .connect_timeout(LIMIT)
+            .read_timeout(LIMIT)
+            .write_timeout(LIMIT);
+        dialer
+            .dial_connection(self.address.clone())
+            .expect("the server listens")
     }
 
     /// Ends the loop in order: everything is over when this returns.
@@ -222,7 +240,10 @@ impl Threads {
                     .unwrap()
             })
             .collect();
-        Self { tasks: Mutex::new(Some(sender)), threads }
+        Self {
+            tasks: Mutex::new(Some(sender)),
+            threads,
+        }
     }
 }
 
