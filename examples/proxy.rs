@@ -103,7 +103,7 @@ impl Handler for Proxy {
     fn on_connect(&self, client: &mut Connection) -> io::Result<()> {
         self.stats.clients.fetch_add(1, Ordering::Relaxed);
         let backend = self.backend()?;
-        let relay = self.relay.clone().start(client.take()?, backend)?;
+        let relay = self.relay.clone().start(client.hijack()?, backend)?;
         let stats = Arc::clone(&self.stats);
         relay.on_end(move |outcome| stats.ended(&outcome));
         Ok(())

@@ -108,7 +108,7 @@ fn a_proxy_takes_its_client_and_a_pooled_backend() {
     let (ends, ended) = mpsc::channel();
     let proxy = EventLoop::new(handler_fn(move |client: &mut Connection| {
         let backend = pool.get(&backend)?;
-        let relay = relay(client.take()?, backend)?;
+        let relay = relay(client.hijack()?, backend)?;
         let ends = ends.clone();
         relay.on_end(move |outcome| ends.send(outcome.end).unwrap());
         Ok(())

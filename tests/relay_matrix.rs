@@ -53,7 +53,7 @@ fn proxy(
                 let backend = dialer.dial_connection(Address::from(backend))?;
                 let relay = Relay::builder()
                     .in_flight(64 << 10)
-                    .start(client.take()?, backend)?;
+                    .start(client.hijack()?, backend)?;
                 let ends = ends.clone();
                 relay.on_end(move |outcome| ends.send(outcome.end).unwrap());
             }

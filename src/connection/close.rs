@@ -102,20 +102,11 @@ impl Shared {
                 self.outbox.discard(&self.word);
             }
             if before & state::OWNED != 0 {
-                self.interrupt_owner();
+                self.ring();
             }
             self.attend(0);
         }
         self.notify_all();
-    }
-
-    /// A user may be waiting for input on the descriptor itself: end that wait.
-    fn interrupt_owner(&self) {
-        if let Some(socket) = self.socket() {
-            if let Err(error) = socket.shutdown(Shutdown::Read) {
-                trace::debug!("connection {}: interrupting a reader: {error}", self.id);
-            }
-        }
     }
 
     /// Runs `callback` when the connection is over, at once if it is.
@@ -173,7 +164,8 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 
 /// Ends the connection. The caller has the owner's role and keeps it for good.
 pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason) {
-    let end = owner.conn.rx.end;
+    // A value that the connection was taken out of knows nothing of the input's end.
+    let end = owner.conn.rx.end.filter(|_| !owner.conn.is_taken());
     finish(shared, owner, reason);
     let_go(shared, end);
     shared.context.ended(shared);
@@ -228,7 +220,7 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
         if let Err(error) = socket.set_linger_zero() {
             trace::debug!("connection {}: linger: {error}", shared.id);
         }
-    } else if end.is_none() && bits & (state::BROKEN | state::PEER_CLOSED) == 0 {
+    } else if end.is_none() && bits & state::BROKEN == 0 {
         let shut = socket.shutdown(Shutdown::Write);
         let linger = shared.context.limits.linger;
         if let (Ok(()), Some(registration), false) = (shut, registration, linger.is_zero()) {

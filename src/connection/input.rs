@@ -20,10 +20,10 @@ use crate::{
 };
 use bytes::BytesMut;
 use linkbuffer::{ChunkPool, LinkBuffer};
-use poller::Interest;
 use std::{
     cell::RefCell,
     io,
+    os::fd::AsFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -266,12 +266,7 @@ impl Rx {
         let shared = &self.shared;
         let in_time = if shared.word.has(OWNED) {
             // Our own descriptor: no other thread takes part.
-            let ready = poller::wait_ready(
-                std::os::fd::AsFd::as_fd(&*self.socket),
-                Interest::READ,
-                deadline,
-            )?;
-            !ready.is_empty()
+            shared.wait_descriptor(self.socket.as_fd(), deadline)?
         } else {
             shared.wait(For::Input, deadline, || {
                 shared.word.has(READABLE) || shared.word.ended()

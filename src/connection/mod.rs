@@ -18,6 +18,7 @@ mod split;
 mod start;
 mod state;
 mod tx;
+mod wake;
 mod writer;
 
 pub use close::Done;
@@ -193,8 +194,8 @@ impl Connection {
     ///
     /// [`Error::Unsupported`] outside of these callbacks, [`Error::Closed`] on an ended
     /// connection, or what the system reports.
-    pub fn take(&mut self) -> io::Result<Self> {
-        start::take(self)
+    pub fn hijack(&mut self) -> io::Result<Self> {
+        start::hijack(self)
     }
 
     /// Whether the connection was taken out of this value.

@@ -5,6 +5,7 @@ use super::{
     output::{Bound, Outbox, Sent, Sink},
     process::Owner,
     state::{self, Word},
+    wake::Bell,
 };
 use crate::{
     context::Context,
@@ -13,16 +14,20 @@ use crate::{
     net::{Address, Socket},
     sync::{AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering},
 };
-use poller::{Interest, Registration};
+use poller::{Interest, Readiness, Registration};
 use std::{
     fmt,
     io::{self, IoSlice},
+    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 /// The pause after the kernel had no memory for our output.
 const STARVED: Duration = Duration::from_millis(10);
+
+/// How long a wait without a bell may be before it looks up.
+const SLICE: Duration = Duration::from_millis(25);
 
 /// The part of a connection that outlives its owner: handles keep it, the socket they do not.
 pub(crate) struct Shared {
@@ -56,6 +61,8 @@ pub(crate) struct Shared {
 struct Waiters {
     reading: u32,
     writing: u32,
+    /// Whoever waits for input on the descriptor itself.
+    bell: Option<Arc<Bell>>,
 }
 
 /// What a thread waits for.
@@ -261,6 +268,56 @@ impl Shared {
         let waiters = self.waiters.lock();
         self.changed.notify_all();
         drop(waiters);
+    }
+
+    /// Waits for input on the descriptor itself, until another thread ends the connection, or
+    /// the deadline. `false` for the deadline.
+    pub(crate) fn wait_descriptor(
+        &self,
+        fd: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+    ) -> io::Result<bool> {
+        let Some(bell) = Bell::mine() else {
+            return self.wait_in_slices(fd, deadline);
+        };
+        self.waiters.lock().bell = Some(Arc::clone(&bell));
+        // Whoever ends the connection from here on sees the bell.
+        let waited = if self.word.ended() {
+            Ok((Readiness::EMPTY, true))
+        } else {
+            poller::wait_ready_or(fd, Interest::READ, bell.as_fd(), deadline)
+        };
+        self.waiters.lock().bell = None;
+        let (ready, rung) = waited?;
+        if rung {
+            bell.hush();
+        }
+        Ok(rung || !ready.is_empty())
+    }
+
+    /// Without a descriptor for a bell the wait looks up now and then.
+    fn wait_in_slices(&self, fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+        loop {
+            let slice = Instant::now() + SLICE;
+            let until = deadline.map_or(slice, |deadline| deadline.min(slice));
+            if !poller::wait_ready(fd, Interest::READ, Some(until))?.is_empty() {
+                return Ok(true);
+            }
+            if self.word.ended() {
+                return Ok(true);
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Ends a wait on the descriptor, if there is one.
+    pub(crate) fn ring(&self) {
+        let bell = self.waiters.lock().bell.clone();
+        if let Some(bell) = bell {
+            bell.ring();
+        }
     }
 
     // ---------------------------------------------------------------- idleness

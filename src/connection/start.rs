@@ -126,14 +126,14 @@ pub(crate) fn attach(
 }
 
 /// Takes a connection out of its handler while a callback has it.
-pub(crate) fn take(conn: &mut Connection) -> io::Result<Connection> {
+pub(crate) fn hijack(conn: &mut Connection) -> io::Result<Connection> {
     let shared = Arc::clone(&conn.rx.shared);
     if shared.word.ended() {
         return Err(shared.closed_error());
     }
-    let owned = shared.word.has(OWNED);
-    let Some(registration) = shared.registration().filter(|_| !owned) else {
-        let text = "take works in on_connect and on_request: it ends the handler's turn";
+    let elsewhere = conn.is_taken() || shared.word.has(OWNED);
+    let Some(registration) = shared.registration().filter(|_| !elsewhere) else {
+        let text = "hijack works in on_connect and on_request: it ends the handler's turn";
         return Err(Error::Unsupported(text).into());
     };
     registration.set_interest(Interest::HANGUP)?;

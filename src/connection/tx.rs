@@ -103,7 +103,7 @@ impl Tx {
         if self.spent {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
-                "the connection was taken: use the value that `take` returned",
+                "the connection was taken: use the value that `hijack` returned",
             ));
         }
         self.shared.check_writable()

@@ -30,7 +30,7 @@ use std::{
 ///
 /// Returns at once. Either side may be a [`Connection`] of the caller's or a
 /// [`Pooled`](crate::Pooled) one, which goes back to its pool if it is still sound at the end. In
-/// a handler, [`Connection::take`] gives the connection.
+/// a handler, [`Connection::hijack`] gives the connection.
 ///
 /// ```no_run
 /// use netpoll::{Address, Connection, Pool, relay};
@@ -38,7 +38,7 @@ use std::{
 ///
 /// fn proxy(client: &mut Connection, pool: &Pool, backend: &Address) -> io::Result<()> {
 ///     let backend = pool.get(backend)?;
-///     relay(client.take()?, backend)?;
+///     relay(client.hijack()?, backend)?;
 ///     Ok(())
 /// }
 /// ```

@@ -47,7 +47,7 @@ impl RelaySession {
             return Ok(false);
         }
         self.leave_kernel();
-        let taken = conn.take()?;
+        let taken = conn.hijack()?;
         self.core.lanes[self.index].release();
         self.core
             .settle(self.index, Returned::Open(Box::new(taken)));

@@ -31,7 +31,7 @@ use kqueue as platform;
 
 pub(crate) use selector::{Control, Event, Selector, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id};
-pub use wait::wait_ready;
+pub use wait::{wait_ready, wait_ready_or};
 
 use crate::Readiness;
 

@@ -1,7 +1,7 @@
-//! Waiting for one descriptor on the caller's own thread.
+//! Waiting for one or two descriptors on the caller's own thread.
 //!
-//! Invariants for the `unsafe` block: the descriptor is borrowed for the call; the `pollfd` is one
-//! local variable and the count says so.
+//! Invariants for the `unsafe` block: the descriptors are borrowed for the call; the entries are
+//! an array of the caller's whose length is the count.
 
 #![allow(unsafe_code)]
 
@@ -44,24 +44,52 @@ pub fn wait_ready(
     interest: Interest,
     deadline: Option<Instant>,
 ) -> io::Result<Readiness> {
-    let mut poll = libc::pollfd {
+    poll(&mut [entry(fd, interest)], deadline).map(|[ready]| ready)
+}
+
+/// As [`wait_ready`], and until `other` is readable: a way for other threads to end the wait.
+///
+/// Returns what `fd` is ready for and whether `other` was readable; nothing of both when the
+/// deadline passed.
+///
+/// # Errors
+///
+/// As [`wait_ready`].
+pub fn wait_ready_or(
+    fd: BorrowedFd<'_>,
+    interest: Interest,
+    other: BorrowedFd<'_>,
+    deadline: Option<Instant>,
+) -> io::Result<(Readiness, bool)> {
+    let mut both = [entry(fd, interest), entry(other, Interest::READ)];
+    poll(&mut both, deadline).map(|[ready, other]| (ready, !other.is_empty()))
+}
+
+fn entry(fd: BorrowedFd<'_>, interest: Interest) -> libc::pollfd {
+    libc::pollfd {
         fd: fd.as_raw_fd(),
         events: mask(interest),
         revents: 0,
-    };
+    }
+}
+
+fn poll<const N: usize>(
+    entries: &mut [libc::pollfd; N],
+    deadline: Option<Instant>,
+) -> io::Result<[Readiness; N]> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.map_or(-1, |left| {
             // Rounded up, so that the wait is never short by a fraction.
             libc::c_int::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
         });
-        // SAFETY: `poll` is one live local variable, as the count of 1 says.
-        let result = unsafe { libc::poll(&mut poll, 1, timeout) };
+        // SAFETY: `entries` is a live array of as many entries as the count says.
+        let result = unsafe { libc::poll(entries.as_mut_ptr(), N as libc::nfds_t, timeout) };
         match result {
-            1.. => return Ok(readiness(poll.revents)),
+            1.. => return Ok(entries.map(|entry| readiness(entry.revents))),
             // A time-out beyond what one call can take goes round again.
             0 if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
-            0 => return Ok(Readiness::EMPTY),
+            0 => return Ok([Readiness::EMPTY; N]),
             _ => {
                 let error = io::Error::last_os_error();
                 if error.kind() != io::ErrorKind::Interrupted {
