@@ -245,7 +245,7 @@ impl Leader<'_> {
     /// The poller ends: everything is detached and told so.
     fn end(&self, detached: Vec<Arc<Entry>>, error: Option<io::Error>) {
         let poller = self.poller;
-        poller.refuse();
+        poller.refuse(error);
         for entry in poller.registry.close() {
             poller.announce(&entry);
         }
@@ -258,7 +258,7 @@ impl Leader<'_> {
             }
         }
         poller.schedule.close();
-        poller.ended(error);
+        poller.ended();
     }
 }
 

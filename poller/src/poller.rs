@@ -37,8 +37,8 @@ pub(crate) struct Poller {
     /// Runs often wait: the monitor looks more often.
     pub(crate) waiting_often: AtomicBool,
     closing: AtomicBool,
-    /// Set once the core is gone: the fatal error, if that was why.
-    end: Mutex<Option<Option<Fatal>>>,
+    /// The error that ended the poller, if one did.
+    fatal: Mutex<Option<Fatal>>,
     /// Called once the core is gone.
     on_end: Box<dyn Fn() + Send + Sync>,
 }
@@ -73,7 +73,7 @@ impl Poller {
             monitor,
             waiting_often: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            end: Mutex::new(None),
+            fatal: Mutex::new(None),
             on_end,
         }))
     }
@@ -157,7 +157,7 @@ impl Poller {
 
     /// Begins to close: detaches everything and ends, without waiting for it.
     pub(crate) fn close(self: &Arc<Self>) {
-        self.refuse();
+        self.refuse(None);
         self.push(Command::Nudge);
         if self.role.want_any() {
             self.send_leader();
@@ -168,29 +168,30 @@ impl Poller {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// Takes no more operators.
-    pub(crate) fn refuse(&self) {
+    /// Takes no more operators; `error` is why, if it is one.
+    pub(crate) fn refuse(&self, error: Option<io::Error>) {
+        if let Some(error) = error {
+            *self.fatal.lock() = Some(Fatal {
+                kind: error.kind(),
+                text: format!(
+                    "poller {} ended, its operators were detached: {error}",
+                    self.index
+                ),
+            });
+        }
         self.closing.store(true, Ordering::Release);
     }
 
-    /// The core is gone.
-    pub(crate) fn ended(&self, error: Option<io::Error>) {
-        let fatal = error.map(|error| Fatal {
-            kind: error.kind(),
-            text: format!(
-                "poller {} ended, its operators were detached: {error}",
-                self.index
-            ),
-        });
-        *self.end.lock() = Some(fatal);
+    /// The core is gone, and everybody has been told.
+    pub(crate) fn ended(&self) {
         (self.on_end)();
     }
 
     /// The fatal error that ended this poller, if one did.
     pub(crate) fn health(&self) -> io::Result<()> {
-        match &*self.end.lock() {
-            Some(Some(fatal)) => Err(io::Error::new(fatal.kind, fatal.text.clone())),
-            _ => Ok(()),
+        match &*self.fatal.lock() {
+            Some(fatal) => Err(io::Error::new(fatal.kind, fatal.text.clone())),
+            None => Ok(()),
         }
     }
 
