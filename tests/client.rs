@@ -454,7 +454,7 @@ fn a_connection_outlives_its_dialer() {
 fn connections_end_when_their_pollers_do() {
     bounded("pollers", || {
         let gate = Gate::new();
-        let _open = OpenOnDrop(gate.clone());
+        let _open = OpenOnDrop(gate);
         let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
         let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
         let dialer = Dialer::new().pollers(group.clone()).read_timeout(LIMIT);

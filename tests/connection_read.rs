@@ -173,7 +173,7 @@ fn a_message_that_is_asked_for_lands_in_one_piece() {
     both(|conn, peer| {
         let len = 1 << 20;
         let message = pattern(3, len);
-        let (mut sender, out) = (peer.try_clone(), message.clone());
+        let (mut sender, out) = (peer.try_clone(), message);
         let sending = thread::spawn(move || sender.write_all(&out).unwrap());
         // Asked for before most of it has come.
         conn.fill(len).unwrap();

@@ -67,7 +67,7 @@ fn all_ways_to_write_keep_their_order() {
         other.flush();
         other.write_slice(b" unflushed");
         conn.append(other).unwrap();
-        io::Write::write_all(&mut conn, b" std").unwrap();
+        Write::write_all(&mut conn, b" std").unwrap();
         let len = conn.malloc_len();
         conn.flush().unwrap();
         assert_eq!(conn.malloc_len(), 0);
@@ -220,7 +220,7 @@ fn a_flush_of_thousands_of_pieces_is_sent() {
         }
         message.flush();
         assert!(message.chunks().count() > 1024, "more than one call takes");
-        let sender = handle.clone();
+        let sender = handle;
         let sending = thread::spawn(move || sender.send(message));
         let mut got = vec![0; expected.len()];
         peer.read_exact(&mut got).unwrap();
@@ -277,7 +277,7 @@ fn flush_of_a_handle_waits_for_what_was_sent_before() {
         let handle = handles.wait_len(1).remove(0);
         handle.flush().unwrap();
         handle.send_bytes(pattern(4, MUCH).into()).unwrap();
-        let waiter = handle.clone();
+        let waiter = handle;
         let waiting = thread::spawn(move || {
             waiter
                 .flush()

@@ -183,16 +183,24 @@ fn handlers_that_wait_for_their_own_input_do_not_hold_others_up() {
     });
 }
 
+/// So that a failed test does not compute for ever.
+struct SetOnDrop(Arc<std::sync::atomic::AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 #[test]
 fn handlers_that_compute_for_long_do_not_hold_others_up() {
     // No call of ours tells that it will take long.
     bounded("compute", || {
         let case = Case::new(Transport::Tcp, Kind::Adaptive);
-        let stop = Gate::new();
-        let _open = OpenOnDrop(stop.clone());
         let busy = Arc::new(AtomicUsize::new(0));
         let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (count, ended) = (Arc::clone(&busy), Arc::clone(&over));
+        let _end = SetOnDrop(Arc::clone(&over));
         let server = case.serve(handler_fn(move |conn| {
             while let Some(mut frame) = decode(conn)? {
                 if frame.peek(5)?[4] == b'b' {

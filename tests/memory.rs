@@ -3,7 +3,7 @@
 mod support;
 
 #[global_allocator]
-static ALLOCATOR: support::counting::Counting = support::counting::Counting;
+static ALLOCATOR: counting::Counting = counting::Counting;
 
 use netpoll::{Connection, Dialer};
 use std::io::{Read, Write};

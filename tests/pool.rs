@@ -255,7 +255,7 @@ fn with_wait_get_waits_for_a_place() {
         assert_eq!(waiting.join().unwrap().unwrap(), id);
         // And one that is discarded frees its place too.
         let held = pool.get(&server.address).unwrap();
-        let (other, address) = (pool.clone(), server.address.clone());
+        let (other, address) = (pool, server.address.clone());
         let waiting = thread::spawn(move || other.get(&address).map(|conn| conn.id()));
         held.discard();
         assert_ne!(waiting.join().unwrap().unwrap(), id);
