@@ -170,6 +170,7 @@ impl Acceptor {
         let acceptor = Weak::clone(&self.this);
         self.context.connections.wait_for_room(
             self.max_connections,
+            std::ptr::from_ref(self).addr(),
             Box::new(move || {
                 if let Some(registration) = acceptor
                     .upgrade()

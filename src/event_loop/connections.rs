@@ -22,7 +22,8 @@ struct Table {
     entries: Slab<Entry>,
     /// Entries whose callbacks have not all run.
     live: usize,
-    room: Vec<RoomCallback>,
+    /// Who waits for room, by an address of theirs.
+    room: Vec<(usize, RoomCallback)>,
     waiters: usize,
 }
 
@@ -70,7 +71,7 @@ impl Connections {
         self.notify(&table);
         drop(table);
         drop(entry);
-        for callback in room {
+        for (_, callback) in room {
             callback();
         }
     }
@@ -90,12 +91,13 @@ impl Connections {
             .collect()
     }
 
-    /// Registers `callback` if `max` is reached; it is called when a connection is gone.
-    pub(crate) fn wait_for_room(&self, max: usize, callback: RoomCallback) -> bool {
+    /// Registers `callback` if `max` is reached; it is called when a connection is gone. One
+    /// callback at a time for each `who`.
+    pub(crate) fn wait_for_room(&self, max: usize, who: usize, callback: RoomCallback) -> bool {
         let mut table = self.table.lock();
         let full = table.entries.len() >= max;
-        if full {
-            table.room.push(callback);
+        if full && table.room.iter().all(|&(other, _)| other != who) {
+            table.room.push((who, callback));
         }
         full
     }
