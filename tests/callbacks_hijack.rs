@@ -317,7 +317,7 @@ fn a_loop_waits_for_the_connections_that_were_taken_from_it() {
 }
 
 #[test]
-fn taking_outside_of_a_callback_is_an_error() {
+fn hijacking_outside_of_a_callback_is_an_error() {
     bounded("take", || {
         let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
         let error = conn.hijack().unwrap_err();
