@@ -222,9 +222,7 @@ pub(crate) fn sessions<H: Handler>(handler: H) -> Sessions {
 pub struct SessionMaker(Sessions);
 
 impl SessionMaker {
-    pub(crate) fn new<S: Session + 'static>(
-        make: impl Fn() -> S + Send + Sync + 'static,
-    ) -> Self {
+    pub(crate) fn new<S: Session + 'static>(make: impl Fn() -> S + Send + Sync + 'static) -> Self {
         Self(Arc::new(move || Box::new(make())))
     }
 }
