@@ -295,7 +295,7 @@ fn whoever_takes_the_connection_gets_what_is_behind_the_frame() {
         let (noted, seen) = (lines.clone(), errors.clone());
         let handler = framed(Delimited::lines(100), move |conn, line| {
             let noted = noted.clone();
-            let mut taken = conn.take()?;
+            let mut taken = conn.hijack()?;
             thread::spawn(move || {
                 noted.push(line);
                 let mut rest = Delimited::lines(100);
