@@ -1211,12 +1211,12 @@ fn writes_race_with_close_without_a_panic() {
             });
             handle.done().wait().unwrap();
             let stats = handle.stats();
+            assert_eq!(stats.queued, 0, "{stats:?}");
             assert_eq!(
                 stats.bytes_out + stats.lost_bytes,
                 stats.messages_out * 3000,
-                "accepted messages are written or counted"
+                "accepted messages are written or counted: {stats:?}"
             );
-            assert_eq!(stats.queued, 0);
             reader.join().unwrap();
         }
         server.stop();

@@ -696,7 +696,7 @@ fn a_shutdown_joins_the_threads_it_started() {
 #[test]
 fn a_server_changes_nothing_of_its_process() {
     fn traits() -> Vec<String> {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
         let kept = [
             "SigBlk",
