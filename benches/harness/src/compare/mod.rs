@@ -68,9 +68,9 @@ const IDLE: f64 = 2.0;
 pub(crate) fn run(options: &Options) -> io::Result<Results> {
     let started = Instant::now();
     sys::raise_fd_limit()?;
-    let cores = std::thread::available_parallelism()?.get();
+    let cores = sys::allowed_cores()?;
     let mut results = Results {
-        environment: environment::describe(cores),
+        environment: environment::describe(cores.len()),
         ..Results::default()
     };
     let samples = samples(options);

@@ -22,7 +22,8 @@ pub(super) struct Run<'a> {
     pub(super) program: PathBuf,
     /// Steps of one computation, the same for all servers.
     pub(super) steps: u64,
-    pub(super) cores: usize,
+    /// The cores there are to run on, at least one.
+    pub(super) cores: Vec<usize>,
 }
 
 /// What a figure belongs to.
@@ -62,9 +63,14 @@ impl Run<'_> {
     /// Puts this thread where the load generator belongs.
     pub(super) fn place(&self, mode: Mode) -> io::Result<()> {
         match mode {
-            Mode::Pinned => sys::set_affinity(&[1.min(self.cores - 1)]),
-            Mode::Free => sys::set_affinity(&(0..self.cores).collect::<Vec<_>>()),
+            Mode::Pinned => sys::set_affinity(&[self.second_core()]),
+            Mode::Free => sys::set_affinity(&self.cores),
         }
+    }
+
+    /// The second core, or the only one.
+    fn second_core(&self) -> usize {
+        self.cores[1.min(self.cores.len() - 1)]
     }
 
     /// How what is measured is started in `mode`.
@@ -73,14 +79,14 @@ impl Run<'_> {
             program: self.program.clone(),
             congestion: self.options.congestion.clone(),
             steps: self.steps,
-            core: (mode == Mode::Pinned).then_some(0),
+            core: (mode == Mode::Pinned).then_some(self.cores[0]),
             under: Vec::new(),
         }
     }
 
     /// How the server is started that clients are measured against in `mode`.
     pub(super) fn opposite(&self, mode: Mode) -> Settings {
-        let core = (mode == Mode::Pinned).then_some(1.min(self.cores - 1));
+        let core = (mode == Mode::Pinned).then_some(self.second_core());
         Settings {
             core,
             ..self.settings(mode)

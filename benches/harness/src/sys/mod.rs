@@ -94,6 +94,18 @@ pub(crate) fn set_affinity(cores: &[usize]) -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, size, &raw const set) }).map(drop)
 }
 
+/// The cores the calling thread may run on.
+pub(crate) fn allowed_cores() -> io::Result<Vec<usize>> {
+    // SAFETY: cpu_set_t is an array of integers, for which all zeroes is a value (the empty set).
+    let mut set: libc::cpu_set_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: `set` is a live cpu_set_t of the size given; 0 names the calling thread.
+    check(unsafe { libc::sched_getaffinity(0, size, &raw mut set) })?;
+    // SAFETY: every core asked for lies inside the set.
+    let is_allowed = |core: &usize| unsafe { libc::CPU_ISSET(*core, &set) };
+    Ok((0..libc::CPU_SETSIZE as usize).filter(is_allowed).collect())
+}
+
 /// Asks the kernel to kill this process when the thread that started it ends.
 pub(crate) fn die_with_parent() -> io::Result<()> {
     // SAFETY: this prctl takes integers only.
@@ -171,6 +183,16 @@ mod tests {
             sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(i));
         }
         assert!(own_cpu_time().unwrap() > before, "{sum}");
+    }
+
+    #[test]
+    fn a_thread_may_be_put_on_one_core() {
+        let on_one = || {
+            let core = allowed_cores().unwrap()[0];
+            set_affinity(&[core]).unwrap();
+            assert_eq!(allowed_cores().unwrap(), [core]);
+        };
+        std::thread::spawn(on_one).join().unwrap();
     }
 
     #[test]
