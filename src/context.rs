@@ -2,7 +2,6 @@
 
 use crate::{
     config::Limits,
-    connection::Shared,
     dispatch::Runner,
     event_loop::Connections,
     stats::{Counters, Stats},
@@ -43,12 +42,6 @@ impl Context {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
-    }
-
-    /// All callbacks of a connection have run.
-    pub(crate) fn ended(&self, shared: &Shared) {
-        self.counters.closed.fetch_add(1, Ordering::Relaxed);
-        self.connections.ended(shared);
     }
 
     pub(crate) fn stats(&self) -> Stats {

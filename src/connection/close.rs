@@ -168,7 +168,7 @@ pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseRea
     let end = owner.conn.rx.end.filter(|_| !owner.conn.is_taken());
     finish(shared, owner, reason);
     let_go(shared, end);
-    shared.context.ended(shared);
+    shared.context.connections.ended(shared);
 }
 
 /// The callbacks of the end; the socket stays.
@@ -198,6 +198,8 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     for callback in callbacks {
         shared.run_callback(callback, reason);
     }
+    let closed = &shared.context.counters.closed;
+    closed.fetch_add(1, Ordering::Relaxed);
     shared.notify_all();
     trace::debug!("connection {} closed: {reason}", shared.id);
 }

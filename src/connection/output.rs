@@ -237,7 +237,7 @@ impl Outbox {
         drop(locked);
         let sent = match end {
             Sent::Parked => self.park(word, sink),
-            Sent::Starved => Self::starve(word),
+            Sent::Starved => self.starve(word),
             other => self.fail(word, other),
         };
         (mark, sent)
@@ -299,7 +299,7 @@ impl Outbox {
                 }
                 Sent::All => {}
                 Sent::Parked => return self.park(word, sink),
-                Sent::Starved => return Self::starve(word),
+                Sent::Starved => return self.starve(word),
                 other => return self.fail(word, other),
             }
         }
@@ -308,15 +308,25 @@ impl Outbox {
     /// Gives the role back with bytes still queued, unless room was reported meanwhile.
     fn park(&self, word: &Word, sink: &impl Sink) -> Sent {
         if word.park_flush() {
-            return Sent::Parked;
+            return self.unless_over(word, Sent::Parked);
         }
         word.clear(WRITABLE);
         self.flush(word, sink)
     }
 
-    fn starve(word: &Word) -> Sent {
+    fn starve(&self, word: &Word) -> Sent {
         word.clear(FLUSHING);
-        Sent::Starved
+        self.unless_over(word, Sent::Starved)
+    }
+
+    /// Whoever ends the connection sets a bit, then drops the queue. What was put back behind
+    /// that is dropped here: the bit is looked at after the bytes were put back.
+    fn unless_over(&self, word: &Word, sent: Sent) -> Sent {
+        if !word.has(ABORT | BROKEN | POISONED | CLOSED) {
+            return sent;
+        }
+        self.discard(word);
+        Sent::Failed(io::ErrorKind::NotConnected)
     }
 
     fn fail(&self, word: &Word, end: Sent) -> Sent {
