@@ -13,8 +13,8 @@ use std::{
     thread,
 };
 use support::{
-    Case, Kind, Log, Transport, bounded, eventually, every, every_blocking, frame, pattern,
-    read_frame,
+    Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, bounded, eventually, every,
+    every_blocking, frame, pattern, read_frame,
 };
 
 const ADAPTIVE: Case = Case::new(Transport::Tcp, Kind::Adaptive);
@@ -413,6 +413,33 @@ fn a_handler_runs_when_the_frame_is_there() {
         // One run asks for all of it, the other finds it.
         let found = runs(case, FixedLength::new(20).frames_as(), &pieces[1..], body);
         assert_eq!(found, 2);
+    });
+}
+
+#[test]
+fn a_handler_may_take_one_frame_at_a_time() {
+    every_blocking(|case| {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let (log, held) = (Log::new(), gate.clone());
+        let noted = log.clone();
+        let server = case.serve(Script::new().request(move |conn| {
+            held.pass();
+            if let Some(frame) = LengthField::new(4).decode(conn)? {
+                noted.push(frame.len());
+            }
+            Ok(())
+        }));
+        let mut peer = server.connect();
+        let bytes = [frame(&[1; 60_000]), frame(&[2; 10]), frame(&[3; 20])].concat();
+        // The handler has seen a part of the first frame only, and receives the rest itself.
+        peer.write_all(&bytes[..4]).unwrap();
+        gate.wait_arrived(1);
+        peer.write_all(&bytes[4..]).unwrap();
+        gate.open();
+        assert_eq!(log.wait_len(3), [60_000, 10, 20]);
+        drop(peer);
+        server.stop();
     });
 }
 

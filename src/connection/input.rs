@@ -172,6 +172,7 @@ impl Rx {
             self.refresh();
             self.receive(n);
             if self.len() >= n {
+                self.mark = 0;
                 return Ok(());
             }
             self.check_end(n)?;
@@ -193,6 +194,7 @@ impl Rx {
         self.readable |= self.shared.word.has(OWNED);
         self.receive(n);
         if self.len() >= n {
+            self.mark = 0;
             return Ok(true);
         }
         if self.len() == 0 && self.end == Some(End::Eof) && !self.shared.word.ended() {

@@ -34,7 +34,7 @@ const FORCE: Duration = Duration::from_secs(5);
 /// accepting and closes its connections.
 ///
 /// ```
-/// use netpoll::{EventLoop, Listener, handler_fn};
+/// use netpoll::{Dialer, EventLoop, Listener, handler_fn};
 /// use std::{thread, time::Duration};
 ///
 /// # fn main() -> std::io::Result<()> {
@@ -44,8 +44,15 @@ const FORCE: Duration = Duration::from_secs(5);
 ///     conn.flush()
 /// }))?;
 /// let listener = Listener::bind("127.0.0.1:0".parse::<netpoll::Address>()?)?;
+/// let address = listener.local_addr()?;
 /// let server = echo.clone();
 /// let serving = thread::spawn(move || server.serve(listener));
+///
+/// let mut conn = Dialer::new().dial_connection(address)?;
+/// conn.write_str("hello")?;
+/// conn.flush()?;
+/// assert_eq!(conn.next(5)?, b"hello");
+/// drop(conn);
 ///
 /// echo.shutdown(Duration::from_secs(1))?;
 /// serving.join().unwrap()?;
