@@ -24,7 +24,7 @@ const FLUSH_AT: usize = 64 << 10;
 /// connection is closed. So it is when `on_frame` returns an error.
 ///
 /// `on_frame` may give the connection to [another handler](Connection::set_handler) or
-/// [take it](Connection::take); the bytes behind its frame go with it.
+/// [take it](Connection::hijack); the bytes behind its frame go with it.
 ///
 /// # Examples
 ///
