@@ -559,6 +559,61 @@ fn a_handler_may_mix_waiting_and_trying() {
 }
 
 #[test]
+fn a_short_message_behind_one_that_was_waited_for_is_seen_at_once() {
+    every_blocking(|case| {
+        let calls = Log::new();
+        let log = calls.clone();
+        let server = case.serve(handler_fn(move |conn| {
+            // A message is 8 bytes, or 5 if it begins so.
+            let len = if conn.peek(1)? == b"A" { 8 } else { 5 };
+            log.push(len);
+            let message = conn.next_bytes(len)?;
+            conn.write_bytes(message)?;
+            conn.flush()
+        }));
+        let mut peer = server.connect();
+        for round in 1..=20 {
+            peer.write_all(b"A123").unwrap();
+            calls.wait_len(1);
+            // The rest of it, and another one that is shorter.
+            peer.write_all(b"4567B1234").unwrap();
+            let mut both = [0; 13];
+            peer.read_exact(&mut both).unwrap();
+            assert_eq!(&both, b"A1234567B1234", "round {round}");
+            assert_eq!(calls.take(), [8, 5]);
+        }
+        drop(peer);
+        server.stop();
+    });
+}
+
+#[test]
+fn a_wait_that_timed_out_leaves_no_mark() {
+    every_blocking(|case| {
+        let timeouts = Log::new();
+        let log = timeouts.clone();
+        let server = case.serve_with(
+            case.builder().read_timeout(Duration::from_millis(20)),
+            handler_fn(move |conn| {
+                let error = conn.fill(100).unwrap_err();
+                log.push(Error::from_io(&error));
+                conn.skip(conn.available())
+            }),
+        );
+        let mut peer = server.connect();
+        for round in 1..=3 {
+            peer.write_all(b"x").unwrap();
+            assert_eq!(
+                timeouts.wait_len(round)[round - 1],
+                Some(Error::ReadTimeout)
+            );
+        }
+        drop(peer);
+        server.stop();
+    });
+}
+
+#[test]
 fn an_urgent_byte_does_no_harm() {
     on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Inline], |case| {
         let server = case.serve(echo());
@@ -614,6 +669,5 @@ fn a_wait_ends_with_the_other_loops_end() {
         eventually("it is accepted", || event_loop.stats().connected == 1);
         server.stop();
         assert_eq!(waiting.join().unwrap().kind(), io::ErrorKind::UnexpectedEof);
-        let _ = Duration::ZERO;
     });
 }
