@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::{CloseReason, Error},
     handler::Session,
+    net::Socket,
     sync::Ordering,
     trace,
 };
@@ -198,8 +199,6 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     for callback in callbacks {
         shared.run_callback(callback, reason);
     }
-    let closed = &shared.context.counters.closed;
-    closed.fetch_add(1, Ordering::Relaxed);
     shared.notify_all();
     trace::debug!("connection {} closed: {reason}", shared.id);
 }
@@ -211,10 +210,37 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
         Some(registration) => registration.detach(),
         None => shared.context.connections.remove(shared),
     };
-    let Some(socket) = shared.socket() else {
-        return leave();
-    };
+    let farewell = shared
+        .socket()
+        .map(|socket| say_farewell(shared, &socket, end));
     shared.drop_socket();
+    // Counted between the FIN and the moment others may see that the connection is gone.
+    shared
+        .context
+        .counters
+        .closed
+        .fetch_add(1, Ordering::Relaxed);
+    let linger = shared.context.limits.linger;
+    if let (Some(true), Some(registration), false) = (farewell, registration, linger.is_zero()) {
+        shared.word.set(state::LINGER);
+        registration.set_timer(Instant::now().checked_add(linger));
+        let watched = if shared.word.has(state::OWNED) {
+            registration.set_interest(Interest::READ | Interest::HANGUP)
+        } else {
+            Ok(())
+        };
+        if watched.is_ok() {
+            // The edge for what is already there was used up: have the operator look.
+            registration.wake();
+            return;
+        }
+    }
+    leave();
+}
+
+/// Ends our output: with FIN, or so that the close will be a reset. Whether input may still come
+/// that has to be drained.
+fn say_farewell(shared: &Shared, socket: &Socket, end: Option<End>) -> bool {
     let bits = shared.word.load();
     // Output that was cut must not look complete, so it ends with a reset.
     let cut = shared.outbox.lost().bytes > 0;
@@ -222,25 +248,9 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
         if let Err(error) = socket.set_linger_zero() {
             trace::debug!("connection {}: linger: {error}", shared.id);
         }
-    } else if end.is_none() && bits & state::BROKEN == 0 {
-        let shut = socket.shutdown(Shutdown::Write);
-        let linger = shared.context.limits.linger;
-        if let (Ok(()), Some(registration), false) = (shut, registration, linger.is_zero()) {
-            shared.word.set(state::LINGER);
-            registration.set_timer(Instant::now().checked_add(linger));
-            let watched = if bits & state::OWNED != 0 {
-                registration.set_interest(Interest::READ | Interest::HANGUP)
-            } else {
-                Ok(())
-            };
-            if watched.is_ok() {
-                // The edge for what is already there was used up: have the operator look.
-                registration.wake();
-                return;
-            }
-        }
+        return false;
     }
-    leave();
+    end.is_none() && bits & state::BROKEN == 0 && socket.shutdown(Shutdown::Write).is_ok()
 }
 
 /// Tells when a connection is over, and how it ended.
