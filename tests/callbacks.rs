@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Gate, Log, OpenOnDrop, Script, decode, echo_frames, eventually, every, every_blocking,
-    frame, read_frame,
+    Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, decode, echo_frames, eventually, every,
+    every_blocking, frame, in_child, read_frame,
 };
 
 /// More than the sockets between two peers hold.
@@ -521,6 +521,65 @@ fn on_write_complete_tells_that_queued_output_is_gone() {
         assert_eq!(wrote.wait_len(1)[0], 0, "queued when told");
         drop(peer);
         server.stop();
+    });
+}
+
+#[test]
+fn a_completed_write_may_lead_to_the_next_for_ever() {
+    // A chain of callbacks that cause each other must not need a stack that grows with it.
+    in_child("a_completed_write_may_lead_to_the_next_for_ever", || {
+        const LINKS: usize = 100_000;
+        for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline] {
+            let nth = AtomicUsize::new(0);
+            let server = Case::new(Transport::Tcp, kind).serve(
+                Script::new()
+                    .connect(|conn| conn.handle().send_bytes(vec![1].into()).map(drop))
+                    .wrote(move |handle| {
+                        if nth.fetch_add(1, SeqCst) < LINKS {
+                            handle.send_bytes(vec![1].into()).unwrap();
+                        }
+                    }),
+            );
+            let mut peer = server.connect();
+            let mut got = vec![0; LINKS];
+            io::Read::read_exact(&mut peer, &mut got).unwrap();
+            drop(peer);
+            server.stop();
+        }
+    });
+}
+
+#[test]
+fn a_blocked_handler_sees_that_its_peer_is_gone() {
+    every_blocking(|case| {
+        let begun = Log::new();
+        let left = Log::new();
+        let [l1, l2] = [begun.clone(), left.clone()];
+        let server = case.serve(Script::new().request(move |conn| {
+            conn.skip(conn.available())?;
+            l1.push(());
+            let mut looks = 0;
+            // Whatever it does, now and then it looks whether anybody still wants it.
+            while conn.is_active() && looks < 20_000 {
+                looks += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+            l2.push(());
+            assert!(!conn.is_active(), "nobody told it");
+            Ok(())
+        }));
+        let count = if case.kind == Kind::OneWorker { 1 } else { 6 };
+        let mut peers: Vec<_> = (0..count).map(|_| server.connect()).collect();
+        for peer in &mut peers {
+            peer.write_all(b"x").unwrap();
+        }
+        begun.wait_len(count);
+        assert_eq!(left.len(), 0);
+        drop(peers);
+        left.wait_len(count);
+        let event_loop = server.event_loop.clone();
+        server.stop();
+        assert_eq!(event_loop.stats().panics, 0);
     });
 }
 

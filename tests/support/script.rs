@@ -5,7 +5,7 @@ use netpoll::{CloseReason, Connection, ConnectionHandle, Handler};
 use std::{
     fmt::Debug,
     io,
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -121,23 +121,34 @@ impl<T> Log<T> {
 
     pub(crate) fn push(&self, event: T) {
         let (events, changed) = &*self.inner;
-        events.lock().unwrap().push(event);
+        events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(event);
         changed.notify_all();
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.inner.0.lock().unwrap().len()
+        self.inner
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// Takes out everything noted so far.
     pub(crate) fn take(&self) -> Vec<T> {
-        std::mem::take(&mut *self.inner.0.lock().unwrap())
+        std::mem::take(&mut *self.inner.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<T: Clone + Debug> Log<T> {
     pub(crate) fn all(&self) -> Vec<T> {
-        self.inner.0.lock().unwrap().clone()
+        self.inner
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits until `done` holds for the events so far, and returns them.
@@ -145,7 +156,7 @@ impl<T: Clone + Debug> Log<T> {
     pub(crate) fn wait(&self, what: &str, done: impl Fn(&[T]) -> bool) -> Vec<T> {
         let (events, changed) = &*self.inner;
         let deadline = Instant::now() + LIMIT;
-        let mut events = events.lock().unwrap();
+        let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
         while !done(&events) {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
