@@ -35,6 +35,19 @@ fn call(conn: &mut Connection, body: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the system knows of the peer's end for the connection from this local port, or has
+/// forgotten the connection.
+fn has_fin(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let local = format!("0100007F:{port:04X}");
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.get(1) == Some(&local.as_str()))
+        // Established is the only state here in which no end has come.
+        .all(|fields| fields.get(3) != Some(&"01"))
+}
+
 #[test]
 fn a_connection_is_used_again() {
     every(|case| {
@@ -88,11 +101,12 @@ fn a_connection_that_the_server_closed_is_never_handed_out() {
         for round in 1..=30 {
             let mut conn = pool.get(&server.address).unwrap();
             call(&mut conn, b"once").unwrap();
+            let local = conn.local_addr().unwrap().port();
             // Gone back before or after the news of the end, it makes no difference.
             drop(conn);
-            // The FIN is on its way; the server's side is over when it was counted.
             let event_loop = &server.event_loop;
             eventually("the server's end", || event_loop.stats().closed >= round);
+            eventually("the FIN has come", || local.is_none_or(has_fin));
         }
         let stats = pool.stats();
         assert_eq!((stats.dialled, stats.reused), (30, 0));
