@@ -723,3 +723,37 @@ fn blocked_threads_leave_after_their_work() {
         group.close();
     });
 }
+
+#[test]
+fn workers_without_work_leave() {
+    in_child("workers_without_work_leave", || {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let dispatch = Dispatch::Workers {
+            max: 10,
+            keep_alive: Duration::from_millis(50),
+        };
+        let builder = EventLoop::builder().pollers(1).dispatch(dispatch);
+        let server = Server::start(Transport::Tcp, builder, gated(&gate));
+        let mut stuck: Vec<Peer> = (0..15).map(|_| server.connect()).collect();
+        for peer in &mut stuck {
+            peer.write_all(&frame(b"block")).unwrap();
+        }
+        gate.wait_arrived(10);
+        assert_eq!(support::handler_threads("netpoll-worker"), 10);
+        gate.open();
+        for peer in &mut stuck {
+            assert_eq!(read_frame(peer).unwrap(), b"block");
+        }
+        eventually("they leave", || {
+            support::handler_threads("netpoll-worker") <= 1
+        });
+        // And come back when there is work.
+        server.connect().ping(b"x");
+        drop(stuck);
+        server.stop();
+        eventually("all are gone", || {
+            support::handler_threads("netpoll-worker") == 0
+        });
+    });
+}

@@ -806,6 +806,38 @@ fn a_handler_sets_its_connections_own_idle_timeout() {
 }
 
 #[test]
+fn a_handler_may_take_the_idle_timeout_away() {
+    every(|case| {
+        let ends = Log::new();
+        let log = ends.clone();
+        let nth = AtomicUsize::new(0);
+        let server = case.serve_with(
+            case.builder().idle_timeout(SHORT),
+            Script::new()
+                .connect(move |conn| {
+                    if nth.fetch_add(1, SeqCst) == 0 {
+                        conn.set_idle_timeout(None);
+                    }
+                    Ok(())
+                })
+                .request(echo_frames)
+                .disconnect(move |_, reason| log.push(reason)),
+        );
+        let mut first = server.connect();
+        let connected = || server.event_loop.stats().connected == 1;
+        eventually("the first", connected);
+        // Several others come and go by their timeouts meanwhile.
+        for round in 1..=3 {
+            server.connect().expect_end();
+            assert_eq!(ends.wait_len(round), vec![CloseReason::IdleTimeout; round]);
+        }
+        first.ping(b"still here");
+        drop(first);
+        server.stop();
+    });
+}
+
+#[test]
 fn output_under_way_is_not_idle() {
     every(|case| {
         let ends = Log::new();

@@ -32,6 +32,7 @@ pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
         "child of {name}: {}\n{out}\n{err}",
         output.status
     );
+    println!("{out}");
     assert!(
         out.contains("1 passed"),
         "{name} is no test of this binary:\n{out}"
