@@ -167,12 +167,18 @@ impl Rx {
             return Ok(());
         }
         self.wanted(n)?;
+        let filled = self.wait_filled(n);
+        // Fulfilled or given up: this call's wish says nothing about when to run the handler.
+        self.mark = 0;
+        filled
+    }
+
+    fn wait_filled(&mut self, n: usize) -> io::Result<()> {
         let mut deadline = None;
         loop {
             self.refresh();
             self.receive(n);
             if self.len() >= n {
-                self.mark = 0;
                 return Ok(());
             }
             self.check_end(n)?;

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     error::{CloseReason, Error},
     frame::FrameError,
-    handler::Session,
+    handler::{Hooks, Session},
     sync::Ordering,
 };
 use poller::Progress;
@@ -72,9 +72,14 @@ enum After {
     Taken,
 }
 
+/// How often the owner looks for news that came while it ran before others get their turn.
+const TURNS: u32 = 16;
+
 thread_local! {
     /// Callbacks of connections this thread is inside of.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// This thread is inside of a handler's `on_write_complete`.
+    static TELLING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether the current thread runs some connection's callback.
@@ -101,7 +106,9 @@ impl Drop for Inside {
 /// has it, otherwise it was given back or the connection is over.
 pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
     let _inside = Inside::enter();
+    let mut turns = 0;
     loop {
+        turns += 1;
         let Some(mut owner) = shared.owner.lock().take() else {
             return Progress::Drained;
         };
@@ -125,22 +132,34 @@ pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
                 if shared.word.leave() {
                     return Progress::Drained;
                 }
+                if turns >= TURNS {
+                    return Progress::Yield;
+                }
             }
         }
     }
 }
 
 /// Everything queued reached the kernel: tells the handler.
+///
+/// What a handler sends from inside of this call may be complete at once, and so on: that is
+/// told in the owner's turn, so that neither the stack nor the thread belongs to such a chain.
 pub(crate) fn write_complete(shared: &Arc<Shared>) {
-    let hooks = shared.hooks();
-    if let Some(hooks) = hooks {
-        let handle = ConnectionHandle::new(Arc::clone(shared));
-        if hooks.in_turn() {
-            shared.attend(WROTE);
-        } else {
-            shared.contain("on_write_complete", || hooks.write_complete(&handle));
-        }
+    let Some(hooks) = shared.hooks() else {
+        return;
+    };
+    if hooks.in_turn() || TELLING.get() {
+        shared.attend(WROTE);
+    } else {
+        tell(shared, &*hooks);
     }
+}
+
+fn tell(shared: &Arc<Shared>, hooks: &dyn Hooks) {
+    let handle = ConnectionHandle::new(Arc::clone(shared));
+    TELLING.set(true);
+    shared.contain("on_write_complete", || hooks.write_complete(&handle));
+    TELLING.set(false);
 }
 
 impl Connection {
@@ -225,8 +244,10 @@ impl Owner {
             }
         }
         if news & WROTE != 0 {
-            let called = self.call(shared, "on_write_complete", |s, c| s.wrote(c));
-            match called.and_then(|()| self.after_callback(shared)) {
+            match self
+                .wrote(shared)
+                .and_then(|()| self.after_callback(shared))
+            {
                 Err(reason) => return Turn::Over(reason),
                 Ok(After::Taken) => return Turn::Taken,
                 Ok(After::Same) => {}
@@ -234,6 +255,16 @@ impl Owner {
             }
         }
         self.requests(shared, again)
+    }
+
+    fn wrote(&mut self, shared: &Arc<Shared>) -> Result<(), CloseReason> {
+        match shared.hooks() {
+            Some(hooks) if !hooks.in_turn() => {
+                tell(shared, &*hooks);
+                Ok(())
+            }
+            _ => self.call(shared, "on_write_complete", |s, c| s.wrote(c)),
+        }
     }
 
     fn connect(&mut self, shared: &Arc<Shared>) -> Result<(), CloseReason> {
