@@ -154,7 +154,8 @@ pub(crate) trait Session: Send + fmt::Debug {
     fn prepare(&mut self, conn: &mut Connection) -> io::Result<()>;
     fn connect(&mut self, conn: &mut Connection) -> io::Result<()>;
     fn request(&mut self, conn: &mut Connection) -> io::Result<()>;
-    /// Everything queued was written; called only if the hooks ask for it in turn.
+    /// Everything queued was written: called if the hooks ask for it in turn, and for writes
+    /// that were completed from inside of another such call.
     fn wrote(&mut self, conn: &mut Connection) -> io::Result<()>;
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason);
     fn hooks(&self) -> Option<Arc<dyn Hooks>>;
@@ -263,7 +264,11 @@ impl<H: Handler> Session for Typed<H> {
         }
     }
 
-    fn wrote(&mut self, _: &mut Connection) -> io::Result<()> {
+    fn wrote(&mut self, conn: &mut Connection) -> io::Result<()> {
+        let handle = conn.handle();
+        conn.shared().contain("on_write_complete", || {
+            self.handler.on_write_complete(&handle);
+        });
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     error::{CloseReason, Error},
     frame::FrameError,
-    handler::{Hooks, Session},
+    handler::Session,
     sync::Ordering,
 };
 use poller::Progress;
@@ -151,15 +151,11 @@ pub(crate) fn write_complete(shared: &Arc<Shared>) {
     if hooks.in_turn() || TELLING.get() {
         shared.attend(WROTE);
     } else {
-        tell(shared, &*hooks);
+        let handle = ConnectionHandle::new(Arc::clone(shared));
+        TELLING.set(true);
+        shared.contain("on_write_complete", || hooks.write_complete(&handle));
+        TELLING.set(false);
     }
-}
-
-fn tell(shared: &Arc<Shared>, hooks: &dyn Hooks) {
-    let handle = ConnectionHandle::new(Arc::clone(shared));
-    TELLING.set(true);
-    shared.contain("on_write_complete", || hooks.write_complete(&handle));
-    TELLING.set(false);
 }
 
 impl Connection {
@@ -258,13 +254,10 @@ impl Owner {
     }
 
     fn wrote(&mut self, shared: &Arc<Shared>) -> Result<(), CloseReason> {
-        match shared.hooks() {
-            Some(hooks) if !hooks.in_turn() => {
-                tell(shared, &*hooks);
-                Ok(())
-            }
-            _ => self.call(shared, "on_write_complete", |s, c| s.wrote(c)),
-        }
+        TELLING.set(true);
+        let result = self.call(shared, "on_write_complete", |s, c| s.wrote(c));
+        TELLING.set(false);
+        result
     }
 
     fn connect(&mut self, shared: &Arc<Shared>) -> Result<(), CloseReason> {

@@ -79,6 +79,9 @@ impl Session for RelaySession {
     }
 
     fn wrote(&mut self, conn: &mut Connection) -> io::Result<()> {
+        if self.core.lanes[self.index].shared.outbox.queued() == 0 {
+            self.core.drained(self.index);
+        }
         self.give_back(conn).map(drop)
     }
 
