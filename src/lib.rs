@@ -89,6 +89,7 @@ mod relay;
 mod signal;
 mod stats;
 mod sync;
+mod timer;
 mod trace;
 
 pub use bytes::{self, Bytes, BytesMut};
@@ -114,3 +115,4 @@ pub use relay::{Outcome, Relay, RelayBuilder, RelayEnd, RelaySide, Verdict, rela
 #[cfg_attr(docsrs, doc(cfg(feature = "signals")))]
 pub use signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SignalGuard, shutdown_on};
 pub use stats::{ConnectionStats, Stats};
+pub use timer::Timer;

@@ -11,7 +11,7 @@
 use crate::{
     connection::in_callback,
     error::Error,
-    event_loop::EventLoop,
+    event_loop::{DrainWatcher, EventLoop},
     sync::{Condvar, Mutex},
     trace,
 };
@@ -31,15 +31,12 @@ use std::{
     ptr,
     // What a signal handler looks at must be the real thing, whatever the rest is checked with.
     sync::atomic::{AtomicBool, Ordering},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-
-/// How often a waiter looks whether the loop was shut down without a signal.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Shuts `event_loop` down when one of `signals` arrives.
 ///
@@ -95,6 +92,8 @@ pub fn shutdown_on(
         progress: Mutex::new(Progress::default()),
         changed: Condvar::new(),
     });
+    let watcher: Weak<dyn DrainWatcher> = Arc::downgrade(&watch) as _;
+    event_loop.watch_drain(watcher);
     // From here on its drop undoes what was done.
     let mut guard = SignalGuard {
         watch: Arc::clone(&watch),
@@ -139,6 +138,7 @@ impl SignalGuard {
             return Err(Error::WouldDeadlock.into());
         }
         let watch = &self.watch;
+        poller::before_blocking();
         let mut progress = watch.progress.lock();
         loop {
             if let Some(result) = progress.result() {
@@ -153,10 +153,8 @@ impl SignalGuard {
                 }
                 continue;
             }
-            // Nobody tells us of a shutdown without a signal.
-            watch
-                .changed
-                .wait_until(&mut progress, Instant::now() + LOOK);
+            // Woken by the results, and when a shutdown begins without a signal.
+            watch.changed.wait(&mut progress);
         }
     }
 
@@ -219,6 +217,14 @@ impl Progress {
         self.forced
             .as_ref()
             .map(|forced| copy(forced).map(|n| n.max(cut)))
+    }
+}
+
+impl DrainWatcher for Watch {
+    fn drain_begins(&self) {
+        // Whoever looked before is woken, whoever comes later sees it.
+        drop(self.progress.lock());
+        self.changed.notify_all();
     }
 }
 

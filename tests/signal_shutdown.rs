@@ -176,6 +176,123 @@ fn a_shutdown_without_a_signal_ends_the_wait() {
 }
 
 #[test]
+fn a_wait_sleeps_until_something_happens() {
+    alone("a_wait_sleeps_until_something_happens", || {
+        let server = Server::serve(Transport::Tcp, echo());
+        let guard = shutdown_on(&server.event_loop, &[SIGTERM], HOUR).unwrap();
+        let (told, ids) = (Log::new(), Log::new());
+        let (tell, id) = (told.clone(), ids.clone());
+        let waiting = std::thread::spawn(move || {
+            // SAFETY: the call takes nothing and returns a number.
+            id.push(unsafe { libc::gettid() });
+            let result = guard.wait().unwrap();
+            tell.push(result);
+        });
+        let id = ids.wait_len(1)[0];
+        let switches = || -> u64 {
+            let status = fs::read_to_string(format!("/proc/self/task/{id}/status")).unwrap();
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+                .and_then(|count| count.trim().parse().ok())
+                .unwrap()
+        };
+        let asleep = || -> bool {
+            let stat = fs::read_to_string(format!("/proc/self/task/{id}/stat")).unwrap();
+            let (_, rest) = stat.rsplit_once(')').unwrap();
+            rest.trim_start().starts_with('S')
+        };
+        let mut before = switches();
+        eventually("it sleeps and stays asleep", || {
+            // Longer than any interval at which somebody would look again.
+            std::thread::sleep(Duration::from_millis(350));
+            let now = switches();
+            let still = asleep() && now == before;
+            before = now;
+            still
+        });
+        assert_eq!(told.len(), 0);
+        server.stop();
+        assert_eq!(told.wait_len(1), [0]);
+        waiting.join().unwrap();
+    });
+}
+
+#[test]
+fn every_waiter_is_told() {
+    alone("every_waiter_is_told", || {
+        let (server, mut peer, ended) = stuck();
+        let guard = shutdown_on(&server.event_loop, &[SIGTERM], HOUR).unwrap();
+        let guard = std::sync::Arc::new(guard);
+        let waiting = [(); 4].map(|()| {
+            let guard = std::sync::Arc::clone(&guard);
+            std::thread::spawn(move || guard.wait())
+        });
+        raise(SIGTERM).unwrap();
+        eventually("the drain begins", || server.event_loop.is_shutting_down());
+        raise(SIGTERM).unwrap();
+        for waiting in waiting {
+            assert_eq!(waiting.join().unwrap().unwrap(), 1);
+        }
+        assert_eq!(cut(&guard), 1, "also whoever asks later");
+        assert_eq!(ended.all(), [CloseReason::Shutdown]);
+        peer.expect_gone();
+    });
+}
+
+#[test]
+fn the_result_says_how_many_were_cut() {
+    alone("the_result_says_how_many_were_cut", || {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let (started, ended) = (Log::new(), Log::new());
+        let (starting, ending, at_gate) = (started.clone(), ended.clone(), gate.clone());
+        let script = Script::new()
+            .request(move |conn| {
+                let byte = conn.read_u8()?;
+                starting.push(byte);
+                match byte {
+                    // Never comes.
+                    b's' => conn.fill(1 << 20),
+                    b'w' => {
+                        at_gate.pass();
+                        conn.write_u8(byte)?;
+                        conn.flush()
+                    }
+                    _ => Ok(()),
+                }
+            })
+            .disconnect(move |_, reason| ending.push(reason));
+        let server = Server::start(Transport::Tcp, EventLoop::builder().pollers(1), script);
+        let guard = shutdown_on(&server.event_loop, &[SIGTERM], HOUR).unwrap();
+        // Three that hang, two that will be answered, four that are idle.
+        let mut peers: Vec<Peer> = b"sssww----"
+            .iter()
+            .map(|byte| {
+                let mut peer = server.connect();
+                io::Write::write_all(&mut peer, &[*byte]).unwrap();
+                peer
+            })
+            .collect();
+        started.wait_len(9);
+        gate.wait_arrived(2);
+        raise(SIGTERM).unwrap();
+        for idle in &mut peers[5..] {
+            idle.expect_end();
+        }
+        gate.open();
+        for answered in &mut peers[3..5] {
+            assert_eq!(answered.rest().unwrap(), b"w");
+        }
+        eventually("only those that hang are left", || ended.len() == 6);
+        assert!(guard.poll().is_none());
+        raise(SIGTERM).unwrap();
+        assert_eq!(cut(&guard), 3);
+        assert_eq!(ended.len(), 9, "every callback has run");
+    });
+}
+
+#[test]
 fn several_loops_drain_on_one_signal() {
     alone("several_loops_drain_on_one_signal", || {
         let servers = [(); 3].map(|()| Server::serve(Transport::Tcp, echo()));

@@ -17,6 +17,8 @@ use crate::{
     sync::{Condvar, Mutex},
 };
 use acceptor::Acceptor;
+#[cfg(feature = "signals")]
+use std::sync::Weak;
 use std::{
     fmt, io,
     sync::Arc,
@@ -79,6 +81,16 @@ struct Phase {
     stopping: bool,
     drained: bool,
     acceptors: Vec<Arc<Acceptor>>,
+    /// Who wants to know that a shutdown has begun.
+    #[cfg(feature = "signals")]
+    watchers: Vec<Weak<dyn DrainWatcher>>,
+}
+
+/// Who wants to know that the loop begins to drain.
+#[cfg(feature = "signals")]
+pub(crate) trait DrainWatcher: Send + Sync {
+    /// Called once, at once and without a lock, on the thread that begins.
+    fn drain_begins(&self);
 }
 
 impl EventLoop {
@@ -212,6 +224,14 @@ impl EventLoop {
         self.inner.context.stats()
     }
 
+    /// Tells `watcher` when a shutdown begins. The caller looks whether it has, afterwards.
+    #[cfg(feature = "signals")]
+    pub(crate) fn watch_drain(&self, watcher: Weak<dyn DrainWatcher>) {
+        let watchers = &mut self.inner.phase.lock().watchers;
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(watcher);
+    }
+
     fn listen(&self, listener: Listener) -> io::Result<Arc<Acceptor>> {
         let inner = &self.inner;
         let mut phase = inner.phase.lock();
@@ -263,6 +283,13 @@ impl Inner {
     fn drain(&self) {
         self.stop_accepting();
         self.context.drain();
+        #[cfg(feature = "signals")]
+        {
+            let watchers = std::mem::take(&mut self.phase.lock().watchers);
+            for watcher in watchers.iter().filter_map(Weak::upgrade) {
+                watcher.drain_begins();
+            }
+        }
         for shared in self.context.connections.snapshot() {
             shared.attend(DRAIN);
         }
