@@ -1,14 +1,17 @@
-//! The one place synchronisation primitives come from, so that loom can check the real code.
+//! The one place synchronisation primitives come from, so that loom and shuttle check the real
+//! code.
 //!
 //! Normal builds use `std` atomics and `parking_lot` locks (both visible to ThreadSanitizer);
-//! under `--cfg loom` the same names are loom's. The lock API follows `parking_lot`: `lock`
-//! returns a guard, a condition variable waits on `&mut guard`, nothing is poisoned.
+//! under `--cfg loom` the same names are loom's (small models, all interleavings and orderings up
+//! to a bound), under `--cfg shuttle` shuttle's (larger scenarios, random interleavings,
+//! sequentially consistent). The lock API follows `parking_lot`: `lock` returns a guard, a
+//! condition variable waits on `&mut guard`, nothing is poisoned.
 //!
-//! `std::sync::Arc` is used everywhere, also under loom, because operators are trait objects.
+//! `std::sync::Arc` is used everywhere, also in models, because operators are trait objects.
 
 pub use imp::*;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod imp {
     pub use parking_lot::{Condvar, Mutex, MutexGuard};
     pub use std::sync::atomic::{
@@ -17,12 +20,17 @@ mod imp {
     pub use std::thread;
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 mod imp {
-    pub use loom::sync::atomic::{
+    #[cfg(loom)]
+    use loom as checker;
+    #[cfg(shuttle)]
+    use shuttle as checker;
+
+    pub use checker::sync::atomic::{
         AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
-    pub use loom::thread;
+    pub use checker::thread;
 
     use std::{
         fmt,
@@ -30,13 +38,13 @@ mod imp {
         time::Instant,
     };
 
-    /// `parking_lot::Mutex` in shape, loom's in substance.
-    pub struct Mutex<T>(loom::sync::Mutex<T>);
+    /// `parking_lot::Mutex` in shape, the checker's in substance.
+    pub struct Mutex<T>(checker::sync::Mutex<T>);
 
     impl<T> Mutex<T> {
         /// A new, unlocked mutex.
         pub fn new(value: T) -> Self {
-            Self(loom::sync::Mutex::new(value))
+            Self(checker::sync::Mutex::new(value))
         }
 
         /// Waits for the lock.
@@ -63,7 +71,7 @@ mod imp {
     }
 
     /// Holds the lock; the inner guard is absent only inside a wait.
-    pub struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+    pub struct MutexGuard<'a, T>(Option<checker::sync::MutexGuard<'a, T>>);
 
     impl<T> Deref for MutexGuard<'_, T> {
         type Target = T;
@@ -86,14 +94,14 @@ mod imp {
         }
     }
 
-    /// `parking_lot::Condvar` in shape, loom's in substance.
+    /// `parking_lot::Condvar` in shape, the checker's in substance.
     #[derive(Debug)]
-    pub struct Condvar(loom::sync::Condvar);
+    pub struct Condvar(checker::sync::Condvar);
 
     impl Condvar {
         /// A condition variable nobody waits on.
         pub fn new() -> Self {
-            Self(loom::sync::Condvar::new())
+            Self(checker::sync::Condvar::new())
         }
 
         /// Releases the lock, waits for a notification, takes the lock again.
@@ -102,7 +110,7 @@ mod imp {
             guard.0 = Some(self.0.wait(inner).unwrap_or_else(|e| e.into_inner()));
         }
 
-        /// As [`Self::wait`]: loom has no clock, so the deadline never passes.
+        /// As [`Self::wait`]: the checkers have no clock, so the deadline never passes.
         pub fn wait_until<T>(
             &self,
             guard: &mut MutexGuard<'_, T>,
