@@ -119,7 +119,7 @@ impl KernelPath {
                     Ok(n) => {
                         lane.count(n);
                         target.outbox.count(n);
-                        core.touch();
+                        core.touch(index);
                         full_before = false;
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock && !full_before => {
@@ -148,6 +148,7 @@ impl KernelPath {
             match pipe.fill(conn.socket()) {
                 Ok(0) => conn.rx.finish(End::Eof),
                 Ok(n) => {
+                    core.touch(index);
                     conn.rx.count(n);
                     moved += n;
                 }

@@ -5,7 +5,11 @@
 //! when more than the limit waits there the first side stops receiving until it has drained, so
 //! a slow reader slows its writer down through the kernel. The end of one side's input is passed
 //! on once everything before it was sent; a reset is passed on as a reset.
+//!
+//! A side whose event loop drains is kept open by a hold of ours until nothing is under way, see
+//! `drain`.
 
+mod drain;
 #[cfg(target_os = "linux")]
 mod kernel;
 mod session;
@@ -16,7 +20,7 @@ pub use side::{RelaySide, Verdict};
 use crate::{
     connection::Connection,
     error::{CloseReason, Error},
-    sync::{AtomicU64, Condvar, Mutex, Ordering},
+    sync::{AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
 };
 use session::RelaySession;
 use side::{Lane, Returned};
@@ -42,6 +46,12 @@ use std::{
 ///     Ok(())
 /// }
 /// ```
+///
+/// When the event loop of a side [drains](crate::EventLoop::shutdown), the relay ends in order as
+/// soon as nothing is under way ([`RelayEnd::Drained`]): nothing waits to be passed on, nothing
+/// moved for 100 ms, neither side has ended its output alone, and the last bytes did not come from
+/// the draining side, which then waits for the answer. What is under way is passed on up to the
+/// deadline of the shutdown.
 ///
 /// # Errors
 ///
@@ -108,6 +118,7 @@ impl RelayBuilder {
             keep_b: self.keep_b,
             epoch: Instant::now(),
             moved_at: AtomicU64::new(0),
+            last: AtomicU32::new(0),
             progress: Mutex::new(Progress {
                 end: None,
                 returned: [None, None],
@@ -198,6 +209,9 @@ pub enum RelayEnd {
     IdleTimeout,
     /// `a` ended and `b` was to be kept, see [`RelayBuilder::keep_b`].
     Released,
+    /// The event loop of a side drained and nothing was under way; both sides were closed, except
+    /// for `b` with [`RelayBuilder::keep_b`].
+    Drained,
     /// A side failed or was closed; the other was reset.
     Failed(CloseReason),
 }
@@ -229,8 +243,10 @@ pub(crate) struct Core {
     idle_timeout: Option<Duration>,
     pub(crate) keep_b: bool,
     epoch: Instant,
-    /// Milliseconds since `epoch`; kept only with an idle timeout.
+    /// When something last moved, in milliseconds since `epoch`.
     moved_at: AtomicU64,
+    /// From which side.
+    last: AtomicU32,
     progress: Mutex<Progress>,
     changed: Condvar,
     this: OnceLock<Weak<Self>>,
@@ -255,30 +271,48 @@ impl Core {
             }
             progress.end = Some(end);
         }
-        for lane in &self.lanes {
+        for (index, lane) in self.lanes.iter().enumerate() {
             match end {
                 RelayEnd::Failed(reason) => lane.shared.abort_with(reason),
                 RelayEnd::Finished => lane.shared.close_with(CloseReason::Local),
+                RelayEnd::Drained if !self.keeps(index) => {
+                    lane.shared.close_with(CloseReason::Shutdown);
+                }
                 // The sides give themselves back in their own turn.
                 _ => lane.poke(),
             }
         }
     }
 
-    /// Whether the sides are to be given back instead of served.
-    pub(crate) fn is_interrupted(&self) -> bool {
-        matches!(
-            self.progress.lock().end,
-            Some(RelayEnd::Interrupted | RelayEnd::IdleTimeout | RelayEnd::Released)
-        )
+    /// Whether side `index` is to be given back instead of served.
+    pub(crate) fn gives_back(&self, index: usize) -> bool {
+        match self.progress.lock().end {
+            Some(RelayEnd::Interrupted | RelayEnd::IdleTimeout | RelayEnd::Released) => true,
+            Some(RelayEnd::Drained) => self.keeps(index),
+            _ => false,
+        }
     }
 
-    /// Something moved.
-    pub(crate) fn touch(&self) {
-        if self.idle_timeout.is_some() {
-            let at = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.moved_at.store(at, Ordering::Relaxed);
-        }
+    /// Whether side `index` stays open when the other one is gone.
+    fn keeps(&self, index: usize) -> bool {
+        self.keep_b && index == 1
+    }
+
+    /// Something that came from side `index` moved.
+    pub(crate) fn touch(&self, index: usize) {
+        self.last.store(index as u32, Ordering::Relaxed);
+        self.renew();
+        self.hold_again(index);
+    }
+
+    /// The relay is not idle.
+    pub(crate) fn renew(&self) {
+        self.moved_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Milliseconds since `epoch`.
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Both directions have been passed on to their end.
@@ -293,7 +327,10 @@ impl Core {
         if let Returned::Closed(reason) = &returned {
             // Without a reason of our own it failed, and the other side must hear of it.
             let released = index == 0 && self.keep_b;
-            self.stop(if released {
+            let let_go = self.lanes[index].is_let_go() && *reason == CloseReason::Shutdown;
+            self.stop(if let_go {
+                RelayEnd::Drained
+            } else if released {
                 RelayEnd::Released
             } else {
                 RelayEnd::Failed(*reason)
@@ -437,16 +474,12 @@ impl Core {
                 if idle && !core.lanes.iter().any(Lane::has_news) {
                     core.stop(RelayEnd::IdleTimeout);
                 } else {
-                    core.touch_if(idle);
+                    if idle {
+                        core.renew();
+                    }
                     core.watch_idleness();
                 }
             });
-    }
-
-    fn touch_if(&self, moved: bool) {
-        if moved {
-            self.touch();
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::kernel::KernelPath;
 use super::{Core, RelayEnd, side::Returned};
 use crate::{
-    connection::{Connection, ConnectionHandle},
+    connection::{Connection, ConnectionHandle, DRAIN},
     error::CloseReason,
     handler::{Hooks, Session},
     sync::Ordering,
@@ -43,7 +43,7 @@ impl RelaySession {
 
     /// Gives the connection back if the relay was interrupted.
     fn give_back(&mut self, conn: &mut Connection) -> io::Result<bool> {
-        if !self.core.is_interrupted() {
+        if !self.core.gives_back(self.index) {
             return Ok(false);
         }
         self.leave_kernel();
@@ -75,7 +75,7 @@ impl Session for RelaySession {
 
     #[cfg(target_os = "linux")]
     fn pump(&mut self, conn: &mut Connection) -> bool {
-        !self.core.is_interrupted() && self.kernel.pump(&self.core, self.index, conn)
+        !self.core.gives_back(self.index) && self.kernel.pump(&self.core, self.index, conn)
     }
 
     fn wrote(&mut self, conn: &mut Connection) -> io::Result<()> {
@@ -102,8 +102,13 @@ impl Session for RelaySession {
         }))
     }
 
+    /// Asked in every turn, also in the one that a drain begins with.
     fn input_share(&self, _: usize) -> usize {
-        let paused = self.core.lanes[self.index].paused.load(Ordering::Acquire);
+        let lane = &self.core.lanes[self.index];
+        if lane.shared.word.has(DRAIN) {
+            self.core.begin_drain(self.index);
+        }
+        let paused = lane.paused.load(Ordering::Acquire);
         if paused { 0 } else { SHARE }
     }
 
@@ -147,7 +152,7 @@ impl Core {
         let n = conn.available();
         if n > 0 {
             let mut chain = conn.slice(n)?;
-            self.touch();
+            self.touch(index);
             to.shared.push(&mut chain)?;
             from.count(n);
             if to.shared.outbox.queued() > self.in_flight {
@@ -164,6 +169,7 @@ impl Core {
                 return Ok(());
             }
             from.ended.store(true, Ordering::SeqCst);
+            self.hold_again(index);
             self.pass_end_on(index);
         }
         Ok(())
@@ -171,7 +177,7 @@ impl Core {
 
     /// Side `index` has nothing queued any more.
     fn drained(&self, index: usize) {
-        self.touch();
+        self.renew();
         let other = 1 - index;
         if self.lanes[other].paused.swap(false, Ordering::SeqCst) {
             self.lanes[other].shared.attend(0);

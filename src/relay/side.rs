@@ -2,7 +2,9 @@
 
 use crate::{
     client::{Lease, Pooled},
-    connection::{Connection, ConnectionHandle, For, Hold, READABLE, Shared, WROTE},
+    connection::{
+        Connection, ConnectionHandle, FLUSHING, For, Hold, PIPED, READABLE, Shared, WROTE,
+    },
     error::CloseReason,
     net::Peek,
     sync::{AtomicBool, AtomicU64, Mutex, Ordering},
@@ -72,8 +74,12 @@ pub(crate) struct Lane {
     pub(super) ended: AtomicBool,
     /// The end was passed on to the other side.
     pub(super) passed_on: AtomicBool,
-    /// Keeps the connection open while it is half closed.
+    /// Keeps the connection open while it is half closed, or while its loop drains.
     hold: Mutex<Option<Hold>>,
+    /// Its loop drains.
+    pub(super) draining: AtomicBool,
+    /// The drain may end it: nothing was under way.
+    let_go: AtomicBool,
 }
 
 impl Lane {
@@ -86,6 +92,8 @@ impl Lane {
             ended: AtomicBool::new(false),
             passed_on: AtomicBool::new(false),
             hold: Mutex::new(Some(handle.hold())),
+            draining: AtomicBool::new(false),
+            let_go: AtomicBool::new(false),
         }
     }
 
@@ -108,6 +116,39 @@ impl Lane {
     /// Has the side look at the relay's state in its own turn.
     pub(super) fn poke(&self) {
         self.shared.attend(WROTE);
+    }
+
+    pub(super) fn is_let_go(&self) -> bool {
+        self.let_go.load(Ordering::Acquire)
+    }
+
+    /// The drain may end the side, after a last look for input.
+    pub(super) fn let_go(&self) {
+        let hold = self.hold.lock().take();
+        if hold.is_some() {
+            self.let_go.store(true, Ordering::Release);
+        }
+        drop(hold);
+    }
+
+    /// The last look found something. `false`: it was not let go. Only in the side's own turn.
+    pub(super) fn hold_again(&self) -> bool {
+        if !self.is_let_go() {
+            return false;
+        }
+        self.let_go.store(false, Ordering::Release);
+        let handle = ConnectionHandle::new(Arc::clone(&self.shared));
+        *self.hold.lock() = Some(handle.hold());
+        true
+    }
+
+    /// Whether something is under way: in the kernel's hands, in ours or queued.
+    pub(super) fn is_busy(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+            || self.shared.outbox.queued() > 0
+            || self.shared.word.has(FLUSHING | PIPED | READABLE)
+            // Somebody runs it.
+            || self.shared.owner.lock().is_none()
     }
 
     /// The relay is over for this side.
