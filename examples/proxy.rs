@@ -7,8 +7,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, EventLoop, Handler, Listener, Outcome, Pool, Pooled,
-    Relay, RelayBuilder, RelayEnd,
+    Address, CloseReason, Connection, Dialer, EventLoop, Handler, Listener, Outcome, PollerGroup,
+    Pool, Pooled, Relay, RelayBuilder, RelayEnd,
 };
 use std::{
     io,
@@ -30,13 +30,17 @@ usage: proxy --listen ADDR --backend ADDR[,ADDR..] [options]
   --listen ADDR             HOST:PORT or unix:/path; port 0 takes a free one
   --backend ADDR[,ADDR..]   where to connect; the next one is tried when one refuses
   --pool N                  keep up to N idle backend connections for the next client: the end
-                            of a client is then not told to its backend (0 unless given)
+                            of a client is then not told to its backend (0 unless given). Only
+                            for backends that keep nothing between requests
   --pollers N               threads that wait for sockets, 1 unless given
+  --threads N               the most threads in all, those that wait for a connect included
   --connect-timeout-ms T    how long one backend may take to answer, 1000 unless given
   --idle-ms T               end a relay on which nothing moved for so long; 0 never
   --grace-ms T              how long relays may take to end after SIGTERM, 5000 unless given
 
-Statistics are printed at the end and on SIGUSR1.";
+One line of statistics is printed at the end and on SIGUSR1: clients that came and that are gone,
+how their relays ended, how often a backend refused, bytes in each direction, backend connections
+dialled, used again and kept.";
 
 fn main() -> ExitCode {
     args::run(USAGE, example)
@@ -47,6 +51,7 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
     let backends: String = args.need("backend")?;
     let kept: usize = args.or("pool", 0)?;
     let pollers = args.count("pollers", 1)?;
+    let threads: Option<usize> = args.take("threads")?;
     let connect = args
         .millis("connect-timeout-ms")?
         .unwrap_or(Duration::from_secs(1));
@@ -65,16 +70,24 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
     if let Some(idle) = idle {
         relay = relay.idle_timeout(idle);
     }
+    let mut group = PollerGroup::builder().pollers(pollers);
+    if let Some(threads) = threads {
+        group = group.max_threads(threads);
+    }
+    let group = group.build()?;
+    let dialer = Dialer::new()
+        .connect_timeout(connect)
+        .pollers(group.clone());
     let stats = Arc::new(Stats::default());
     let proxy = Proxy {
-        pool: Pool::new(Dialer::new().connect_timeout(connect)).max_idle(kept),
+        pool: Pool::new(dialer).max_idle(kept),
         backends,
         next: AtomicUsize::new(0),
         relay,
         stats: Arc::clone(&stats),
     };
     let pool = proxy.pool.clone();
-    let server = EventLoop::builder().pollers(pollers).build(proxy)?;
+    let server = EventLoop::builder().pollers(group).build(proxy)?;
     let listener = Listener::bind(place.address.clone())?;
     let place = place.told(&listener.local_addr()?);
     let (shown, shown_pool) = (Arc::clone(&stats), pool.clone());
@@ -149,6 +162,7 @@ struct Stats {
     finished: AtomicU64,
     released: AtomicU64,
     idle: AtomicU64,
+    drained: AtomicU64,
     failed: AtomicU64,
     to_backend: AtomicU64,
     to_client: AtomicU64,
@@ -160,6 +174,7 @@ impl Stats {
             RelayEnd::Finished => &self.finished,
             RelayEnd::Released => &self.released,
             RelayEnd::IdleTimeout => &self.idle,
+            RelayEnd::Drained => &self.drained,
             _ => &self.failed,
         };
         count.fetch_add(1, Ordering::Relaxed);
@@ -171,19 +186,21 @@ impl Stats {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let pool = pool.stats();
         println!(
-            "clients {} (gone {}), finished {}, released {}, idle {}, failed {}, refused by a \
-             backend {}, bytes to backends {}, bytes to clients {}; backends dialled {}, reused {}",
+            "clients={} gone={} finished={} released={} idle={} drained={} failed={} refused={} \
+             to_backends={} to_clients={} dialled={} reused={} kept={}",
             of(&self.clients),
             of(&self.gone),
             of(&self.finished),
             of(&self.released),
             of(&self.idle),
+            of(&self.drained),
             of(&self.failed),
             of(&self.refused),
             of(&self.to_backend),
             of(&self.to_client),
             pool.dialled,
             pool.reused,
+            pool.idle,
         );
     }
 }

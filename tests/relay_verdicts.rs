@@ -199,6 +199,37 @@ fn an_unsound_pooled_side_is_closed_and_a_sound_one_used_again() {
 }
 
 #[test]
+fn a_kept_side_that_owes_an_answer_is_not_sound() {
+    bounded("owes", || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = Address::from(listener.local_addr().unwrap());
+        let pool = Pool::new(Dialer::new());
+        for (answered, verdict) in [(true, Verdict::Sound), (false, Verdict::OwesAnswer)] {
+            let (a, mut client) = pair();
+            let keeping = Relay::builder().keep_b(true);
+            let relay = keeping.start(a, pool.get(&to).unwrap()).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            server.set_read_timeout(Some(LIMIT)).unwrap();
+            ping(&mut client, &mut server, b"question");
+            if answered {
+                ping(&mut server, &mut client, b"answer");
+            }
+            drop(client);
+            let outcome = relay.wait_timeout(LIMIT).unwrap().expect("it ends");
+            assert_eq!(
+                (outcome.end, outcome.b_verdict),
+                (RelayEnd::Released, verdict)
+            );
+            assert_eq!(pool.stats().idle, usize::from(answered));
+            if answered {
+                // For the next round: another connection.
+                pool.get(&to).unwrap().discard();
+            }
+        }
+    });
+}
+
+#[test]
 fn a_transfer_survives_any_number_of_interrupts() {
     bounded("interrupts", || {
         let (a, mut client) = pair();

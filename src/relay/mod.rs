@@ -97,7 +97,8 @@ impl RelayBuilder {
 
     /// Ends the relay with [`RelayEnd::Released`] when `a` ends or fails, instead of passing
     /// that on: `b` stays open and comes back like after an interrupt. For backends that serve
-    /// one client after the other.
+    /// one client after the other and keep nothing of it. If the last bytes came from `a`, an
+    /// answer may be under way: `b` is [not sound](Verdict::OwesAnswer) then.
     pub fn keep_b(mut self, on: bool) -> Self {
         self.keep_b = on;
         self
@@ -354,9 +355,14 @@ impl Core {
                 returned.into_iter().zip(leases),
             )
         };
+        // Who took over from `a` would get the answer to its last question.
+        let owes = matches!(end, RelayEnd::Released | RelayEnd::Drained)
+            && self.lanes[0].moved() > 0
+            && self.last.load(Ordering::Relaxed) == 0;
+        let mut asked = [false, owes].into_iter();
         // Judging may close a connection, which runs user code: no lock is held.
         let mut sides = sides.map(|(returned, lease)| match returned {
-            Some(returned) => returned.judge(lease),
+            Some(returned) => returned.judge(lease, asked.next() == Some(true)),
             None => (None, Verdict::Closed(CloseReason::Local)),
         });
         let none = (None, Verdict::Closed(CloseReason::Local));

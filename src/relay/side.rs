@@ -62,6 +62,9 @@ pub enum Verdict {
     UnreadInput,
     /// Output was not handed to the kernel completely.
     UnsentOutput,
+    /// The other side ended without an answer to what it sent last: only the kept side of
+    /// [`RelayBuilder::keep_b`](crate::RelayBuilder::keep_b).
+    OwesAnswer,
 }
 
 /// The direction that starts at one side.
@@ -169,12 +172,15 @@ pub(crate) enum Returned {
 
 impl Returned {
     /// The verdict; a sound pooled side goes back to its pool.
-    pub(super) fn judge(self, lease: Option<Lease>) -> (Option<Connection>, Verdict) {
+    pub(super) fn judge(self, lease: Option<Lease>, owes: bool) -> (Option<Connection>, Verdict) {
         let conn = match self {
             Self::Closed(reason) => return (None, Verdict::Closed(reason)),
             Self::Open(conn) => *conn,
         };
-        let verdict = verdict(&conn);
+        let verdict = match verdict(&conn) {
+            Verdict::Sound if owes => Verdict::OwesAnswer,
+            verdict => verdict,
+        };
         match lease {
             Some(lease) if verdict == Verdict::Sound => {
                 lease.restore(conn);

@@ -100,14 +100,27 @@ impl Server {
     }
 
     /// The exit code, once the server has ended by itself.
-    pub(crate) fn wait(mut self) -> i32 {
+    pub(crate) fn wait(self) -> i32 {
+        let (code, rest) = self.wait_output();
+        assert_eq!(rest, "", "nothing but `listening` is printed");
+        code
+    }
+
+    /// The exit code and what else was printed, once the server has ended by itself.
+    pub(crate) fn wait_output(mut self) -> (i32, String) {
         let code = exit_code(&mut self.child);
         let mut rest = String::new();
         self.output
             .read_to_string(&mut rest)
             .expect("the rest of its output");
-        assert_eq!(rest, "", "nothing but `listening` is printed");
-        code
+        (code, rest)
+    }
+
+    /// The next line it prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("a line");
+        line
     }
 
     /// Ends it with SIGTERM; the exit code.

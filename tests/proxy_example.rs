@@ -1,0 +1,172 @@
+//! `proxy` in front of `echo_server`: what it does beside passing bytes on.
+
+#[path = "support/examples.rs"]
+mod support;
+
+use socket2::{Domain, Socket, Type};
+use std::net::SocketAddr;
+use support::{Server, eventually, figure, fresh_path, noise, run, text};
+
+const TCP: [&str; 2] = ["--listen", "127.0.0.1:0"];
+
+fn proxy(backends: &str, flags: &[&str]) -> Server {
+    let mut args = vec!["--listen", "127.0.0.1:0", "--backend", backends];
+    args.extend_from_slice(flags);
+    Server::start("proxy", &args)
+}
+
+fn end(proxy: Server) -> (i32, String) {
+    proxy.signal("TERM");
+    proxy.wait_output()
+}
+
+/// An address that refuses, as long as the socket is kept: it is bound and does not listen.
+fn nobody() -> (Socket, String) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).expect("a port");
+    let bound = socket.local_addr().expect("its address");
+    let bound = bound.as_socket().expect("an IP address");
+    (socket, bound.to_string())
+}
+
+#[test]
+fn every_byte_comes_back_and_the_end_is_passed_on() {
+    let echo = Server::start("echo_server", &TCP);
+    let proxy = proxy(&echo.place, &[]);
+    let mut socket = proxy.connect();
+    let data = noise(3 << 20);
+    let mut out = socket.duplicate();
+    let sent = data.clone();
+    let writer = std::thread::spawn(move || {
+        out.send(&sent);
+        out.finish();
+    });
+    assert!(socket.receive(data.len()) == data);
+    assert_eq!(socket.receive_rest(), b"");
+    writer.join().expect("the writer");
+    drop(socket);
+    let (code, statistics) = end(proxy);
+    assert_eq!(code, 0);
+    assert_eq!(figure(&statistics, "finished"), 1, "{statistics}");
+    assert_eq!(figure(&statistics, "to_backends"), 3 << 20, "{statistics}");
+    assert_eq!(figure(&statistics, "to_clients"), 3 << 20, "{statistics}");
+}
+
+#[test]
+fn unix_sockets_on_both_sides() {
+    let (front, back) = (fresh_path(".sock"), fresh_path(".sock"));
+    let echo = Server::start("echo_server", &["--listen", &format!("unix:{back}")]);
+    let listen = format!("unix:{front}");
+    let proxy = Server::start("proxy", &["--listen", &listen, "--backend", &echo.place]);
+    let mut socket = proxy.connect();
+    socket.send(b"hello");
+    assert_eq!(socket.receive(5), b"hello");
+    drop(socket);
+    assert_eq!(end(proxy).0, 0);
+}
+
+#[test]
+fn backends_are_taken_in_turn_and_the_next_one_if_one_refuses() {
+    let echoes = [(); 2].map(|()| Server::start("echo_server", &TCP));
+    let (_refuses, nobody) = nobody();
+    let all = format!("{},{nobody},{}", echoes[0].place, echoes[1].place);
+    let proxy = proxy(&all, &["--connect-timeout-ms", "5000"]);
+    for round in 0..9 {
+        let mut socket = proxy.connect();
+        socket.send(&[round]);
+        assert_eq!(socket.receive(1), [round]);
+    }
+    let (code, statistics) = end(proxy);
+    assert_eq!(code, 0);
+    assert_eq!(figure(&statistics, "refused"), 3, "{statistics}");
+    assert_eq!(figure(&statistics, "finished"), 9, "{statistics}");
+}
+
+#[test]
+fn a_client_is_let_go_if_no_backend_answers() {
+    let (one, two) = (nobody(), nobody());
+    let proxy = proxy(&format!("{},{}", one.1, two.1), &[]);
+    for _ in 0..3 {
+        assert_eq!(proxy.connect().receive_rest(), b"");
+    }
+    let (code, statistics) = end(proxy);
+    assert_eq!(code, 0);
+    assert_eq!(figure(&statistics, "clients"), 3, "{statistics}");
+    assert_eq!(figure(&statistics, "refused"), 6, "{statistics}");
+}
+
+#[test]
+fn statistics_are_printed_at_a_signal_too() {
+    let echo = Server::start("echo_server", &TCP);
+    let mut proxy = proxy(&echo.place, &["--pool", "2"]);
+    for round in 0..5 {
+        let mut socket = proxy.connect();
+        socket.send(b"hello");
+        assert_eq!(socket.receive(5), b"hello");
+        drop(socket);
+        eventually("the client is gone", || {
+            proxy.signal("USR1");
+            figure(&proxy.line(), "released") == round + 1
+        });
+    }
+    proxy.signal("USR1");
+    let statistics = proxy.line();
+    assert_eq!(figure(&statistics, "dialled"), 1, "{statistics}");
+    assert_eq!(figure(&statistics, "reused"), 4, "{statistics}");
+    assert_eq!(figure(&statistics, "kept"), 1, "{statistics}");
+    assert_eq!(figure(&statistics, "to_backends"), 25, "{statistics}");
+    assert_eq!(end(proxy).0, 0);
+}
+
+#[test]
+fn idle_clients_do_not_hold_up_the_end() {
+    let echo = Server::start("echo_server", &TCP);
+    let proxy = proxy(&echo.place, &["--grace-ms", "60000"]);
+    let mut clients: Vec<_> = (0..5).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.send(b"hello");
+        assert_eq!(client.receive(5), b"hello");
+    }
+    proxy.signal("TERM");
+    for client in &mut clients {
+        assert_eq!(client.receive_rest(), b"");
+    }
+    drop(clients);
+    let (code, statistics) = proxy.wait_output();
+    assert_eq!(code, 0, "nobody was cut: {statistics}");
+    assert_eq!(figure(&statistics, "drained"), 5, "{statistics}");
+}
+
+#[test]
+fn an_idle_time_ends_relays() {
+    let echo = Server::start("echo_server", &TCP);
+    let proxy = proxy(&echo.place, &["--idle-ms", "50"]);
+    let mut socket = proxy.connect();
+    socket.send(b"hello");
+    assert_eq!(socket.receive(5), b"hello");
+    assert_eq!(socket.receive_rest(), b"");
+    let (code, statistics) = end(proxy);
+    assert_eq!(code, 0);
+    assert_eq!(figure(&statistics, "idle"), 1, "{statistics}");
+}
+
+#[test]
+fn a_wrong_command_line_is_told() {
+    for args in [
+        &["--listen", "127.0.0.1:0"][..],
+        &["--listen", "127.0.0.1:0", "--backend", "nowhere"],
+        &[
+            "--listen",
+            "127.0.0.1:0",
+            "--backend",
+            "a:1",
+            "--chain",
+            "2",
+        ],
+    ] {
+        let output = run("proxy", args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(text(&output.stderr).contains("usage: proxy"), "{args:?}");
+    }
+}
