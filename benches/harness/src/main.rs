@@ -7,6 +7,7 @@ mod frame;
 mod load;
 mod net;
 mod peers;
+mod proxies;
 mod report;
 mod results;
 mod stats;

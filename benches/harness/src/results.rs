@@ -22,6 +22,8 @@ pub(crate) mod metric {
     pub(crate) const MARKED_P99: &str = "marked_p99_us";
     /// CPU microseconds of the server per request.
     pub(crate) const CPU: &str = "cpu_us_per_request";
+    /// CPU microseconds of the server per MiB that was moved, both ways counted.
+    pub(crate) const CPU_MIB: &str = "cpu_us_per_mib";
     /// Cores the server kept busy.
     pub(crate) const CORES: &str = "server_cores";
     /// Context switches of the server per request, when it waited.
@@ -30,6 +32,8 @@ pub(crate) mod metric {
     pub(crate) const INVOLUNTARY: &str = "involuntary_switches_per_request";
     /// Cores the load generator kept busy.
     pub(crate) const GENERATOR: &str = "generator_cores";
+    /// Cores the server behind a proxy kept busy.
+    pub(crate) const BACKEND: &str = "backend_cores";
     /// Cores that neither server nor load generator kept busy: the disturbance.
     pub(crate) const FOREIGN: &str = "foreign_cores";
     /// Private memory of the server at the end, MiB.
@@ -48,6 +52,8 @@ pub(crate) mod metric {
     pub(crate) const INSTRUCTIONS: &str = "instructions_per_request";
     /// Calls of the memory allocator per request.
     pub(crate) const ALLOCATIONS: &str = "allocations_per_request";
+    /// Bytes copied in user space per request, by memcpy and its like.
+    pub(crate) const COPIES: &str = "bytes_copied_per_request";
 }
 
 /// One measurement.
@@ -78,22 +84,53 @@ pub(crate) struct Failed {
 
 /// Where and how the figures were taken.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub(crate) struct Environment {
     pub(crate) date: String,
     pub(crate) processor: String,
     pub(crate) cores: usize,
     pub(crate) kernel: String,
     pub(crate) congestion: String,
-    pub(crate) rounds: usize,
-    pub(crate) seconds_per_sample: f64,
-    /// Versions of the crates the peers are built on.
+    /// How often and how long was measured, an entry per run.
+    pub(crate) runs: Vec<String>,
+    /// Versions of the crates and programs the peers are built on.
     pub(crate) versions: Vec<String>,
     /// Load average when the run began and ended.
     pub(crate) load_average: Vec<String>,
 }
 
+impl Environment {
+    /// What is said of both runs; what is said twice is said once.
+    fn merge(&mut self, other: Self) {
+        if self.date.is_empty() {
+            *self = other;
+            return;
+        }
+        for (own, new) in [
+            (&mut self.date, other.date),
+            (&mut self.processor, other.processor),
+            (&mut self.kernel, other.kernel),
+            (&mut self.congestion, other.congestion),
+        ] {
+            if !own.split(" and ").any(|one| one == new) {
+                own.push_str(" and ");
+                own.push_str(&new);
+            }
+        }
+        self.cores = self.cores.max(other.cores);
+        self.runs.extend(other.runs);
+        self.load_average.extend(other.load_average);
+        for version in other.versions {
+            if !self.versions.contains(&version) {
+                self.versions.push(version);
+            }
+        }
+    }
+}
+
 /// All of a run.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub(crate) struct Results {
     pub(crate) environment: Environment,
     pub(crate) samples: Vec<Sample>,
@@ -119,36 +156,23 @@ impl Results {
 
     /// Adds what another run has found; its rounds count on from those there are.
     pub(crate) fn merge(&mut self, other: Self) {
-        let first = self
-            .samples
-            .iter()
-            .map(|one| one.round + 1)
+        let rounds = self.samples.iter().map(|one| one.round);
+        let first = rounds
+            .chain(self.failed.iter().map(|one| one.round))
             .max()
-            .unwrap_or(0);
-        let shifted = |sample: Sample| Sample {
-            round: sample.round + first,
-            ..sample
-        };
-        self.samples.extend(other.samples.into_iter().map(shifted));
-        self.failed.extend(other.failed);
+            .map_or(0, |last| last + 1);
+        self.samples
+            .extend(other.samples.into_iter().map(|sample| Sample {
+                round: sample.round + first,
+                ..sample
+            }));
+        self.failed
+            .extend(other.failed.into_iter().map(|failed| Failed {
+                round: failed.round + first,
+                ..failed
+            }));
         self.calls.extend(other.calls);
-        let (mine, theirs) = (&mut self.environment, other.environment);
-        if mine.date.is_empty() {
-            *mine = theirs;
-            return;
-        }
-        mine.rounds += theirs.rounds;
-        mine.load_average.extend(theirs.load_average);
-        for (own, new) in [
-            (&mut mine.date, theirs.date),
-            (&mut mine.kernel, theirs.kernel),
-            (&mut mine.congestion, theirs.congestion),
-        ] {
-            if *own != new {
-                own.push_str(" and ");
-                own.push_str(&new);
-            }
-        }
+        self.environment.merge(other.environment);
     }
 
     /// The values of `figure` for a server in a scenario, by round.
@@ -160,6 +184,12 @@ impl Results {
         values
             .filter_map(|one| Some((one.round, *one.figures.get(figure)?)))
             .collect()
+    }
+
+    /// Whether there is any figure of a scenario in a mode.
+    pub(crate) fn has(&self, mode: &str, scenario: &str) -> bool {
+        let of = |one: &Sample| one.mode == mode && one.scenario == scenario;
+        self.samples.iter().any(of)
     }
 
     /// The ratios of `figure` to that of the server `reference` in the same round.
@@ -252,6 +282,40 @@ mod tests {
             all.values(&place, "x").into_values().collect::<Vec<_>>(),
             [2.0, 14.0]
         );
+    }
+
+    #[test]
+    fn merged_runs_say_what_differs_once() {
+        let of = |kernel: &str, runs: &str, version: &str| Results {
+            environment: Environment {
+                date: "2026-01-01".into(),
+                kernel: kernel.into(),
+                runs: vec![runs.into()],
+                versions: vec!["mio 1.0".into(), version.into()],
+                ..Environment::default()
+            },
+            failed: vec![Failed {
+                mode: "free".into(),
+                scenario: "s".into(),
+                peer: "a".into(),
+                round: 0,
+                reason: "none".into(),
+            }],
+            ..Results::default()
+        };
+        let mut all = Results::default();
+        for (kernel, runs) in [("6.1", "9 rounds"), ("6.2", "5 rounds"), ("6.2", "1 round")] {
+            all.merge(of(kernel, runs, "haproxy 2.6"));
+        }
+        let place = &all.environment;
+        assert_eq!(
+            (place.date.as_str(), place.kernel.as_str()),
+            ("2026-01-01", "6.1 and 6.2")
+        );
+        assert_eq!(place.runs, ["9 rounds", "5 rounds", "1 round"]);
+        assert_eq!(place.versions, ["mio 1.0", "haproxy 2.6"]);
+        let rounds: Vec<usize> = all.failed.iter().map(|one| one.round).collect();
+        assert_eq!(rounds, [0, 1, 2]);
     }
 
     #[test]

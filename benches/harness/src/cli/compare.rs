@@ -11,6 +11,7 @@ use crate::clients::{self, Client};
 use crate::compare::scenario::{self, Mode, Scenario};
 use crate::compare::{self, Options};
 use crate::peers::{self, Peer};
+use crate::proxies::{self, Proxy};
 use crate::{report, results::Results};
 
 const HELP: &str = "\
@@ -19,7 +20,8 @@ compare [options]
   --quick             few scenarios, ends within 3 minutes
   --scenario NAME     this scenario, or all whose names begin with NAME; may be repeated, and one
                       option may name several, separated by commas
-  --peers NAMES       these servers and clients beside the references, separated by commas
+  --peers NAMES       these servers, proxies and clients beside the references, separated by commas
+  --targets           only what the targets need: their scenarios, modes, servers and clients
   --rounds N          measurements of each server in each scenario (9; 3 when quick)
   --seconds S         length of each (0.5; what fits when quick)
   --pin               every scenario with the server on core 0 and the load on core 1
@@ -48,6 +50,7 @@ pub(super) fn run(mut args: lexopt::Parser) -> Result<(), Failure> {
             Long("quick") => options.quick = true,
             Long("scenario") => options.scenarios.extend(names(&mut args)?),
             Long("peers") => options.peers.extend(names(&mut args)?),
+            Long("targets") => options.targets = true,
             Long("rounds") => options.rounds = Some(args.value()?.parse()?),
             Long("seconds") => options.seconds = Some(args.value()?.parse()?),
             Long("pin") => options.modes.push(Mode::Pinned),
@@ -96,6 +99,7 @@ fn names(args: &mut lexopt::Parser) -> Result<Vec<String>, Failure> {
 #[derive(Default)]
 struct Given {
     quick: bool,
+    targets: bool,
     scenarios: Vec<String>,
     peers: Vec<String>,
     rounds: Option<usize>,
@@ -120,6 +124,8 @@ impl Given {
             scenarios: self.scenarios()?,
             peers: self.peers()?,
             clients: self.clients(),
+            proxies: self.proxies(),
+            needed: self.targets.then_some(report::needed),
             rounds: self.rounds.unwrap_or(if self.quick { 3 } else { 9 }).max(1),
             seconds: self.seconds,
             limit: self.quick.then_some(QUICK),
@@ -137,7 +143,8 @@ impl Given {
 
     fn peers(&self) -> Result<Vec<&'static Peer>, Failure> {
         for name in &self.peers {
-            if peers::find(name).is_none() && clients::find(name).is_none() {
+            let known = peers::find(name).is_some() || clients::find(name).is_some();
+            if !known && proxies::find(name).is_none() {
                 return Err(format!("no peer {name:?}; `list` names them").into());
             }
         }
@@ -146,10 +153,26 @@ impl Given {
         Ok(peers::ALL.iter().filter(wanted).collect())
     }
 
+    fn proxies(&self) -> Vec<&'static Proxy> {
+        let references = [proxies::REFERENCE, proxies::SECOND];
+        let wanted = |proxy: &&Proxy| self.is_wanted(proxy.name, references);
+        proxies::ALL.iter().filter(wanted).collect()
+    }
+
     fn clients(&self) -> Vec<&'static Client> {
         let references = [clients::REFERENCE, clients::SECOND];
         let wanted = |client: &&Client| self.is_wanted(client.name, references);
         clients::ALL.iter().filter(wanted).collect()
+    }
+
+    /// The modes there are targets for in `scenario`, of those that are wanted.
+    fn modes_of_targets(&self, scenario: &str) -> Vec<Mode> {
+        let mut modes = vec![Mode::Pinned, Mode::Free];
+        modes.retain(|mode| {
+            let is_wanted = self.modes.is_empty() || self.modes.contains(mode);
+            is_wanted && !report::needed(mode.name(), scenario).is_empty()
+        });
+        modes
     }
 
     fn scenarios(&self) -> Result<Vec<(Scenario, Vec<Mode>)>, Failure> {
@@ -169,6 +192,10 @@ impl Given {
             } else {
                 scenario.modes
             };
+            if self.targets && (named || self.scenarios.is_empty()) {
+                let modes = self.modes_of_targets(&scenario.name);
+                return (!modes.is_empty()).then_some((scenario, modes));
+            }
             let modes = match (named, self.scenarios.is_empty()) {
                 (false, false) => return None,
                 // What is asked for by name is run, also where it usually is not.

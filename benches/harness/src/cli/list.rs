@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::compare::scenario;
-use crate::{clients, peers};
+use crate::{clients, peers, proxies};
 
 pub(super) fn run() -> Result<(), Failure> {
     println!("peers:");
@@ -15,6 +15,10 @@ pub(super) fn run() -> Result<(), Failure> {
     println!("clients:");
     for client in clients::ALL {
         println!("  {:<16} {}", client.name, client.design);
+    }
+    println!("proxies:");
+    for proxy in proxies::ALL {
+        println!("  {:<16} {}", proxy.name, proxy.design);
     }
     println!("scenarios:");
     for scenario in scenario::all() {

@@ -19,7 +19,7 @@ const HELP: &str = "\
 netpoll-bench: a load generator, servers to compare, and their ratios
 
   compare [options]               run servers in turn under the same loads, and report
-  serve PEER --listen ADDR        run one server until it is killed
+  serve NAME --listen ADDR        run one server or proxy until it is killed
   load --connect ADDR [options]   ask any server of the frame, and print what was seen
   call CLIENT --connect ADDR      run one client
   list                            the peers, the clients and the scenarios

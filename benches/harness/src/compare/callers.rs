@@ -72,7 +72,7 @@ pub(crate) fn count(
     server: &Server,
     settings: &Settings,
 ) -> io::Result<BTreeMap<String, f64>> {
-    instruments::difference(Tool::Strace, |requests, under| {
+    instruments::difference(Tool::Strace, SIZE, |requests, under| {
         let settings = Settings {
             under,
             ..settings.clone()

@@ -27,6 +27,9 @@ impl Run<'_> {
                         return Ok(());
                     }
                     let client = clients[(turn + round + place) % clients.len()];
+                    if !self.options.takes(mode.name(), &scenario.name, client.name) {
+                        continue;
+                    }
                     if calling.shared && !client.shares {
                         self.progress.done();
                         continue;

@@ -6,52 +6,67 @@ use std::io;
 use super::callers;
 use super::instruments::{self, Tool};
 use super::run::{At, Run};
-use super::scenario::{self, Mode, What};
-use super::server::Server;
-use crate::peers;
+use super::scenario::{Mode, What};
+use super::server::{Server, Settings};
 use crate::results::metric;
+use crate::{clients, peers, proxies};
 
 /// The mode counts are kept under: they are no times, and no cores are compared.
 pub(crate) const MODE: &str = "counted";
 
+/// What is counted, and with which tool.
+const COUNTED: [(&str, Tool); 7] = [
+    ("pp-1-1k", Tool::Strace),
+    ("pp-100-1k", Tool::Strace),
+    ("pp-100-1k", Tool::Callgrind),
+    ("pp-100-1k", Tool::Copies),
+    ("proxy-100-1k", Tool::Strace),
+    ("proxy-1m", Tool::Strace),
+    ("call-1", Tool::Strace),
+];
+
 impl Run<'_> {
-    /// Counts for servers with one and with a hundred connections, and for one caller.
+    /// Counts for servers with one and with a hundred connections, for proxies, and for one caller.
     pub(super) fn counts(&mut self) -> io::Result<()> {
         self.place(Mode::Pinned)?;
         let server = Server::start(peers::REFERENCE, &self.opposite(Mode::Pinned))?;
-        for (name, tool) in [
-            ("pp-1-1k", Tool::Strace),
-            ("pp-100-1k", Tool::Strace),
-            ("pp-100-1k", Tool::Callgrind),
-            ("call-1", Tool::Strace),
-        ] {
+        for (name, tool) in COUNTED {
+            let options = self.options;
+            let mut chosen = options.scenarios.iter().map(|(scenario, _)| scenario);
+            let Some(scenario) = chosen.find(|one| one.name == name) else {
+                continue;
+            };
+            let mut names = options.taken(MODE, scenario);
+            if let What::Proxied(_) = scenario.what {
+                names.retain(|name| proxies::find(name).is_some_and(|one| one.missing().is_none()));
+            }
+            if names.is_empty() {
+                continue;
+            }
             if !tool.is_present() {
                 self.progress
                     .say(&format!("{tool:?} is not installed: {name} is not counted"));
                 continue;
             }
-            let Some(scenario) = scenario::all().into_iter().find(|one| one.name == name) else {
-                continue;
-            };
-            let settings = self.settings(Mode::Pinned);
-            match &scenario.what {
-                What::Load(shape) => {
-                    for peer in &self.options.peers {
-                        self.progress
-                            .doing(&format!("{tool:?} {name} {}", peer.name));
-                        let counts = instruments::count(tool, peer.name, shape, &settings);
-                        self.keep_counts(tool, name, peer.name, counts);
+            for who in names {
+                self.progress.doing(&format!("{tool:?} {name} {who}"));
+                let settings = self.settings(Mode::Pinned);
+                let counts = match &scenario.what {
+                    What::Load(shape) => instruments::count(tool, who, shape, &settings),
+                    What::Proxied(shape) => {
+                        let settings = Settings {
+                            backend: Some(server.addr()),
+                            ..settings
+                        };
+                        instruments::count(tool, who, shape, &settings)
                     }
-                }
-                What::Call(calling) => {
-                    for client in &self.options.clients {
-                        self.progress
-                            .doing(&format!("{tool:?} {name} {}", client.name));
-                        let counts = callers::count(client, *calling, &server, &settings);
-                        self.keep_counts(tool, name, client.name, counts);
-                    }
-                }
-                What::Idle { .. } => {}
+                    What::Call(calling) => match clients::find(who) {
+                        Some(client) => callers::count(client, *calling, &server, &settings),
+                        None => continue,
+                    },
+                    What::Idle { .. } => continue,
+                };
+                self.keep_counts(tool, name, who, counts);
             }
         }
         Ok(())
@@ -72,10 +87,11 @@ impl Run<'_> {
                     .insert(format!("{scenario} {who}"), counts);
                 BTreeMap::from([(metric::SYSCALLS.to_owned(), total)])
             }
-            Tool::Callgrind => {
+            Tool::Callgrind | Tool::Copies => {
                 let names = [
                     (instruments::TOTAL, metric::INSTRUCTIONS),
                     (instruments::ALLOCATOR, metric::ALLOCATIONS),
+                    (instruments::COPIED, metric::COPIES),
                 ];
                 let known = names
                     .into_iter()

@@ -1,4 +1,5 @@
-//! Counts instead of times: system calls with strace, instructions and allocations with callgrind.
+//! Counts instead of times: system calls with strace, instructions and allocations with callgrind,
+//! bytes copied with dhat.
 //!
 //! A server is run twice under the tool, with few and with more requests, and the difference is
 //! divided by the difference in requests: what start-up and connecting cost falls out. The tools slow
@@ -12,6 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
+use serde::Deserialize;
+
 use super::point::{self, Times};
 use super::scenario::Shape;
 use super::server::{Server, Settings};
@@ -24,6 +27,9 @@ pub(crate) enum Tool {
     Strace,
     /// `valgrind --tool=callgrind`: instructions, and calls of the allocator.
     Callgrind,
+    /// `valgrind --tool=dhat --mode=copy`: bytes that memcpy and its like have copied. A copy the
+    /// compiler has put in line, of a few words, is not among them.
+    Copies,
 }
 
 impl Tool {
@@ -31,7 +37,7 @@ impl Tool {
     pub(crate) fn is_present(self) -> bool {
         let program = match self {
             Self::Strace => "strace",
-            Self::Callgrind => "valgrind",
+            Self::Callgrind | Self::Copies => "valgrind",
         };
         let mut version = Command::new(program);
         version
@@ -49,17 +55,8 @@ impl Tool {
                 line.push(out.into());
                 line
             }
-            Self::Callgrind => {
-                let mut file = OsString::from("--callgrind-out-file=");
-                file.push(out);
-                vec![
-                    "valgrind".into(),
-                    "-q".into(),
-                    "--tool=callgrind".into(),
-                    "--fair-sched=yes".into(),
-                    file,
-                ]
-            }
+            Self::Callgrind => valgrind(&["--tool=callgrind"], "--callgrind-out-file=", out),
+            Self::Copies => valgrind(&["--tool=dhat", "--mode=copy"], "--dhat-out-file=", out),
         }
     }
 
@@ -69,27 +66,39 @@ impl Tool {
             Self::Strace => Ok(parse_strace(text)),
             Self::Callgrind => parse_callgrind(text)
                 .ok_or_else(|| io::Error::other("callgrind has not reported the instructions")),
+            Self::Copies => parse_dhat(text),
         }
     }
 
-    /// Few and more requests: the tools differ in how much they slow a server down.
-    fn requests(self) -> (u64, u64) {
+    /// Few and more requests of `size` bytes: the tools differ in how much they slow a server down.
+    fn requests(self, size: usize) -> (u64, u64) {
         match self {
+            _ if size >= 1 << 20 => (50, 250),
             Self::Strace => (4_000, 16_000),
-            Self::Callgrind => (2_000, 8_000),
+            Self::Callgrind | Self::Copies => (2_000, 8_000),
         }
     }
 }
 
-/// Counts per request of `shape` against `peer`, by name; for callgrind these are [`TOTAL`] and
-/// [`ALLOCATOR`].
+/// The command line of a tool of valgrind's whose report goes to `out`.
+fn valgrind(tool: &[&str], option: &str, out: &Path) -> Vec<OsString> {
+    let mut file = OsString::from(option);
+    file.push(out);
+    let start = ["valgrind", "-q", "--fair-sched=yes"];
+    let mut line: Vec<OsString> = start.iter().chain(tool).map(Into::into).collect();
+    line.push(file);
+    line
+}
+
+/// Counts per request of `shape` against `peer`, by name; callgrind has [`TOTAL`] and
+/// [`ALLOCATOR`], dhat [`COPIED`].
 pub(crate) fn count(
     tool: Tool,
     peer: &str,
     shape: &Shape,
     settings: &Settings,
 ) -> io::Result<BTreeMap<String, f64>> {
-    difference(tool, |requests, under| {
+    difference(tool, shape.size, |requests, under| {
         let server = Server::start(
             peer,
             &Settings {
@@ -108,12 +117,13 @@ pub(crate) fn count(
     })
 }
 
-/// Counts per request of what `run` does: it is given a number of requests and the tool to run under.
+/// Counts per request of `size` bytes of what `run` does: it is given a number of requests and the tool to run under.
 pub(crate) fn difference(
     tool: Tool,
+    size: usize,
     mut run: impl FnMut(u64, Vec<OsString>) -> io::Result<()>,
 ) -> io::Result<BTreeMap<String, f64>> {
-    let (few, more) = tool.requests();
+    let (few, more) = tool.requests(size);
     let mut counts = |requests| {
         let out = Report::new(tool);
         run(requests, tool.command(&out.0))?;
@@ -131,6 +141,9 @@ pub(crate) fn difference(
 pub(crate) const TOTAL: &str = "instructions";
 /// The name of the calls of the allocator in what [`count`] returns.
 pub(crate) const ALLOCATOR: &str = "allocations";
+
+/// The name of the bytes copied in what [`count`] returns.
+pub(crate) const COPIED: &str = "copied";
 
 /// A file in the temporary directory, gone when dropped.
 struct Report(PathBuf);
@@ -199,6 +212,26 @@ fn parse_callgrind(text: &str) -> Option<BTreeMap<String, u64>> {
     ]))
 }
 
+/// The bytes copied in a profile of dhat: the sum over all places that copy.
+fn parse_dhat(text: &str) -> io::Result<BTreeMap<String, u64>> {
+    #[derive(Deserialize)]
+    struct Profile {
+        mode: String,
+        pps: Vec<Place>,
+    }
+    #[derive(Deserialize)]
+    struct Place {
+        tb: u64,
+    }
+    let profile: Profile = serde_json::from_str(text)?;
+    if profile.mode != "copy" {
+        let text = format!("dhat has counted {:?}, not copies", profile.mode);
+        return Err(io::Error::other(text));
+    }
+    let copied = profile.pps.iter().map(|place| place.tb).sum();
+    Ok(BTreeMap::from([(COPIED.to_owned(), copied)]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,5 +276,19 @@ totals: 12345
         assert_eq!(counts[TOTAL], 12345);
         assert_eq!(counts[ALLOCATOR], 5);
         assert!(parse_callgrind("events: Ir\n").is_none());
+    }
+
+    #[test]
+    fn a_profile_of_dhat_is_read() {
+        let of = |mode| {
+            format!(
+                r#"{{"dhatFileVersion":2,"mode":"{mode}","pps":
+                [{{"tb":45,"tbk":3,"fs":[1]}},{{"tb":100,"tbk":1,"fs":[2]}}],"ftbl":["[root]"]}}"#
+            )
+        };
+        assert_eq!(parse_dhat(&of("copy")).unwrap()[COPIED], 145);
+        let wrong = parse_dhat(&of("heap")).unwrap_err().to_string();
+        assert!(wrong.contains("heap"), "{wrong}");
+        assert!(parse_dhat("").is_err());
     }
 }

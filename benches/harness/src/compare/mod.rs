@@ -28,6 +28,7 @@ use self::run::Run;
 use self::scenario::{Mode, Scenario, What};
 use crate::clients::Client;
 use crate::peers::Peer;
+use crate::proxies::{self, Proxy};
 use crate::results::Results;
 use crate::{sys, work};
 
@@ -40,6 +41,10 @@ pub(crate) struct Options {
     pub(crate) peers: Vec<&'static Peer>,
     /// The clients; the reference is one of them.
     pub(crate) clients: Vec<&'static Client>,
+    /// The proxies; the reference is one of them.
+    pub(crate) proxies: Vec<&'static Proxy>,
+    /// Names those of them that are wanted in a mode and a scenario; all when `None`.
+    pub(crate) needed: Option<fn(&str, &str) -> Vec<&'static str>>,
     /// How often each is measured in every scenario.
     pub(crate) rounds: usize,
     /// How long each time; `None` for what fits into `limit`.
@@ -52,6 +57,25 @@ pub(crate) struct Options {
     pub(crate) calm: Option<f64>,
     /// Count system calls and instructions too.
     pub(crate) count: bool,
+}
+
+impl Options {
+    /// Whether `who` is measured in `scenario`.
+    fn takes(&self, mode: &str, scenario: &str, who: &str) -> bool {
+        self.needed
+            .is_none_or(|needed| needed(mode, scenario).contains(&who))
+    }
+
+    /// Those of its contestants that are measured in `scenario`.
+    fn taken(&self, mode: &str, scenario: &Scenario) -> Vec<&'static str> {
+        let mut names: Vec<&str> = match scenario.what {
+            What::Load(_) | What::Idle { .. } => self.peers.iter().map(|one| one.name).collect(),
+            What::Proxied(_) => self.proxies.iter().map(|one| one.name).collect(),
+            What::Call(_) => self.clients.iter().map(|one| one.name).collect(),
+        };
+        names.retain(|name| self.takes(mode, &scenario.name, name));
+        names
+    }
 }
 
 /// The congestion control used where the command line names none: the one most systems have.
@@ -77,9 +101,20 @@ pub(crate) fn run(options: &Options) -> io::Result<Results> {
     let seconds = options.seconds.unwrap_or_else(|| fitting(options, samples));
     let environment = &mut results.environment;
     let congestion = options.congestion.clone();
+    let is_proxied = |(scenario, _): &(Scenario, _)| matches!(scenario.what, What::Proxied(_));
+    if options.scenarios.iter().any(is_proxied) {
+        let known = |proxy: &&Proxy| proxy.program.map(|name| (name, proxies::version(name)));
+        let mut versions: Vec<String> = options
+            .proxies
+            .iter()
+            .filter_map(known)
+            .filter_map(|(name, version)| Some(format!("{name} {}", version?)))
+            .collect();
+        versions.dedup();
+        environment.versions.extend(versions);
+    }
     environment.congestion = congestion.unwrap_or_else(environment::default_congestion);
-    environment.rounds = options.rounds;
-    environment.seconds_per_sample = seconds;
+    environment.runs = vec![format!("{} rounds of {seconds:.2} s each", options.rounds)];
     let mut run = Run {
         options,
         results,
@@ -110,15 +145,15 @@ pub(crate) fn run(options: &Options) -> io::Result<Results> {
 
 /// Samples of a whole run.
 fn samples(options: &Options) -> usize {
-    let of = |(scenario, modes): &(Scenario, Vec<Mode>)| {
-        modes.len()
-            * match scenario.what {
-                What::Idle { .. } => options.peers.len(),
-                What::Load(_) => options.rounds * options.peers.len(),
-                What::Call(_) => options.rounds * options.clients.len(),
-            }
-    };
-    options.scenarios.iter().map(of).sum()
+    let all = options.scenarios.iter().flat_map(|(scenario, modes)| {
+        let rounds = match scenario.what {
+            What::Idle { .. } => 1,
+            _ => options.rounds,
+        };
+        let each = move |mode: &Mode| rounds * options.taken(mode.name(), scenario).len();
+        modes.iter().map(each)
+    });
+    all.sum()
 }
 
 /// Seconds per sample that let the run end within its limit, or a usual length without one.
@@ -126,9 +161,12 @@ fn fitting(options: &Options, samples: usize) -> f64 {
     let Some(limit) = options.limit else {
         return 0.5;
     };
-    let is_idle = |(scenario, _): &&(Scenario, _)| matches!(scenario.what, What::Idle { .. });
-    let idle = options.scenarios.iter().filter(is_idle).count();
-    let fixed = (idle * options.peers.len()) as f64 * IDLE;
+    let idle = options.scenarios.iter().map(|(scenario, modes)| {
+        let is_idle = matches!(scenario.what, What::Idle { .. });
+        let of = |mode: &Mode| options.taken(mode.name(), scenario).len();
+        modes.iter().map(of).sum::<usize>() * usize::from(is_idle)
+    });
+    let fixed = idle.sum::<usize>() as f64 * IDLE;
     let budget = limit.as_secs_f64() * 0.8 - fixed;
     // A third is added for the warm-up.
     ((budget / samples.max(1) as f64 - OVERHEAD) / 1.34).clamp(0.03, 0.25)

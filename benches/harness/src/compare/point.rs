@@ -39,10 +39,16 @@ pub(crate) fn plan(shape: &Shape, server: &Server, congestion: Option<&str>, tim
     }
 }
 
-/// Runs `plan` against `server`, which must be running, and returns the figures.
-pub(crate) fn measure(plan: &Plan, server: &Server) -> io::Result<BTreeMap<String, f64>> {
+/// Runs `plan` against `server`, which must be running, and returns the figures; `backend` is the
+/// server behind it if it is a proxy.
+pub(crate) fn measure(
+    plan: &Plan,
+    server: &Server,
+    backend: Option<&Server>,
+) -> io::Result<BTreeMap<String, f64>> {
     let mut watch = Watch {
         pid: server.pid(),
+        backend: backend.map(Server::pid),
         before: None,
         after: None,
     };
@@ -50,73 +56,93 @@ pub(crate) fn measure(plan: &Plan, server: &Server) -> io::Result<BTreeMap<Strin
     let (Some(before), Some(after)) = (watch.before, watch.after) else {
         return Err(io::Error::other("the load has not begun or not ended"));
     };
-    figures(&outcome, &before?, &after?)
+    figures(plan, &outcome, &before?, &after?)
 }
 
 struct Watch {
     pid: u32,
+    backend: Option<u32>,
     before: Option<io::Result<Look>>,
     after: Option<io::Result<Look>>,
 }
 
 struct Look {
-    cpu: Duration,
+    clocks: Clocks,
     switches: std::collections::HashMap<u32, procfs::Switches>,
-    busy: f64,
     memory: u64,
     threads: u64,
 }
 
+/// What has been used since the beginning.
+#[derive(Default)]
+struct Clocks {
+    cpu: Duration,
+    backend: Option<Duration>,
+    /// Of the whole machine, in seconds.
+    busy: f64,
+}
+
 impl Watch {
     fn look(&mut self, moment: Moment) {
-        // The clock is read nearest to the recording: looking at many threads takes time itself.
+        // The clocks are read nearest to the recording: looking at many threads takes time itself.
         match moment {
             Moment::Begin => {
                 let rest = Look::take(self.pid);
-                self.before = Some(rest.and_then(|look| look.with_clocks(self.pid)));
+                self.before = Some(rest.and_then(|look| {
+                    let clocks = self.clocks()?;
+                    Ok(Look { clocks, ..look })
+                }));
             }
             Moment::End => {
-                let clocks = Look::clocks(self.pid);
-                self.after = Some(clocks.and_then(|(cpu, busy)| {
-                    Ok(Look {
-                        cpu,
-                        busy,
-                        ..Look::take(self.pid)?
-                    })
+                let clocks = self.clocks();
+                self.after = Some(clocks.and_then(|clocks| {
+                    let look = Look::take(self.pid)?;
+                    Ok(Look { clocks, ..look })
                 }));
             }
         }
+    }
+
+    fn clocks(&self) -> io::Result<Clocks> {
+        Ok(Clocks {
+            cpu: sys::cpu_time(self.pid)?,
+            backend: self.backend.map(sys::cpu_time).transpose()?,
+            busy: procfs::busy_seconds()?,
+        })
     }
 }
 
 impl Look {
     fn take(pid: u32) -> io::Result<Self> {
         Ok(Self {
-            cpu: Duration::ZERO,
+            clocks: Clocks::default(),
             switches: procfs::switches(pid)?,
-            busy: 0.0,
             memory: procfs::anonymous_bytes(pid)?,
             threads: procfs::threads(pid)?,
         })
     }
-
-    fn clocks(pid: u32) -> io::Result<(Duration, f64)> {
-        Ok((sys::cpu_time(pid)?, procfs::busy_seconds()?))
-    }
-
-    fn with_clocks(self, pid: u32) -> io::Result<Self> {
-        let (cpu, busy) = Self::clocks(pid)?;
-        Ok(Self { cpu, busy, ..self })
-    }
 }
 
-fn figures(outcome: &Outcome, before: &Look, after: &Look) -> io::Result<BTreeMap<String, f64>> {
+/// Payloads of so many bytes and more make a load bulk: its CPU is told per MiB, too.
+const BULK: usize = 1 << 20;
+
+fn figures(
+    plan: &Plan,
+    outcome: &Outcome,
+    before: &Look,
+    after: &Look,
+) -> io::Result<BTreeMap<String, f64>> {
     if outcome.requests == 0 {
         return Err(io::Error::other("no answer arrived while recording"));
     }
     let requests = outcome.requests as f64;
     let seconds = outcome.elapsed.as_secs_f64();
-    let cpu = (after.cpu - before.cpu).as_secs_f64();
+    let cpu = (after.clocks.cpu - before.clocks.cpu).as_secs_f64();
+    let backend = match (before.clocks.backend, after.clocks.backend) {
+        (Some(before), Some(after)) => (after - before).as_secs_f64(),
+        _ => 0.0,
+    };
+    let busy = after.clocks.busy - before.clocks.busy;
     let generator = outcome.generator.as_secs_f64();
     let switches = procfs::switches_between(&before.switches, &after.switches);
     let mut figures = BTreeMap::new();
@@ -134,13 +160,20 @@ fn figures(outcome: &Outcome, before: &Look, after: &Look) -> io::Result<BTreeMa
         set(metric::MARKED_P99, at(0.99));
     }
     set(metric::CPU, cpu * 1e6 / requests);
+    if plan.size >= BULK {
+        let moved = requests * plan.bytes_per_request() as f64;
+        set(metric::CPU_MIB, cpu * 1e6 / (moved / f64::from(1 << 20)));
+    }
     set(metric::CORES, cpu / seconds);
     set(metric::VOLUNTARY, switches.voluntary as f64 / requests);
     set(metric::INVOLUNTARY, switches.involuntary as f64 / requests);
     set(metric::GENERATOR, generator / seconds);
+    if after.clocks.backend.is_some() {
+        set(metric::BACKEND, backend / seconds);
+    }
     set(
         metric::FOREIGN,
-        ((after.busy - before.busy - cpu - generator) / seconds).max(0.0),
+        ((busy - cpu - backend - generator) / seconds).max(0.0),
     );
     set(metric::MEMORY, after.memory as f64 / f64::from(1 << 20));
     set(metric::THREADS, after.threads as f64);

@@ -69,6 +69,21 @@ pub(crate) fn descriptors(pid: u32) -> io::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
+/// Open sockets of `pid`.
+pub(crate) fn sockets(pid: u32) -> io::Result<usize> {
+    let is_socket = |entry: &fs::DirEntry| {
+        // A descriptor may be closed between the two reads.
+        fs::read_link(entry.path()).is_ok_and(|target| {
+            target
+                .as_os_str()
+                .as_encoded_bytes()
+                .starts_with(b"socket:")
+        })
+    };
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    Ok(entries.filter_map(Result::ok).filter(is_socket).count())
+}
+
 /// Jiffies that all cores together have been busy, and their length in seconds.
 pub(crate) fn busy_seconds() -> io::Result<f64> {
     const SECONDS_PER_JIFFY: f64 = 0.01;
@@ -122,6 +137,8 @@ mod tests {
         assert!(anonymous_bytes(pid).unwrap() > 0);
         assert!(threads(pid).unwrap() > 0);
         assert!(descriptors(pid).unwrap() >= 3);
+        let _socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!((1..descriptors(pid).unwrap()).contains(&sockets(pid).unwrap()));
         assert!(!switches(pid).unwrap().is_empty());
         assert!(busy_seconds().unwrap() > 0.0);
     }

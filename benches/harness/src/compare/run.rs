@@ -53,6 +53,7 @@ impl Run<'_> {
                 .collect()
         };
         self.loads(mode, &part(|what| matches!(what, What::Load(_))))?;
+        self.proxied(mode, &part(|what| matches!(what, What::Proxied(_))))?;
         self.calls(mode, &part(|what| matches!(what, What::Call(_))))?;
         for scenario in part(|what| matches!(what, What::Idle { .. })) {
             self.silent(mode, scenario);
@@ -80,6 +81,7 @@ impl Run<'_> {
             congestion: self.options.congestion.clone(),
             steps: self.steps,
             core: (mode == Mode::Pinned).then_some(self.cores[0]),
+            backend: None,
             under: Vec::new(),
         }
     }
@@ -156,6 +158,9 @@ impl Run<'_> {
                 return;
             }
             let (mode_name, scenario) = (mode.name(), &scenario.name);
+            if !self.options.takes(mode_name, scenario, peer.name) {
+                continue;
+            }
             let at = At {
                 mode: mode_name,
                 scenario,

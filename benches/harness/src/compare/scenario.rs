@@ -3,7 +3,7 @@
 use super::callers::Calling;
 use crate::frame::Kind;
 use crate::load::{Mark, Marked};
-use crate::{clients, peers};
+use crate::{clients, peers, proxies};
 
 /// Where a server and the load generator run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +46,7 @@ impl Scenario {
     pub(crate) fn contestants(&self) -> Vec<&'static str> {
         match self.what {
             What::Call(_) => clients::ALL.iter().map(|client| client.name).collect(),
+            What::Proxied(_) => proxies::ALL.iter().map(|proxy| proxy.name).collect(),
             What::Load(_) | What::Idle { .. } => peers::ALL.iter().map(|peer| peer.name).collect(),
         }
     }
@@ -54,6 +55,7 @@ impl Scenario {
     pub(crate) fn reference(&self) -> (&'static str, &'static str) {
         match self.what {
             What::Call(_) => (clients::REFERENCE, clients::SECOND),
+            What::Proxied(_) => (proxies::REFERENCE, proxies::SECOND),
             What::Load(_) | What::Idle { .. } => (peers::REFERENCE, peers::SECOND),
         }
     }
@@ -64,6 +66,8 @@ impl Scenario {
 pub(crate) enum What {
     /// A load on a server that goes on running.
     Load(Shape),
+    /// A load on the reference server through a proxy that goes on running.
+    Proxied(Shape),
     /// Connections that stay silent, on a server just started.
     Idle {
         /// How many.
@@ -126,6 +130,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     pipelined_and_large(&mut all);
     connections(&mut all);
     handlers(&mut all);
+    proxied(&mut all);
     calls(&mut all);
     all
 }
@@ -272,6 +277,13 @@ fn handlers(all: &mut Vec<Scenario>) {
         NONE,
     );
     add(
+        "sleep-0.02-1000",
+        &about(thousand, "0.02"),
+        sleep(1000, 0.0002),
+        FREE,
+        NONE,
+    );
+    add(
         "sleep-1-100",
         &about(hundred, "1"),
         sleep(100, 0.01),
@@ -292,20 +304,59 @@ fn handlers(all: &mut Vec<Scenario>) {
         FREE,
         NONE,
     );
-    let compute = Shape {
+    add(
+        "sleep-10-1000",
+        &about(thousand, "10"),
+        sleep(1000, 0.1),
+        FREE,
+        NONE,
+    );
+    let compute = |connections| Shape {
         kind: Kind::Compute,
-        ..Shape::ping_pong(100, 1 << 10)
+        ..Shape::ping_pong(connections, 1 << 10)
     };
     add(
         "compute-100",
         "100 connections, every handler computes 50 us",
-        compute,
+        compute(100),
         BOTH,
         FREE,
+    );
+    add(
+        "compute-1000",
+        "1,000 connections, every handler computes 50 us",
+        compute(1000),
+        FREE,
+        NONE,
     );
     let split = Shape::marked(100, 0.01, Marked::Split);
     let about = "100 connections, 1 % of the frames sent in halves 10 ms apart";
     add("split-1-100", about, split, BOTH, FREE);
+}
+
+fn proxied(all: &mut Vec<Scenario>) {
+    let mut add = |name: &str, about: &str, shape, quick| {
+        all.push(Scenario {
+            name: name.into(),
+            group: "Proxies",
+            about: format!("through a proxy: {about}"),
+            what: What::Proxied(shape),
+            modes: BOTH,
+            quick,
+        });
+    };
+    add(
+        "proxy-100-1k",
+        "100 connections, 1k each way, one at a time",
+        Shape::ping_pong(100, 1 << 10),
+        FREE,
+    );
+    add(
+        "proxy-1m",
+        "2 connections, 1 MiB each way, one at a time",
+        Shape::ping_pong(2, 1 << 20),
+        FREE,
+    );
 }
 
 fn calls(all: &mut Vec<Scenario>) {

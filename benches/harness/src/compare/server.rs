@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) steps: u64,
     /// The one core it runs on; any when `None`.
     pub(crate) core: Option<usize>,
+    /// Of a proxy: the server behind it.
+    pub(crate) backend: Option<SocketAddr>,
     /// A tool and its arguments to run the server under.
     pub(crate) under: Vec<OsString>,
 }
@@ -34,7 +36,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `peer` and waits until it listens.
+    /// Starts the peer or proxy called `peer` and waits until it listens.
     pub(crate) fn start(peer: &str, settings: &Settings) -> io::Result<Self> {
         let mut line: Vec<OsString> = settings.under.clone();
         line.push(settings.program.clone().into());
@@ -42,6 +44,9 @@ impl Server {
         line.extend(["--steps".into(), settings.steps.to_string().into()]);
         if let Some(name) = &settings.congestion {
             line.extend(["--congestion".into(), name.into()]);
+        }
+        if let Some(backend) = settings.backend {
+            line.extend(["--backend".into(), backend.to_string().into()]);
         }
         if let Some(core) = settings.core {
             line.extend(["--core".into(), core.to_string().into()]);
@@ -92,12 +97,12 @@ impl Server {
         sys::signal(self.pid, Signal::Continue)
     }
 
-    /// Waits until it has closed its connections: until it has no more than `descriptors` open.
+    /// Waits until it has closed its connections: until it has no more than `sockets` open.
     ///
     /// False when it still has more after 3 s.
-    pub(crate) fn settle(&self, descriptors: usize) -> io::Result<bool> {
+    pub(crate) fn settle(&self, sockets: usize) -> io::Result<bool> {
         let limit = Instant::now() + Duration::from_secs(3);
-        while procfs::descriptors(self.pid)? > descriptors {
+        while procfs::sockets(self.pid)? > sockets {
             if Instant::now() > limit {
                 return Ok(false);
             }

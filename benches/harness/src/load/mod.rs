@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::frame::Kind;
+use crate::frame::{self, Kind};
 
 pub(crate) use verify::verify;
 
@@ -69,6 +69,17 @@ impl Plan {
             measure: Duration::from_secs(1),
             requests: None,
         }
+    }
+
+    /// Bytes a request and its answer have together, headers included.
+    pub(crate) fn bytes_per_request(&self) -> usize {
+        let frame = frame::HEADER + self.size;
+        frame
+            + if self.kind == Kind::Sink {
+                frame::ACK.len()
+            } else {
+                frame
+            }
     }
 
     fn check(&self) -> io::Result<()> {

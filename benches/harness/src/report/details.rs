@@ -49,6 +49,14 @@ fn table(results: &Results, mode: &str, about: &Scenario) -> Table {
         };
         !results.values(&place, metric::MARKED_P50).is_empty()
     });
+    let is_bulk = peers.iter().any(|peer| {
+        let place = Place {
+            mode,
+            scenario,
+            peer,
+        };
+        !results.values(&place, metric::CPU_MIB).is_empty()
+    });
     let mut head = vec![
         "server",
         "requests/s",
@@ -62,6 +70,9 @@ fn table(results: &Results, mode: &str, about: &Scenario) -> Table {
     ];
     if has_marked {
         head.extend(["marked p50", "marked p99"]);
+    }
+    if is_bulk {
+        head.extend(["CPU us/MiB"]);
     }
     head.extend([
         "cores",
@@ -109,6 +120,9 @@ fn table(results: &Results, mode: &str, about: &Scenario) -> Table {
             Some(taken) => format!("{:.3} / {:.3}", own.value, taken.value),
             None => format!("{:.3}", own.value),
         });
+        if is_bulk {
+            row.extend([value(metric::CPU_MIB)]);
+        }
         row.extend([
             value(metric::CORES),
             switches,

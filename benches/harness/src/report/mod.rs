@@ -14,6 +14,8 @@ use std::{fs, io};
 use crate::peers;
 use crate::results::Results;
 
+pub(crate) use targets::needed;
+
 /// Writes all files of the report into the directory `out`.
 pub(crate) fn write(results: &Results, out: &Path) -> io::Result<()> {
     fs::create_dir_all(out)?;

@@ -9,7 +9,7 @@ use super::{present, servers_of};
 use crate::compare::scenario::{self, Scenario};
 use crate::results::{Place, Results, metric};
 use crate::stats;
-use crate::{clients, peers};
+use crate::{clients, peers, proxies};
 
 /// The whole text; `plots` are the names of the plots beside it.
 pub(super) fn text(results: &Results, plots: &[&str]) -> String {
@@ -36,7 +36,9 @@ frame whole before it answers, through its own output path. In every round each 
 each scenario, the others stopped; a ratio is formed with the reference of the same round, and what is
 shown is the median over the rounds. The reference is the raw epoll loop. It runs twice: how far its
 second copy strays from it is the noise, and differences within that band mean nothing. Clients are
-measured likewise, each in a process of its own that calls the reference server.
+measured likewise, each in a process of its own that calls the reference server. Proxies stand before the
+reference server, which is another process (in `pinned` on the load generator's core); the CPU told is the
+proxy's alone, and the ratios are to HAProxy.
 
 CPU is the server's own, user and system, read from its clock in nanoseconds. Latency is that of the
 load generator, from before the send to after the receive. `pinned`: the server on core 0, the load
@@ -60,11 +62,7 @@ fn conditions(results: &Results) -> String {
         ),
     );
     line("congestion control of every socket", &place.congestion);
-    let length = format!(
-        "{} rounds of {:.2} s each",
-        place.rounds, place.seconds_per_sample
-    );
-    line("samples", &length);
+    line("samples", &place.runs.join("; "));
     line("versions", &place.versions.join(", "));
     line(
         "load average, before and after",
@@ -91,6 +89,11 @@ pub(super) fn tables(results: &Results) -> String {
             "CPU per request",
             metric::CPU,
             "microseconds / ratio to the reference; less is better; of a client, its own",
+        ),
+        (
+            "CPU per MiB",
+            metric::CPU_MIB,
+            "microseconds per MiB moved, both ways counted / ratio to the reference; less is better",
         ),
         (
             "Requests per second",
@@ -168,8 +171,10 @@ fn matrices(results: &Results, figure: &str) -> String {
                 .map_or_else(Vec::new, Scenario::contestants);
             for who in present(results, rows) {
                 let of = |scenario: &Scenario| cell(results, mode, scenario, who, figure);
-                let cells = scenarios.iter().map(of);
-                table.row([Some(who.to_owned())].into_iter().chain(cells));
+                let cells: Vec<_> = scenarios.iter().map(of).collect();
+                if cells.iter().any(Option::is_some) {
+                    table.row([Some(who.to_owned())].into_iter().chain(cells));
+                }
             }
             let _ = writeln!(text, "### {group}, {mode}\n\n{}", table.text());
         }
@@ -180,12 +185,9 @@ fn matrices(results: &Results, figure: &str) -> String {
 /// The groups of scenarios that have results, split so that a table stays readable.
 fn columns(results: &Results, mode: &str, figure: &str) -> Vec<(String, Vec<Scenario>)> {
     let has = |scenario: &Scenario| {
-        let place = Place {
-            mode,
-            scenario: &scenario.name,
-            peer: scenario.reference().0,
-        };
-        !results.values(&place, figure).is_empty()
+        results.samples.iter().any(|one| {
+            one.mode == mode && one.scenario == scenario.name && one.figures.contains_key(figure)
+        })
     };
     let mut groups: Vec<(String, Vec<Scenario>)> = Vec::new();
     for scenario in scenario::all().into_iter().filter(has) {
@@ -272,65 +274,87 @@ fn silent(results: &Results) -> String {
 }
 
 fn counted(results: &Results) -> String {
-    let head = [
-        "",
+    let value = |scenario, who, figure| {
+        let place = Place {
+            mode: "counted",
+            scenario,
+            peer: who,
+        };
+        Some(stats::median(results.values(&place, figure).into_values())?.value)
+    };
+    let calls = |scenario: &str, who: &str| {
+        let of = results.calls.get(&format!("{scenario} {who}"));
+        of.map(frequent)
+    };
+    let count = |value: Option<f64>| value.map(|value| format!("{value:.2}"));
+    let whole = |value: Option<f64>| value.map(|value| format!("{value:.0}"));
+    let mut text = String::new();
+    let mut add = |note: &str, table: &Table| {
+        if !table.is_empty() {
+            let _ = writeln!(text, "{note}\n\n{}", table.text());
+        }
+    };
+    let mut table = Table::new([
+        "server",
         "system calls, 1 connection",
         "system calls, 100",
         "user instructions, 100",
         "allocations, 100",
+        "bytes copied, 100",
         "most frequent calls",
-    ];
-    let mut table = Table::new(head);
+    ]);
     for peer in servers_of(results) {
-        let value = |scenario, figure| {
-            let place = Place {
-                mode: "counted",
-                scenario,
-                peer,
-            };
-            Some(stats::median(results.values(&place, figure).into_values())?.value)
-        };
-        let calls = results.calls.get(&format!("pp-100-1k {peer}"));
-        table.row([
-            Some(peer.to_owned()),
-            value("pp-1-1k", metric::SYSCALLS).map(|count| format!("{count:.2}")),
-            value("pp-100-1k", metric::SYSCALLS).map(|count| format!("{count:.2}")),
-            value("pp-100-1k", metric::INSTRUCTIONS).map(|count| format!("{count:.0}")),
-            value("pp-100-1k", metric::ALLOCATIONS).map(|count| format!("{count:.2}")),
-            calls.map(frequent),
-        ]);
+        let cells = [
+            count(value("pp-1-1k", peer, metric::SYSCALLS)),
+            count(value("pp-100-1k", peer, metric::SYSCALLS)),
+            whole(value("pp-100-1k", peer, metric::INSTRUCTIONS)),
+            count(value("pp-100-1k", peer, metric::ALLOCATIONS)),
+            whole(value("pp-100-1k", peer, metric::COPIES)),
+            calls("pp-100-1k", peer),
+        ];
+        if cells.iter().any(Option::is_some) {
+            table.row([Some(peer.to_owned())].into_iter().chain(cells));
+        }
     }
-    for client in present(
-        results,
-        clients::ALL.iter().map(|client| client.name).collect(),
-    ) {
-        let place = Place {
-            mode: "counted",
-            scenario: "call-1",
-            peer: client,
-        };
-        let values = results.values(&place, metric::SYSCALLS).into_values();
-        let Some(count) = stats::median(values) else {
-            continue;
-        };
-        let calls = results.calls.get(&format!("call-1 {client}")).map(frequent);
-        let name = Some(format!("client {client}"));
-        table.row([
-            name,
-            Some(format!("{:.2}", count.value)),
-            None,
-            None,
-            None,
-            calls,
-        ]);
+    add(
+        "Ping-pong of 1 KiB. Bytes copied are those of memcpy and its like; copies of a few words that \
+         the compiler has put in line are not among them.",
+        &table,
+    );
+    for (name, head, note, all) in [
+        (
+            "proxy-100-1k",
+            "proxy",
+            "Through a proxy, 100 connections, ping-pong of 1 KiB:",
+            proxies::ALL.iter().map(|one| one.name).collect::<Vec<_>>(),
+        ),
+        (
+            "proxy-1m",
+            "proxy",
+            "Through a proxy, 1 MiB each way:",
+            proxies::ALL.iter().map(|one| one.name).collect(),
+        ),
+        (
+            "call-1",
+            "client",
+            "One caller, 1 KiB:",
+            clients::ALL.iter().map(|one| one.name).collect(),
+        ),
+    ] {
+        let mut table = Table::new([head, "system calls", "most frequent calls"]);
+        for who in all {
+            if let Some(total) = value(name, who, metric::SYSCALLS) {
+                table.row([Some(who.to_owned()), count(Some(total)), calls(name, who)]);
+            }
+        }
+        add(note, &table);
     }
-    if table.is_empty() {
-        return String::new();
+    if text.is_empty() {
+        return text;
     }
     format!(
-        "## Counts per request\n\nPing-pong of 1 KiB; strace and callgrind, which slow a server down, \
-         so that more requests arrive at once than otherwise.\n\n{}\n",
-        table.text()
+        "## Counts per request\n\nTaken with strace and valgrind, which slow a server down, so that \
+         more requests arrive at once than otherwise.\n\n{text}"
     )
 }
 
@@ -346,17 +370,19 @@ fn failures(results: &Results) -> String {
     if results.failed.is_empty() {
         return String::new();
     }
-    let mut text = String::from("## What could not be measured\n\n");
+    let mut rounds: BTreeMap<[&str; 4], usize> = BTreeMap::new();
     for one in &results.failed {
-        let _ = writeln!(
-            text,
-            "- {} {} {}, round {}: {}",
-            one.mode,
-            one.scenario,
-            one.peer,
-            one.round + 1,
-            one.reason
-        );
+        let what = [&one.mode, &one.scenario, &one.peer, &one.reason].map(String::as_str);
+        *rounds.entry(what).or_default() += 1;
+    }
+    let mut text = String::from("## What could not be measured\n\n");
+    for ([mode, scenario, who, reason], count) in rounds {
+        let times = if count > 1 {
+            format!(" ({count} times)")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "- {mode} {scenario} {who}: {reason}{times}");
     }
     text.push('\n');
     text
@@ -370,6 +396,10 @@ fn servers() -> String {
             "- **{}**: {}. Handlers that wait or compute {}.",
             peer.name, peer.design, peer.handlers
         );
+    }
+    text.push_str("\n## The proxies\n\n");
+    for proxy in proxies::ALL {
+        let _ = writeln!(text, "- **{}**: {}.", proxy.name, proxy.design);
     }
     text.push_str("\n## The clients\n\n");
     for client in clients::ALL {
@@ -425,6 +455,90 @@ mod tests {
         );
         assert!(text.contains("![cpu pinned](cpu-pinned.svg)"));
         assert!(!text.contains("could not be measured"));
+    }
+
+    fn sample(scenario: &str, peer: &str, figures: &[(&str, f64)]) -> Sample {
+        let figures = figures
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value));
+        let mode = if figures.len() == 1 {
+            "counted"
+        } else {
+            "free"
+        };
+        Sample {
+            mode: mode.into(),
+            scenario: scenario.into(),
+            peer: peer.into(),
+            round: 0,
+            figures: figures.collect(),
+        }
+    }
+
+    #[test]
+    fn what_has_no_reference_is_shown_without_ratio() {
+        let figures = [(metric::CPU, 12.0), (metric::RATE, 30_000.0)];
+        let results = Results {
+            samples: vec![
+                sample("proxy-100-1k", "netpoll-relay", &figures),
+                sample("proxy-100-1k", "nobody", &figures),
+            ],
+            ..Results::default()
+        };
+        let text = text(&results, &[]);
+        assert!(text.contains("### Proxies, free"), "{text}");
+        assert!(
+            text.contains("12.0 / -") && text.contains("30.0 / -"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("nobody") && !text.contains("| haproxy "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn counts_stand_where_they_belong() {
+        let results = Results {
+            samples: vec![
+                sample("pp-100-1k", "netpoll", &[(metric::COPIES, 0.8)]),
+                sample("proxy-1m", "haproxy", &[(metric::SYSCALLS, 71.5)]),
+            ],
+            ..Results::default()
+        };
+        let text = counted(&results);
+        assert!(text.contains("bytes copied, 100"), "{text}");
+        assert!(
+            text.contains("| netpoll |") && text.contains("71.50"),
+            "{text}"
+        );
+        assert!(!text.contains("One caller"), "{text}");
+        assert!(counted(&Results::default()).is_empty());
+    }
+
+    #[test]
+    fn what_failed_in_the_same_way_is_told_once() {
+        let failed = |round, reason: &str| crate::results::Failed {
+            mode: "free".into(),
+            scenario: "start".into(),
+            peer: "haproxy".into(),
+            round,
+            reason: reason.into(),
+        };
+        let results = Results {
+            failed: vec![
+                failed(0, "missing"),
+                failed(1, "missing"),
+                failed(2, "broken"),
+            ],
+            ..Results::default()
+        };
+        let text = failures(&results);
+        assert!(
+            text.contains("- free start haproxy: missing (2 times)\n"),
+            "{text}"
+        );
+        assert!(text.contains("- free start haproxy: broken\n"), "{text}");
     }
 
     #[test]

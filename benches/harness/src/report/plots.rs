@@ -2,7 +2,7 @@
 
 use super::chart::{Bars, Lines};
 use super::servers_of;
-use crate::compare::scenario::CONNECTIONS;
+use crate::compare::scenario::{self, CONNECTIONS};
 use crate::results::{Place, Results, metric};
 use crate::stats;
 
@@ -27,16 +27,22 @@ pub(super) fn all(results: &Results) -> Vec<(String, String)> {
                     .map(|text| (format!("{name}-{mode}.svg"), text)),
             );
         }
-        let bars = Bars {
-            title: format!("Server CPU per request: 100 connections, 1 KiB, {mode}"),
-            unit: "us".into(),
-            bars: vec!["median".into()],
-            rows: rows(results, mode, "pp-100-1k", &[metric::CPU]),
-        };
-        plots.extend(
-            bars.draw()
-                .map(|text| (format!("cpu-per-request-{mode}.svg"), text)),
-        );
+        let hundred = format!("Server CPU per request: 100 connections, 1 KiB, {mode}");
+        let small = format!("CPU of a proxy per request: 100 connections, 1 KiB, {mode}");
+        let bulk = format!("CPU of a proxy per MiB: 1 MiB each way, {mode}");
+        for (name, title, scenario, figure) in [
+            ("cpu-per-request", hundred, "pp-100-1k", metric::CPU),
+            ("proxy-cpu-per-request", small, "proxy-100-1k", metric::CPU),
+            ("proxy-cpu-per-mib", bulk, "proxy-1m", metric::CPU_MIB),
+        ] {
+            let bars = Bars {
+                title,
+                unit: "us".into(),
+                bars: vec!["median".into()],
+                rows: rows(results, mode, scenario, &[figure]),
+            };
+            plots.extend(bars.draw().map(|text| (format!("{name}-{mode}.svg"), text)));
+        }
     }
     let idle = ["idle-10000", "idle-1000"]
         .into_iter()
@@ -101,5 +107,34 @@ fn rows(
         let values: Option<Vec<f64>> = figures.iter().map(value).collect();
         Some((String::from(peer), values?))
     };
-    servers_of(results).into_iter().filter_map(row).collect()
+    let about = scenario::all().into_iter().find(|one| one.name == scenario);
+    let names = about.map_or_else(Vec::new, |about| about.contestants());
+    names.into_iter().filter_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::results::Sample;
+
+    #[test]
+    fn proxies_are_drawn_where_they_were_measured() {
+        let sample = |peer: &str, value| Sample {
+            mode: "free".into(),
+            scenario: "proxy-1m".into(),
+            peer: peer.into(),
+            round: 0,
+            figures: BTreeMap::from([(metric::CPU_MIB.to_owned(), value)]),
+        };
+        let results = Results {
+            samples: vec![sample("netpoll-relay", 90.0), sample("nobody", 1.0)],
+            ..Results::default()
+        };
+        let plots = all(&results);
+        let names: Vec<&str> = plots.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["proxy-cpu-per-mib-free.svg"]);
+        assert!(plots[0].1.contains(">netpoll-relay<") && !plots[0].1.contains("nobody"));
+    }
 }

@@ -158,6 +158,12 @@ pub(crate) fn adopt<T: FromRawFd>(fd: impl Into<OwnedFd>) -> T {
     unsafe { T::from_raw_fd(raw) }
 }
 
+/// Lets the program that replaces this one keep the descriptor, under the same number.
+pub(crate) fn inherit(fd: &impl AsFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the length of the call, which takes integers only.
+    check(unsafe { libc::fcntl(raw(fd), libc::F_SETFD, 0) }).map(drop)
+}
+
 /// The raw number of a descriptor, for calls that want one.
 fn raw(fd: &impl AsFd) -> libc::c_int {
     fd.as_fd().as_raw_fd()

@@ -11,7 +11,9 @@ const OUR_INLINE: Against = Best(&["netpoll-inline"]);
 const OUR_OTHERS: Against = Best(&["netpoll-inline", "netpoll-workers"]);
 /// The servers that hand blocking handlers to other threads.
 const HAND_OFFS: Against = Best(&["handoff", "tokio-blocking", "netpoll-workers"]);
-const TOKIO: Against = Best(&["tokio-mt"]);
+const TOKIO: Against = Best(&["tokio-mt", "tokio-ct"]);
+/// HAProxy as it copies and as it splices.
+const HAPROXY: Against = Best(&["haproxy", "haproxy-splice"]);
 const HUNDRED: Against = Own("pp-100-1k");
 
 /// A limit of the CPU per request in units of the reference's.
@@ -51,6 +53,14 @@ const fn variant(who: &'static str, target: Target) -> Target {
     Target { who, ..target }
 }
 
+/// What a relay of ours may use beside HAProxy.
+const fn proxy(mode: &'static str, scenario: &'static str, figure: &'static str) -> Target {
+    variant(
+        "netpoll-relay",
+        of(mode, scenario, figure, HAPROXY, AtMost, 1.0),
+    )
+}
+
 #[rustfmt::skip]
 pub(super) const TARGETS: &[Target] = &[
     cpu("pinned", "pp-1-1k", 1.10),
@@ -77,6 +87,7 @@ pub(super) const TARGETS: &[Target] = &[
     of("counted", "pp-100-1k", metric::INSTRUCTIONS, TOKIO, AtMost, 1.0),
     of("counted", "pp-100-1k", metric::SYSCALLS, Nothing, AtMost, 2.1),
     of("counted", "pp-100-1k", metric::ALLOCATIONS, Nothing, AtMost, 0.005),
+    of("counted", "pp-100-1k", metric::COPIES, Nothing, AtMost, 10.0),
     of("free", "sleep-0.02-100", metric::CPU, HUNDRED, AtMost, 1.1),
     of("free", "sleep-0.02-100", metric::VOLUNTARY, Nothing, AtMost, 0.05),
     of("free", "sleep-1-100", metric::RATE, HAND_OFFS, AtLeast, 0.95),
@@ -85,7 +96,10 @@ pub(super) const TARGETS: &[Target] = &[
     of("free", "sleep-1-1000", metric::P99, HAND_OFFS, AtMost, 1.1),
     of("free", "sleep-10-100", metric::RATE, OUR_WORKERS, AtLeast, 1.0),
     of("free", "sleep-10-100", metric::P99, OUR_WORKERS, AtMost, 1.0),
+    of("free", "sleep-10-1000", metric::RATE, OUR_WORKERS, AtLeast, 1.0),
+    of("free", "sleep-10-1000", metric::P99, OUR_WORKERS, AtMost, 1.0),
     of("free", "compute-100", metric::RATE, OUR_INLINE, AtLeast, 1.6),
+    variant("netpoll-fill", of("pinned", "split-1-100", metric::P99, HUNDRED, AtMost, 1.0)),
     variant("netpoll-fill", of("free", "split-1-100", metric::P99, HUNDRED, AtMost, 1.0)),
     of("pinned", "pp-100-1k", metric::CPU, OUR_OTHERS, AtMost, 1.0),
     of("pinned", "pp-1000-1k", metric::CPU, OUR_OTHERS, AtMost, 1.0),
@@ -94,6 +108,10 @@ pub(super) const TARGETS: &[Target] = &[
     of("pinned", "idle-10000", metric::BYTES_CONNECTED, Nothing, AtMost, 600.0),
     of("pinned", "idle-10000", metric::BYTES_USED, Nothing, AtMost, 600.0),
     of("pinned", "idle-10000", metric::IDLE_CPU, Nothing, AtMost, 0.001),
+    proxy("pinned", "proxy-100-1k", metric::CPU),
+    proxy("free", "proxy-100-1k", metric::CPU),
+    proxy("pinned", "proxy-1m", metric::CPU_MIB),
+    proxy("free", "proxy-1m", metric::CPU_MIB),
     cpu("pinned", "call-1", 1.10),
     cpu("free", "call-1", 1.10),
     of("counted", "call-1", metric::SYSCALLS, Nothing, AtMost, 3.0),

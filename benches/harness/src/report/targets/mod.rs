@@ -142,6 +142,27 @@ impl Target {
     }
 }
 
+/// Who has to be measured in `mode` and `scenario` for the targets to be judged: the servers they
+/// name, and the reference and its second copy for the noise. Nobody where there is no target.
+pub(crate) fn needed(mode: &str, scenario: &str) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for target in TARGETS.iter().filter(|target| target.mode == mode) {
+        let is_base = matches!(target.against, Against::Own(other) if other == scenario);
+        if target.scenario == scenario || is_base {
+            names.push(target.who);
+        }
+        if let (Against::Best(others), true) = (target.against, target.scenario == scenario) {
+            names.extend(others);
+        }
+    }
+    if let (false, Some((first, second))) = (names.is_empty(), reference(scenario)) {
+        names.extend([first, second]);
+    }
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 /// The reference of the scenario called `name`, and its second copy.
 fn reference(name: &str) -> Option<(&'static str, &'static str)> {
     scenario::all()
@@ -160,30 +181,38 @@ pub(super) fn table(results: &Results) -> String {
         "target",
         "measured",
         "90 % interval",
+        "rounds",
         "band",
         "",
     ];
     let mut table = Table::new(head);
     for target in TARGETS {
-        let Some((median, band)) = target.measured(results) else {
+        if !results.has(target.mode, target.scenario) {
             continue;
-        };
+        }
         let sign = if target.side == Side::AtMost {
             "<="
         } else {
             ">="
         };
-        table.row([
-            Some(format!("{} {}", target.scenario, target.mode)),
-            Some(target.who.to_owned()),
-            Some(target.figure.replace('_', " ")),
-            Some(target.base(results)),
-            Some(format!("{sign} {}", target.limit)),
-            Some(short(median.value)),
-            Some(format!("{} - {}", short(median.low), short(median.high))),
-            Some(format!("x {band:.2}")),
-            Some(target.verdict(median.value, band).to_owned()),
-        ]);
+        let head = [
+            format!("{} {}", target.scenario, target.mode),
+            target.who.to_owned(),
+            target.figure.replace('_', " "),
+            target.base(results),
+            format!("{sign} {}", target.limit),
+        ];
+        let measured = match target.measured(results) {
+            Some((median, band)) => [
+                Some(short(median.value)),
+                Some(format!("{} - {}", short(median.low), short(median.high))),
+                Some(median.count.to_string()),
+                Some(format!("x {band:.2}")),
+                Some(target.verdict(median.value, band).to_owned()),
+            ],
+            None => [None, None, None, None, Some("not measured".into())],
+        };
+        table.row(head.into_iter().map(Some).chain(measured));
     }
     if table.is_empty() {
         return String::new();
@@ -216,6 +245,15 @@ mod tests {
             samples: rows.iter().map(sample).collect(),
             ..Results::default()
         }
+    }
+
+    fn of_cpu(rows: &[(&str, &str, f64)]) -> Results {
+        let mut results = results(rows);
+        for sample in &mut results.samples {
+            let value = sample.figures.remove(metric::RATE).unwrap();
+            sample.figures.insert(metric::CPU.to_owned(), value);
+        }
+        results
     }
 
     #[test]
@@ -264,5 +302,49 @@ mod tests {
             );
         }
         assert!(table(&Results::default()).is_empty());
+    }
+
+    #[test]
+    fn what_targets_need_is_who_they_name_and_the_references() {
+        assert_eq!(
+            needed("free", "sleep-10-100"),
+            ["netpoll", "netpoll-workers", "raw-epoll", "raw-epoll-2"]
+        );
+        let proxies = ["haproxy", "haproxy-2", "haproxy-splice", "netpoll-relay"];
+        assert_eq!(needed("pinned", "proxy-1m"), proxies);
+        // Splits are compared with the same server without splits.
+        assert!(needed("free", "pp-100-1k").contains(&"netpoll-fill"));
+        assert!(needed("free", "pp-100-64").is_empty());
+    }
+
+    #[test]
+    fn every_limit_has_the_noise_of_its_scenario() {
+        for target in TARGETS {
+            let (first, second) = reference(target.scenario).unwrap();
+            let needed = needed(target.mode, target.scenario);
+            assert!(
+                needed.contains(&first) && needed.contains(&second),
+                "{}",
+                target.scenario
+            );
+        }
+    }
+
+    #[test]
+    fn the_band_widens_a_limit_and_a_missing_peer_is_said() {
+        let rows = [
+            ("proxy-100-1k", "haproxy", 10.0),
+            ("proxy-100-1k", "haproxy-2", 11.0),
+            ("proxy-100-1k", "haproxy-splice", 10.5),
+            ("proxy-100-1k", "netpoll-relay", 10.8),
+        ];
+        let text = table(&of_cpu(&rows));
+        assert!(text.contains("| x 1.10 | within the noise |"), "{text}");
+        assert!(
+            text.contains(" haproxy |") && text.contains(" 1.08 |"),
+            "{text}"
+        );
+        let without = table(&of_cpu(&rows[3..]));
+        assert!(without.contains("not measured"), "{without}");
     }
 }
