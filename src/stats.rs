@@ -1,6 +1,7 @@
 //! Figures: snapshots for users, counters inside.
 
 use crate::sync::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// What one connection has done so far. All figures count from its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct ConnectionStats {
     pub lost_bytes: u64,
     /// Messages, whole or in part, among the lost bytes.
     pub lost_messages: u64,
+    /// When bytes last came or went, to the millisecond; before that, when the connection began.
+    /// Setting an idle timeout counts as activity.
+    pub last_activity: Option<Instant>,
 }
 
 /// What an event loop or a dialer has done so far.

@@ -18,10 +18,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Token(usize);
 
-/// Bits of the index; the rest of a `usize` is the generation.
+/// Bits of the index; the rest of a `usize` but for the highest bit is the generation.
 const INDEX_BITS: u32 = if usize::BITS == 64 { 32 } else { 20 };
 const INDEX_MASK: usize = (1 << INDEX_BITS) - 1;
-const GENERATION_MASK: usize = usize::MAX >> INDEX_BITS;
+const GENERATION_MASK: usize = usize::MAX >> (INDEX_BITS + 1);
 
 impl Token {
     fn new(index: usize, generation: usize) -> Self {

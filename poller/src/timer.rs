@@ -89,7 +89,8 @@ impl<T> Wheel<T> {
     /// Has `item` fire at `tick`, or at the next tick if that has passed.
     pub(crate) fn insert(&mut self, tick: u64, item: T) {
         self.len += 1;
-        self.place(tick, item);
+        // Not in the present slot of any level: that has been dealt with.
+        self.place(self.elapsed + 1, tick, item);
     }
 
     /// The tick at which the wheel has something to do; items fire then or are moved closer.
@@ -111,53 +112,78 @@ impl<T> Wheel<T> {
         None
     }
 
-    /// Moves on to `now` and hands out what is due, each item with the tick it waited for.
-    pub(crate) fn advance(&mut self, now: u64, mut due: impl FnMut(u64, T)) {
+    /// Moves on to `now` and hands out at most `most` of what is due, each item with the tick it
+    /// waited for. `false`: more is due, and [`next`](Self::next) is not after `now`.
+    pub(crate) fn advance(
+        &mut self,
+        now: u64,
+        mut most: usize,
+        mut due: impl FnMut(u64, T),
+    ) -> bool {
         while let Some(at) = self.next() {
             if at > now {
                 break;
             }
             self.elapsed = self.elapsed.max(at);
-            for number in 0..LEVELS {
-                let shift = SLOT_BITS * number as u32;
-                // A level's slot is entered only when all lower levels are at their start.
-                if number > 0 && at & ((1 << shift) - 1) != 0 {
-                    break;
-                }
-                let slot = (at >> shift) as usize & (SLOTS - 1);
-                let level = &mut self.levels[number];
-                if level.occupied & (1 << slot) == 0 {
-                    continue;
-                }
-                level.occupied &= !(1 << slot);
-                let mut items = std::mem::take(&mut level.slots[slot]);
-                for (tick, item) in items.drain(..) {
-                    if tick <= self.elapsed {
-                        self.len -= 1;
-                        due(tick, item);
-                    } else {
-                        self.place(tick, item);
-                    }
-                }
-                let home = &mut self.levels[number].slots[slot];
-                if home.capacity() == 0 && items.capacity() <= KEEP_CAPACITY {
-                    *home = items;
-                }
+            // A level's slot is entered only when all lower levels are at their start.
+            let entered = (at.trailing_zeros() / SLOT_BITS).min(LEVELS as u32 - 1);
+            for number in (1..=entered).rev() {
+                self.lower(number);
+            }
+            let slot = at as usize & (SLOTS - 1);
+            let Level { occupied, slots } = &mut self.levels[0];
+            let items = &mut slots[slot];
+            let now_due = items.len().min(most);
+            for (tick, item) in items.drain(items.len() - now_due..) {
+                due(tick, item);
+            }
+            self.len -= now_due;
+            most -= now_due;
+            if !items.is_empty() {
+                return false;
+            }
+            *occupied &= !(1 << slot);
+            if items.capacity() > KEEP_CAPACITY {
+                *items = Vec::new();
             }
         }
         self.elapsed = self.elapsed.max(now);
+        true
     }
 
-    fn place(&mut self, tick: u64, item: T) {
-        // Not in the present slot of any level: that has been dealt with.
-        let at = tick.clamp(self.elapsed + 1, self.elapsed.saturating_add(REACH));
+    /// Moves what is in a level's present slot to where it belongs by now: a lower level, in the
+    /// end the present slot of the lowest.
+    fn lower(&mut self, number: u32) {
+        let slot = (self.elapsed >> (SLOT_BITS * number)) as usize & (SLOTS - 1);
+        let level = &mut self.levels[number as usize];
+        if level.occupied & (1 << slot) == 0 {
+            return;
+        }
+        level.occupied &= !(1 << slot);
+        let mut items = std::mem::take(&mut level.slots[slot]);
+        for (tick, item) in items.drain(..) {
+            self.place(self.elapsed, tick, item);
+        }
+        let home = &mut self.levels[number as usize].slots[slot];
+        if home.capacity() == 0 && items.capacity() <= KEEP_CAPACITY {
+            *home = items;
+        }
+    }
+
+    fn place(&mut self, earliest: u64, tick: u64, item: T) {
+        let at = tick.clamp(earliest, self.elapsed.saturating_add(REACH));
         let number = ((63 - ((self.elapsed ^ at) | (SLOTS as u64 - 1)).leading_zeros())
             / SLOT_BITS)
             .min(LEVELS as u32 - 1);
         let slot = (at >> (SLOT_BITS * number)) as usize & (SLOTS - 1);
         let level = &mut self.levels[number as usize];
         level.occupied |= 1 << slot;
-        level.slots[slot].push((tick, item));
+        let items = &mut level.slots[slot];
+        if items.len() == items.capacity() && items.len() >= KEEP_CAPACITY {
+            // Thousands of idle connections wait in one slot: little room for more.
+            items.reserve_exact(items.len() / 8);
+        }
+        items.push((tick, item));
     }
 }
 
@@ -183,7 +209,7 @@ mod tests {
             let mut wheel = Wheel::new();
             let mut model: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
             let mut now = random(1 << 40);
-            wheel.advance(now, |_, _: u64| unreachable!("nothing was put in"));
+            wheel.advance(now, 9, |_, _: u64| unreachable!("nothing was put in"));
             for id in 0..3000 {
                 if random(3) > 0 {
                     let tick = now + 1 + random(distance);
@@ -193,7 +219,11 @@ mod tests {
                 if random(4) == 0 {
                     now += random(distance / 5 + 2);
                     let mut fired = Vec::new();
-                    wheel.advance(now, |tick, id| fired.push((tick, id)));
+                    // However few at a time.
+                    let most = 1 + random(20) as usize;
+                    while !wheel.advance(now, most, |tick, id| fired.push((tick, id))) {
+                        assert!(wheel.next().is_some_and(|next| next <= now));
+                    }
                     let later = model.split_off(&(now + 1));
                     let mut expected: Vec<_> = std::mem::replace(&mut model, later)
                         .into_iter()
@@ -217,11 +247,11 @@ mod tests {
     #[test]
     fn what_is_over_fires_at_the_next_advance() {
         let mut wheel = Wheel::new();
-        wheel.advance(1000, |_, _: char| {});
+        wheel.advance(1000, 9, |_, _: char| {});
         wheel.insert(3, 'a');
         wheel.insert(1000, 'b');
         let mut fired = Vec::new();
-        wheel.advance(1001, |_, item| fired.push(item));
+        wheel.advance(1001, 9, |_, item| fired.push(item));
         assert_eq!(fired, ['a', 'b']);
     }
 
@@ -229,14 +259,14 @@ mod tests {
     fn the_end_of_time_is_kept_and_not_reached() {
         let mut wheel = Wheel::new();
         for start in [0, 1, REACH - 1, REACH, 3 * REACH + 12_345] {
-            wheel.advance(start, |_, ()| unreachable!("years too early"));
+            wheel.advance(start, 9, |_, ()| unreachable!("years too early"));
             wheel.insert(u64::MAX - 1, ());
             wheel.insert(start + 2 * REACH, ());
             assert!(wheel.next().is_some_and(|next| next > start));
             let mut fired = 0;
-            wheel.advance(start + 2 * REACH - 1, |_, ()| fired += 1);
+            wheel.advance(start + 2 * REACH - 1, 9, |_, ()| fired += 1);
             assert_eq!(fired, 0);
-            wheel.advance(start + 2 * REACH, |_, ()| fired += 1);
+            wheel.advance(start + 2 * REACH, 9, |_, ()| fired += 1);
             assert_eq!(fired, 1);
             wheel = Wheel::new();
         }

@@ -38,7 +38,8 @@ type Callback = Box<dyn FnOnce(CloseReason) + Send>;
 #[derive(Default)]
 pub(crate) struct Ending {
     reason: Option<CloseReason>,
-    callbacks: Vec<Callback>,
+    #[allow(clippy::box_collection)] // one word in every connection, used by few
+    callbacks: Option<Box<Vec<Callback>>>,
     /// The callbacks were taken; later ones run at once.
     over: bool,
     /// Sessions of a connection that its handler gave away; they hear of the end.
@@ -73,7 +74,7 @@ impl fmt::Debug for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ending")
             .field("reason", &self.reason)
-            .field("callbacks", &self.callbacks.len())
+            .field("callbacks", &self.callbacks.as_ref().map_or(0, |c| c.len()))
             .finish_non_exhaustive()
     }
 }
@@ -100,7 +101,7 @@ impl Shared {
         let before = self.word.set(bit);
         if before & (state::CLOSED | bit) == 0 {
             if bit == state::ABORT {
-                self.outbox.discard(&self.word);
+                self.discard_output();
             }
             if before & state::OWNED != 0 {
                 self.ring();
@@ -114,7 +115,7 @@ impl Shared {
     pub(crate) fn on_close(&self, callback: Callback) {
         let mut ending = self.ending.lock();
         if !ending.over {
-            ending.callbacks.push(callback);
+            ending.callbacks.get_or_insert_default().push(callback);
             return;
         }
         let reason = ending.reason.unwrap_or(CloseReason::Local);
@@ -188,7 +189,7 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     owner.disconnect(reason);
     shared.word.set(state::CLOSED | state::CONNECTED);
     // What was queued too late to go out is counted as lost, not kept.
-    shared.outbox.discard(&shared.word);
+    shared.discard_output();
     // User code runs in the drops too; nothing is locked here.
     shared.contain("drop of connection state", move || drop(owner));
     let callbacks = {
@@ -196,7 +197,7 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
         ending.over = true;
         std::mem::take(&mut ending.callbacks)
     };
-    for callback in callbacks {
+    for callback in callbacks.into_iter().flat_map(|callbacks| *callbacks) {
         shared.run_callback(callback, reason);
     }
     shared.notify_all();
@@ -223,7 +224,7 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
     let linger = shared.context.limits.linger;
     if let (Some(true), Some(registration), false) = (farewell, registration, linger.is_zero()) {
         shared.word.set(state::LINGER);
-        registration.set_timer(Instant::now().checked_add(linger));
+        shared.close_within(linger);
         let watched = if shared.word.has(state::OWNED) {
             registration.set_interest(Interest::READ | Interest::HANGUP)
         } else {

@@ -75,7 +75,6 @@ impl ConnectionHandle {
         {
             write_complete(&self.shared);
         }
-        self.touch();
         Ok(len)
     }
 
@@ -169,12 +168,6 @@ impl ConnectionHandle {
             shared: Arc::clone(&self.shared),
         }
     }
-
-    fn touch(&self) {
-        if self.shared.idle_timeout.load(Ordering::Relaxed) != 0 {
-            self.shared.touch(std::time::Instant::now());
-        }
-    }
 }
 
 impl fmt::Debug for ConnectionHandle {
@@ -219,6 +212,7 @@ impl Shared {
             messages_out: self.outbox.messages(),
             lost_bytes: lost.bytes,
             lost_messages: lost.messages,
+            last_activity: self.last_activity(),
         }
     }
 }

@@ -150,6 +150,10 @@ impl Rx {
                     self.fresh = true;
                     self.received += n as u64;
                     self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                    if self.shared.word.has(OWNED) {
+                        // Of others the poller knows.
+                        self.shared.touch(Instant::now());
+                    }
                     // A short read emptied the socket; only a hang-up may hide behind it.
                     if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
                         self.readable = false;

@@ -3,6 +3,7 @@
 //! The way of a byte: `operator` (readiness becomes news) -> `process` (takes the owner's role)
 //! -> `input` (receives) -> the handler -> `tx` (private output) -> `output` (to the kernel).
 
+mod alarms;
 mod close;
 mod handle;
 mod input;
@@ -38,7 +39,6 @@ use crate::{
     handler::{Handler, Session, sessions},
     net::{Address, Peek, Socket},
     stats::ConnectionStats,
-    sync::Ordering,
 };
 use bytes::Bytes;
 use input::Rx;
@@ -140,11 +140,7 @@ impl Connection {
     /// never does. Checked by the poller with a precision of its timer tick, and only after
     /// pending input was seen. No effect on a connection without a handler.
     pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
-        let shared = &self.rx.shared;
-        shared
-            .idle_timeout
-            .store(timeout.map_or(0, shared::millis), Ordering::Relaxed);
-        shared.arm_idle(Instant::now());
+        self.rx.shared.set_idle_timeout(timeout);
     }
 
     /// Replaces the handler, from inside a callback. When the callback returns the new handler's

@@ -4,10 +4,10 @@
 use super::{
     output::Sent,
     process,
-    shared::{For, Shared, millis},
+    shared::{For, Shared},
     state::{
         ATTEND, CLOSE, CLOSED, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT, READABLE,
-        RUNNING, WRITABLE,
+        WRITABLE,
     },
 };
 use crate::{
@@ -45,7 +45,10 @@ impl ConnectionOperator {
     fn linger(&self, readiness: Readiness) -> Progress {
         let limit = self.shared.context.limits.linger_bytes;
         if readiness.contains(Readiness::TIMER) {
-            return Progress::Detach;
+            if self.shared.close_is_due() == Some(true) {
+                return Progress::Detach;
+            }
+            self.shared.arm();
         }
         let mut waste = [0; 4096];
         loop {
@@ -65,7 +68,9 @@ impl ConnectionOperator {
     /// Uses room in the socket. `true`: the share is used up and more is queued.
     fn drive(&self) -> bool {
         let shared = &self.shared;
-        let sent = shared.outbox.drive(&shared.word, &*self.socket);
+        let sent = shared
+            .outbox
+            .drive(&shared.word, &shared.line(&self.socket));
         shared.after_send(sent);
         if sent == Sent::All {
             process::write_complete(shared);
@@ -73,29 +78,22 @@ impl ConnectionOperator {
         sent == Sent::Share
     }
 
-    /// Judges the connection's one timer: end of a graceful close, or idleness.
-    fn timer(&self, budget: &mut Budget<'_>) -> u32 {
+    /// The timer fired: what that is news of.
+    fn alarms(&self, budget: &Budget<'_>) -> u32 {
         let shared = &self.shared;
-        if shared.word.has(CLOSE) {
-            return ATTEND;
+        let due = shared.judge_alarms(budget.now());
+        let mut news = 0;
+        if due.retry {
+            news |= WRITABLE;
         }
-        let Some(deadline) = shared.idle_deadline() else {
-            return 0;
-        };
-        let now = budget.now();
-        let bits = shared.word.load();
-        if bits & (RUNNING | READABLE | QUEUED) != 0 {
-            // Something is going on: not idle, look again after a whole period.
-            let period = shared.idle_timeout.load(Ordering::Relaxed);
-            budget.set_timer(now.checked_add(std::time::Duration::from_millis(period)));
-            return 0;
+        if due.close {
+            news |= ATTEND;
         }
-        if deadline > now {
-            budget.set_timer(Some(deadline));
-            return 0;
+        if due.idle {
+            shared.ending.lock().decide(CloseReason::IdleTimeout);
+            news |= CLOSE | ATTEND;
         }
-        shared.ending.lock().decide(CloseReason::IdleTimeout);
-        CLOSE | ATTEND
+        news
     }
 }
 
@@ -126,8 +124,7 @@ impl Operator for ConnectionOperator {
             news |= WRITABLE;
         }
         if readiness.contains(Readiness::TIMER) {
-            // Output that found the kernel without memory waits for this.
-            news |= WRITABLE | self.timer(budget);
+            news |= self.alarms(budget);
         }
         let (before, taken) = if bits & OWNED != 0 {
             (shared.word.set(news), false)
@@ -142,6 +139,9 @@ impl Operator for ConnectionOperator {
             process::write_complete(shared);
         }
         let more = before & QUEUED != 0 && news & WRITABLE != 0 && self.drive();
+        if readiness.contains(Readiness::TIMER) {
+            shared.arm();
+        }
         let progress = if taken {
             match shared.context.runner.place(shared, budget) {
                 Placed::Elsewhere => Progress::Drained,
@@ -175,18 +175,5 @@ impl Operator for ConnectionOperator {
             }
         }
         shared.context.connections.remove(shared);
-    }
-}
-
-impl Shared {
-    /// Arms the idle timer from now on.
-    pub(crate) fn arm_idle(&self, now: std::time::Instant) {
-        self.last_active.store(
-            millis(now.saturating_duration_since(self.context.epoch)),
-            Ordering::Relaxed,
-        );
-        if let (Some(registration), Some(at)) = (self.registration(), self.idle_deadline()) {
-            registration.set_timer(Some(at));
-        }
     }
 }

@@ -25,13 +25,22 @@ use std::{
     io::{self, IoSlice},
 };
 
+/// Nothing is sent any more.
+const OVER: u32 = ABORT | BROKEN | POISONED | CLOSED;
 /// Scatter lists longer than this are sent in several calls.
 const SLICES: usize = 64;
 /// The most one poller turn sends for one connection before others get theirs.
 const TURN_BYTES: u64 = 1 << 20;
 
+/// Runs what may drop a payload of the user's, whose own drop may panic. `false`: it did.
+///
+/// No lock is held around it, for the payload may use its connection.
+pub(crate) trait Contain {
+    fn contain(&self, code: impl FnOnce()) -> bool;
+}
+
 /// Where the flusher's bytes go: a socket, or a script in tests.
-pub(crate) trait Sink {
+pub(crate) trait Sink: Contain {
     /// Hands over what it can; `WouldBlock` when the sink is full.
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 }
@@ -113,7 +122,7 @@ impl Outbox {
             self.messages.fetch_add(1, Ordering::Relaxed);
             return Ok(self.direct(word, sink, chain));
         }
-        let (mark, flusher) = self.enqueue(word, chain, bound)?;
+        let (mark, flusher) = self.enqueue(word, sink, chain, bound)?;
         self.messages.fetch_add(1, Ordering::Relaxed);
         let sent = if flusher {
             self.flush(word, sink)
@@ -134,6 +143,10 @@ impl Outbox {
         if !word.try_flush_first() {
             return (0, Sent::Parked);
         }
+        if word.has(OVER) {
+            let end = Sent::Failed(io::ErrorKind::NotConnected);
+            return (0, self.fail(word, sink, end));
+        }
         let taken = match sink.send(slices) {
             Ok(n) => Ok(n),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
@@ -141,7 +154,7 @@ impl Outbox {
         };
         let n = match taken {
             Ok(n) => n,
-            Err(kind) => return (0, self.fail(word, Sent::Failed(kind))),
+            Err(kind) => return (0, self.fail(word, sink, Sent::Failed(kind))),
         };
         self.bytes.fetch_add(n as u64, Ordering::Relaxed);
         if word.give_back_flush() {
@@ -209,13 +222,13 @@ impl Outbox {
 
     /// Drops what is queued because sending is over. What a flusher holds right now it drops
     /// itself when it sees the word.
-    pub(crate) fn discard(&self, word: &Word) {
+    pub(crate) fn discard(&self, word: &Word, guard: &impl Contain) {
         let chain = self
             .queue
             .lock()
             .as_mut()
             .and_then(|queue| queue.discard(word, 0));
-        drop(chain);
+        drop_output(guard, chain);
     }
 
     fn direct(&self, word: &Word, sink: &impl Sink, chain: &mut LinkBuffer) -> (Mark, Sent) {
@@ -237,8 +250,8 @@ impl Outbox {
         drop(locked);
         let sent = match end {
             Sent::Parked => self.park(word, sink),
-            Sent::Starved => self.starve(word),
-            other => self.fail(word, other),
+            Sent::Starved => self.starve(word, sink),
+            other => self.fail(word, sink, other),
         };
         (mark, sent)
     }
@@ -246,6 +259,7 @@ impl Outbox {
     fn enqueue(
         &self,
         word: &Word,
+        guard: &impl Contain,
         chain: &mut LinkBuffer,
         bound: Bound,
     ) -> Result<(Mark, bool), Full> {
@@ -256,10 +270,13 @@ impl Outbox {
         let end = queue.accepted;
         queue.ends.push_back(end);
         let mut tail = queue.chain.take().unwrap_or_default();
-        tail.append(std::mem::take(chain));
+        let mut copied = tail.append_from(std::mem::take(chain));
         tail.flush();
         queue.chain = Some(tail);
         let flusher = word.queue_and_try_flush();
+        drop(locked);
+        let left = copied.len();
+        consume(guard, &mut copied, left);
         Ok((Mark(end), flusher))
     }
 
@@ -299,8 +316,8 @@ impl Outbox {
                 }
                 Sent::All => {}
                 Sent::Parked => return self.park(word, sink),
-                Sent::Starved => return self.starve(word),
-                other => return self.fail(word, other),
+                Sent::Starved => return self.starve(word, sink),
+                other => return self.fail(word, sink, other),
             }
         }
     }
@@ -308,34 +325,34 @@ impl Outbox {
     /// Gives the role back with bytes still queued, unless room was reported meanwhile.
     fn park(&self, word: &Word, sink: &impl Sink) -> Sent {
         if word.park_flush() {
-            return self.unless_over(word, Sent::Parked);
+            return self.unless_over(word, sink, Sent::Parked);
         }
         word.clear(WRITABLE);
         self.flush(word, sink)
     }
 
-    fn starve(&self, word: &Word) -> Sent {
+    fn starve(&self, word: &Word, guard: &impl Contain) -> Sent {
         word.clear(FLUSHING);
-        self.unless_over(word, Sent::Starved)
+        self.unless_over(word, guard, Sent::Starved)
     }
 
     /// Whoever ends the connection sets a bit, then drops the queue. What was put back behind
     /// that is dropped here: the bit is looked at after the bytes were put back.
-    fn unless_over(&self, word: &Word, sent: Sent) -> Sent {
-        if !word.has(ABORT | BROKEN | POISONED | CLOSED) {
+    fn unless_over(&self, word: &Word, guard: &impl Contain, sent: Sent) -> Sent {
+        if !word.has(OVER) {
             return sent;
         }
-        self.discard(word);
+        self.discard(word, guard);
         Sent::Failed(io::ErrorKind::NotConnected)
     }
 
-    fn fail(&self, word: &Word, end: Sent) -> Sent {
+    fn fail(&self, word: &Word, guard: &impl Contain, end: Sent) -> Sent {
         let chain = self
             .queue
             .lock()
             .get_or_insert_default()
             .discard(word, FLUSHING);
-        drop(chain);
+        drop_output(guard, chain);
         end
     }
 
@@ -349,12 +366,12 @@ impl Outbox {
     ) -> Sent {
         let mut full_before = false;
         while !chain.is_empty() {
-            if word.has(ABORT | BROKEN | POISONED | CLOSED) {
+            if word.has(OVER) {
                 return Sent::Failed(io::ErrorKind::NotConnected);
             }
             match hand_over(sink, chain) {
                 Ok(n) => {
-                    chain.consume(n);
+                    consume(sink, chain, n);
                     self.bytes.fetch_add(n as u64, Ordering::Relaxed);
                     *share += n as u64;
                     full_before = false;
@@ -373,6 +390,20 @@ impl Outbox {
             }
         }
         Sent::All
+    }
+}
+
+/// Consumes what was sent. A payload that panics when it is dropped is no reason to lose the rest.
+fn consume(guard: &impl Contain, chain: &mut LinkBuffer, mut n: usize) {
+    // Called again it goes on behind the payload that panicked.
+    while !guard.contain(|| chain.consume(std::mem::take(&mut n))) {}
+}
+
+/// Drops what will not be sent, payload by payload.
+fn drop_output(guard: &impl Contain, chain: Option<Box<LinkBuffer>>) {
+    if let Some(mut chain) = chain {
+        let n = chain.len();
+        consume(guard, &mut chain, n);
     }
 }
 

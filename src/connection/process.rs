@@ -31,7 +31,7 @@ use crate::{
     sync::Ordering,
 };
 use poller::Progress;
-use std::{cell::Cell, io, sync::Arc, time::Instant};
+use std::{cell::Cell, io, sync::Arc};
 
 /// What the role stands for: the connection and the callbacks' state.
 #[derive(Debug)]
@@ -47,8 +47,6 @@ pub(crate) struct Owner {
     end_shown: bool,
     /// The loop drains and the kernel was asked once more.
     last_look: bool,
-    /// When a graceful close stops waiting for queued output.
-    close_deadline: Option<Instant>,
 }
 
 enum Turn {
@@ -175,7 +173,6 @@ impl Owner {
             past: None,
             end_shown: false,
             last_look: false,
-            close_deadline: None,
         }
     }
 
@@ -389,21 +386,16 @@ impl Owner {
         if shared.word.has(BROKEN | ABORT) || shared.outbox.queued() == 0 {
             return Turn::Over(reason);
         }
-        let linger = shared.context.limits.linger;
-        let now = Instant::now();
-        match self.close_deadline {
-            Some(deadline) if deadline <= now => {
+        match shared.close_is_due() {
+            Some(true) => {
                 // The queue may be cut inside a message: nothing may follow it.
                 shared.word.set(POISONED);
-                shared.outbox.discard(&shared.word);
+                shared.discard_output();
                 Turn::Over(reason)
             }
-            Some(_) => Turn::Idle,
+            Some(false) => Turn::Idle,
             None => {
-                self.close_deadline = now.checked_add(linger);
-                if let Some(registration) = shared.registration() {
-                    registration.set_timer(self.close_deadline);
-                }
+                shared.close_within(shared.context.limits.linger);
                 // What drained before the close was visible posts no more news.
                 if shared.outbox.queued() == 0 {
                     Turn::Over(reason)

@@ -1,8 +1,9 @@
 //! What every holder of a connection shares: the poller, the owner of the callbacks, handles.
 
 use super::{
+    alarms::Alarms,
     close::Ending,
-    output::{Bound, Outbox, Sent, Sink},
+    output::{Bound, Contain, Outbox, Sent, Sink},
     process::Owner,
     state::{self, Word},
     wake::Bell,
@@ -12,7 +13,7 @@ use crate::{
     error::CloseReason,
     handler::Hooks,
     net::{Address, Socket},
-    sync::{AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard, Ordering},
+    sync::{AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard},
 };
 use poller::{Interest, Readiness, Registration};
 use std::{
@@ -22,9 +23,6 @@ use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
-
-/// The pause after the kernel had no memory for our output.
-const STARVED: Duration = Duration::from_millis(10);
 
 /// How long a wait without a bell may be before it looks up.
 const SLICE: Duration = Duration::from_millis(25);
@@ -44,10 +42,7 @@ pub(crate) struct Shared {
     pub(crate) bytes_in: AtomicU64,
     /// Guards that promise later output: see `ConnectionHandle::hold`.
     pub(crate) holds: AtomicU32,
-    /// Milliseconds since [`Context::epoch`]; kept only while an idle timeout is set.
-    pub(crate) last_active: AtomicU64,
-    /// Milliseconds, 0 for none.
-    pub(crate) idle_timeout: AtomicU64,
+    pub(crate) alarms: Alarms,
     /// Taken out when the connection is over, so that handles do not keep the descriptor.
     socket: Mutex<Option<Arc<Socket>>>,
     registration: OnceLock<Registration>,
@@ -72,9 +67,27 @@ pub(crate) enum For {
     Output,
 }
 
-impl Sink for Socket {
+impl Contain for Shared {
+    fn contain(&self, code: impl FnOnce()) -> bool {
+        Self::contain(self, "drop of a payload", code).is_some()
+    }
+}
+
+/// The way to the peer.
+pub(crate) struct Line<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) socket: &'a Socket,
+}
+
+impl Contain for Line<'_> {
+    fn contain(&self, code: impl FnOnce()) -> bool {
+        Contain::contain(self.shared, code)
+    }
+}
+
+impl Sink for Line<'_> {
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.send_vectored(slices)
+        self.socket.send_vectored(slices)
     }
 }
 
@@ -87,7 +100,7 @@ impl Shared {
         peer: Address,
         bits: u32,
     ) -> Self {
-        let idle = context.limits.idle_timeout.map_or(0, millis);
+        let alarms = Alarms::new(context.epoch.elapsed(), context.limits.idle_timeout);
         Self {
             word: Word::new(bits),
             id,
@@ -98,8 +111,7 @@ impl Shared {
             ending: Mutex::new(Ending::default()),
             bytes_in: AtomicU64::new(0),
             holds: AtomicU32::new(0),
-            last_active: AtomicU64::new(0),
-            idle_timeout: AtomicU64::new(idle),
+            alarms,
             socket: Mutex::new(Some(socket)),
             registration: OnceLock::new(),
             hooks: Mutex::new(None),
@@ -162,8 +174,23 @@ impl Shared {
         }
     }
 
+    pub(crate) fn line<'a>(&'a self, socket: &'a Socket) -> Line<'a> {
+        Line {
+            shared: self,
+            socket,
+        }
+    }
+
+    /// Drops what is queued: nothing is sent any more.
+    pub(crate) fn discard_output(&self) {
+        self.outbox.discard(&self.word, self);
+    }
+
     /// Acts on what became of a flusher's turn; `Share` is left to the caller.
     pub(crate) fn after_send(self: &Arc<Self>, sent: Sent) {
+        if !matches!(sent, Sent::Failed(_)) {
+            self.touch(Instant::now());
+        }
         match sent {
             Sent::All => {
                 // A close or a drain may have waited for just this.
@@ -177,11 +204,7 @@ impl Shared {
                     self.watch_output();
                 }
             }
-            Sent::Starved => {
-                if let Some(registration) = self.registration.get() {
-                    registration.set_timer(Instant::now().checked_add(STARVED));
-                }
-            }
+            Sent::Starved => self.retry_output(),
             Sent::Failed(kind) => {
                 self.fail(CloseReason::Error(kind));
             }
@@ -319,24 +342,6 @@ impl Shared {
             bell.ring();
         }
     }
-
-    // ---------------------------------------------------------------- idleness
-
-    pub(crate) fn touch(&self, now: Instant) {
-        if self.idle_timeout.load(Ordering::Relaxed) != 0 {
-            let at = millis(now.saturating_duration_since(self.context.epoch));
-            self.last_active.store(at, Ordering::Relaxed);
-        }
-    }
-
-    /// When the connection will have been idle for its timeout, judged by what is known now.
-    pub(crate) fn idle_deadline(&self) -> Option<Instant> {
-        let timeout = self.idle_timeout.load(Ordering::Relaxed);
-        let last = self.last_active.load(Ordering::Relaxed);
-        // Rounded up: never early.
-        let due = last.checked_add(timeout)?.checked_add(1)?;
-        (timeout != 0).then(|| self.context.epoch.checked_add(Duration::from_millis(due)))?
-    }
 }
 
 impl Waiters {
@@ -356,9 +361,4 @@ impl fmt::Debug for Shared {
             .field("state", &self.word)
             .finish_non_exhaustive()
     }
-}
-
-/// Whole milliseconds, rounded up, saturating.
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

@@ -229,9 +229,8 @@ fn register(shared: &Arc<Shared>, socket: &Arc<Socket>, interest: Interest) -> i
 /// A new registration reports a writable socket. If that came while the role was still ours
 /// nobody acted on it, so the poller must be asked to look again.
 pub(super) fn begin(shared: &Arc<Shared>) {
-    if shared.idle_timeout.load(Ordering::Relaxed) != 0 {
-        shared.arm_idle(Instant::now());
-    }
+    shared.touch(Instant::now());
+    shared.arm();
     if shared.word.release() & WRITABLE != 0 {
         shared.wake_poller();
     }

@@ -166,7 +166,10 @@ impl Shared {
         let len = chain.len();
         let mut until = None;
         loop {
-            match self.outbox.send(&self.word, socket, chain, self.bound()) {
+            match self
+                .outbox
+                .send(&self.word, &self.line(socket), chain, self.bound())
+            {
                 Ok((mark, sent)) => {
                     let sent = self.settle_send(socket, sent);
                     return match sent {
@@ -204,7 +207,10 @@ impl Shared {
             bytes: usize::MAX,
             messages: usize::MAX,
         };
-        let sent = match self.outbox.send(&self.word, &*socket, chain, unbounded) {
+        let sent = match self
+            .outbox
+            .send(&self.word, &self.line(&socket), chain, unbounded)
+        {
             Ok((_, sent)) => sent,
             Err(Full(queued)) => {
                 return Err(Error::OutputFull {
@@ -225,14 +231,14 @@ impl Shared {
     /// Sends what is queued.
     #[cfg(target_os = "linux")]
     pub(crate) fn drive(self: &Arc<Self>, socket: &Socket) {
-        let sent = self.outbox.drive(&self.word, socket);
+        let sent = self.outbox.drive(&self.word, &self.line(socket));
         self.settle_send(socket, sent);
     }
 
     /// Goes on until a flusher's turn has an end.
     fn settle_send(self: &Arc<Self>, socket: &Socket, mut sent: Sent) -> Sent {
         while sent == Sent::Share {
-            sent = self.outbox.drive(&self.word, socket);
+            sent = self.outbox.drive(&self.word, &self.line(socket));
         }
         self.after_send(sent);
         sent
@@ -269,7 +275,7 @@ impl Shared {
             Err(e) if matches!(Error::from_io(e), Some(Error::WriteTimeout { .. })) => {
                 // What went out so far may end inside a message: nothing may follow it.
                 self.word.set(POISONED);
-                self.outbox.discard(&self.word);
+                self.discard_output();
                 self.notify(For::Output);
             }
             _ => {}

@@ -32,9 +32,10 @@ impl Tx {
     /// Sends straight from the caller's memory if nothing is before it; what was taken.
     fn direct(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let shared = &self.shared;
-        let (taken, sent) = shared
-            .outbox
-            .send_slices(&shared.word, &*self.socket, slices);
+        let (taken, sent) =
+            shared
+                .outbox
+                .send_slices(&shared.word, &shared.line(&self.socket), slices);
         shared.after_send(sent);
         match sent {
             Sent::Failed(_) => Err(shared.closed_error()),

@@ -1,0 +1,191 @@
+//! The deadlines of a connection, which share its one timer at the poller.
+//!
+//! There are three: output that found the kernel without memory is tried again, a close stops
+//! waiting (for queued output, then for the peer's FIN), and a connection has been idle for too
+//! long. Each is kept apart and judged by itself; the timer is set to the nearest under a lock, so
+//! that none is forgotten because another was set at the same moment.
+//!
+//! Times are milliseconds since the context's epoch, rounded up, and the clock is rounded down:
+//! nothing is early. The idle deadline moves with every byte, so moving it only stores a number;
+//! the timer looks at it when it fires and is set anew. That is what idle checking costs: these
+//! numbers, and one entry in the poller's wheel.
+
+use super::{
+    shared::Shared,
+    state::{CLOSE, OWNED, QUEUED, READABLE, RUNNING},
+};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
+use std::time::{Duration, Instant};
+
+/// The pause after the kernel had no memory for our output, in milliseconds.
+const STARVED: u64 = 10;
+
+/// Milliseconds of one step of an idle timeout: four bytes reach far enough that way.
+const IDLE_STEP: u64 = 10;
+
+/// A deadline that is further away than time goes.
+const NEVER: u64 = u64::MAX;
+
+#[derive(Debug)]
+pub(crate) struct Alarms {
+    /// When bytes last moved.
+    last_active: AtomicU64,
+    /// In steps of [`IDLE_STEP`], 0 for none.
+    idle_timeout: AtomicU32,
+    set: Mutex<Set>,
+}
+
+/// Deadlines that are set, 0 for none.
+#[derive(Debug, Default)]
+struct Set {
+    retry_at: u64,
+    close_at: u64,
+}
+
+/// What [`Shared::judge_alarms`] found to be due.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Due {
+    /// Output may be tried again.
+    pub(crate) retry: bool,
+    /// The close has waited long enough.
+    pub(crate) close: bool,
+    /// Nothing has happened for the idle timeout.
+    pub(crate) idle: bool,
+}
+
+impl Alarms {
+    pub(crate) fn new(born: Duration, idle_timeout: Option<Duration>) -> Self {
+        Self {
+            last_active: AtomicU64::new(rounded_up(born)),
+            idle_timeout: AtomicU32::new(steps(idle_timeout)),
+            set: Mutex::default(),
+        }
+    }
+
+    /// Milliseconds.
+    fn idle_timeout(&self) -> u64 {
+        u64::from(self.idle_timeout.load(Ordering::Relaxed)) * IDLE_STEP
+    }
+}
+
+impl Shared {
+    /// Bytes moved.
+    #[inline]
+    pub(crate) fn touch(&self, now: Instant) {
+        let at = rounded_up(now.saturating_duration_since(self.context.epoch));
+        self.alarms.last_active.store(at, Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_activity(&self) -> Option<Instant> {
+        let at = Duration::from_millis(self.alarms.last_active.load(Ordering::Relaxed));
+        // Rounded up, so it may lie ahead by less than a millisecond.
+        let at = self.context.epoch.checked_add(at)?;
+        Some(at.min(Instant::now()))
+    }
+
+    /// The idle clock starts anew.
+    pub(crate) fn set_idle_timeout(&self, timeout: Option<Duration>) {
+        self.alarms
+            .idle_timeout
+            .store(steps(timeout), Ordering::Relaxed);
+        self.touch(Instant::now());
+        self.arm();
+    }
+
+    /// Has output tried again after a short pause: the kernel announces room, never memory.
+    pub(crate) fn retry_output(&self) {
+        let at = self.milliseconds(Instant::now()) + 1 + STARVED;
+        let mut set = self.alarms.set.lock();
+        set.retry_at = at;
+        self.arm_for(&set);
+    }
+
+    /// Sets when a close stops waiting.
+    pub(crate) fn close_within(&self, time: Duration) {
+        let deadline = Instant::now().checked_add(time);
+        let at = deadline.map_or(NEVER, |at| {
+            rounded_up(at.saturating_duration_since(self.context.epoch))
+        });
+        let mut set = self.alarms.set.lock();
+        set.close_at = at;
+        self.arm_for(&set);
+    }
+
+    /// Whether the time of a close is up; `None` if it has not been set yet.
+    pub(crate) fn close_is_due(&self) -> Option<bool> {
+        let at = self.alarms.set.lock().close_at;
+        (at != 0).then(|| at <= self.milliseconds(Instant::now()))
+    }
+
+    /// The timer fired: what is due now. [`Self::arm`] must follow.
+    pub(crate) fn judge_alarms(&self, now: Instant) -> Due {
+        let present = self.milliseconds(now);
+        let mut set = self.alarms.set.lock();
+        let is_due = |at: u64| at != 0 && at <= present;
+        let mut due = Due {
+            retry: is_due(set.retry_at),
+            close: is_due(set.close_at),
+            idle: false,
+        };
+        if due.retry {
+            set.retry_at = 0;
+        }
+        drop(set);
+        let timeout = self.alarms.idle_timeout();
+        let bits = self.word.load();
+        if timeout != 0 && bits & (CLOSE | OWNED) == 0 {
+            if bits & (RUNNING | READABLE | QUEUED) != 0 {
+                // Something is going on, and that is activity.
+                self.touch(now);
+            }
+            due.idle = is_due(self.alarms.last_active.load(Ordering::Relaxed) + timeout);
+        }
+        due
+    }
+
+    /// Sets the timer to the nearest deadline.
+    pub(crate) fn arm(&self) {
+        self.arm_for(&self.alarms.set.lock());
+    }
+
+    /// The caller holds the lock, so the last one to set the timer knows all deadlines.
+    fn arm_for(&self, set: &Set) {
+        let Some(registration) = self.registration() else {
+            return;
+        };
+        let timeout = self.alarms.idle_timeout();
+        let idle_at = if timeout == 0 || self.word.has(CLOSE | OWNED) {
+            0
+        } else {
+            self.alarms.last_active.load(Ordering::Relaxed) + timeout
+        };
+        let nearest = [set.retry_at, set.close_at, idle_at]
+            .into_iter()
+            .filter(|&at| at != 0)
+            .min();
+        registration.set_timer(
+            nearest.and_then(|at| self.context.epoch.checked_add(Duration::from_millis(at))),
+        );
+    }
+
+    /// The present, rounded down.
+    fn milliseconds(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.context.epoch);
+        since.as_secs() * 1000 + u64::from(since.subsec_millis())
+    }
+}
+
+/// Whole steps, rounded up; 0 (never) for more than there are, which is over a year.
+fn steps(timeout: Option<Duration>) -> u32 {
+    timeout.map_or(0, |timeout| {
+        u32::try_from(timeout.as_millis() / u128::from(IDLE_STEP) + 1).unwrap_or(0)
+    })
+}
+
+/// Whole milliseconds, later and never earlier.
+#[inline]
+fn rounded_up(time: Duration) -> u64 {
+    time.as_secs()
+        .saturating_mul(1000)
+        .saturating_add(u64::from(time.subsec_millis()) + 1)
+}
