@@ -1335,3 +1335,22 @@ fn options_do_not_change_how_a_connection_ends() {
         server.stop();
     });
 }
+
+#[test]
+fn what_was_flushed_before_an_error_is_still_sent() {
+    every(|case| {
+        let server = case.serve(Script::new().request(|conn| {
+            conn.skip(conn.available())?;
+            conn.write_bytes(vec![5; MUCH].into())?;
+            conn.try_flush()?;
+            Err(io::ErrorKind::InvalidData.into())
+        }));
+        let mut peer = server.connect();
+        peer.write_all(b"x").unwrap();
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), MUCH);
+        drop(peer);
+        server.stop();
+    });
+}

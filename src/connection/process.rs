@@ -241,7 +241,7 @@ impl Owner {
                 .wrote(shared)
                 .and_then(|()| self.after_callback(shared))
             {
-                Err(reason) => return Turn::Over(reason),
+                Err(reason) => return self.close(shared, reason),
                 Ok(After::Taken) => return Turn::Taken,
                 Ok(After::Same) => {}
                 Ok(After::Replaced) => again = true,
@@ -304,7 +304,8 @@ impl Owner {
             self.end_shown = rx.end.is_some();
             let called = self.call(shared, "on_request", |session, conn| session.request(conn));
             match called.and_then(|()| self.after_callback(shared)) {
-                Err(reason) => return Turn::Over(reason),
+                // What it had flushed before is still sent.
+                Err(reason) => return self.close(shared, reason),
                 Ok(After::Taken) => return Turn::Taken,
                 Ok(After::Same) => again = self.progressed(available),
                 Ok(After::Replaced) => again = true,
