@@ -1,0 +1,153 @@
+//! Rows of docs/reliability.md about memory: allocations that fail, and what start and stop leave.
+
+mod support;
+
+use netpoll::{LinkBuffer, Writer};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    io::{self, Write},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+use support::{
+    Case, Kind, Peer, Transport, bounded, echo, eventually, frame, in_child, settled_threads,
+    threads,
+};
+
+/// Refuses large allocations when it is told to, and counts what is alive.
+struct Refusing;
+
+static MOST: AtomicUsize = AtomicUsize::new(usize::MAX);
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+fn allowed(size: usize) -> bool {
+    let allowed = size <= MOST.load(Relaxed);
+    if !allowed {
+        REFUSED.fetch_add(1, Relaxed);
+    }
+    allowed
+}
+
+// SAFETY: what is not refused goes to the system's allocator unchanged; null is how a refusal is
+// told, and the counters touch no memory of the caller.
+unsafe impl GlobalAlloc for Refusing {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !allowed(layout.size()) {
+            return std::ptr::null_mut();
+        }
+        LIVE.fetch_add(layout.size(), Relaxed);
+        // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if !allowed(layout.size()) {
+            return std::ptr::null_mut();
+        }
+        LIVE.fetch_add(layout.size(), Relaxed);
+        // SAFETY: the caller keeps `GlobalAlloc::alloc_zeroed`'s contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !allowed(size) {
+            return std::ptr::null_mut();
+        }
+        LIVE.fetch_add(size, Relaxed);
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller keeps `GlobalAlloc::realloc`'s contract.
+        unsafe { System.realloc(old, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller keeps `GlobalAlloc::dealloc`'s contract.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Refusing = Refusing;
+
+/// Runs `body` in a child process, where it may not hang.
+#[track_caller]
+fn alone(name: &str, body: impl FnOnce() + Send + 'static) {
+    let what = name.to_owned();
+    in_child(name, move || bounded(&what, body));
+}
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn row_118_room_that_cannot_be_had_for_writing_is_an_error() {
+    alone(
+        "row_118_room_that_cannot_be_had_for_writing_is_an_error",
+        || {
+            let mut buffer = LinkBuffer::new();
+            MOST.store(8 * MIB, Relaxed);
+            let writer: &mut dyn Writer = &mut buffer;
+            let error = writer.malloc(32 * MIB).map(drop).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+            writer.malloc(MIB).unwrap()[0] = 7;
+            MOST.store(usize::MAX, Relaxed);
+            assert_eq!(writer.malloc(32 * MIB).unwrap().len(), 32 * MIB);
+            assert_eq!(REFUSED.load(Relaxed), 1);
+        },
+    );
+}
+
+#[test]
+fn row_108_memory_after_start_and_stop_is_as_before() {
+    alone("row_108_memory_after_start_and_stop_is_as_before", || {
+        let tasks = threads();
+        let cycle = |kind: Kind, transport: Transport| {
+            let case = Case::new(transport, kind);
+            let server = case.serve_with(case.builder().pollers(2), echo());
+            let mut peers: Vec<Peer> = (0..8).map(|_| server.connect()).collect();
+            for (i, peer) in peers.iter_mut().enumerate() {
+                peer.ping(&vec![i as u8; 100 << (i % 8)]);
+            }
+            // A partial message and an unread answer are left behind.
+            peers[0].write_all(&[0, 0, 1, 0, 1, 2]).unwrap();
+            let mut conn = server.dial();
+            conn.write_slice(&frame(b"unread")).unwrap();
+            conn.flush().unwrap();
+            conn.fill(1).unwrap();
+            drop(peers);
+            drop(conn);
+            let event_loop = &server.event_loop;
+            eventually("the ends", || event_loop.stats().active == 0);
+            server.stop();
+        };
+        let all = || {
+            for kind in [
+                Kind::Adaptive,
+                Kind::Workers,
+                Kind::OneWorker,
+                Kind::Inline,
+                Kind::Custom,
+            ] {
+                for transport in [Transport::Tcp, Transport::Unix] {
+                    cycle(kind, transport);
+                }
+            }
+            settled_threads(tasks + 2);
+        };
+        // What is made once per process, and the pool of chunks, comes with the first ones.
+        for _ in 0..3 {
+            all();
+        }
+        let before = LIVE.load(Relaxed);
+        let mut least = usize::MAX;
+        for _ in 0..10 {
+            all();
+            least = least.min(LIVE.load(Relaxed));
+        }
+        // Chunks that lie in the pool come and go; a leak would add up in every cycle.
+        let most = before + 10 * 8 * 100;
+        assert!(
+            least <= most,
+            "{least} bytes are alive after 100 cycles, {before} before"
+        );
+    });
+}
