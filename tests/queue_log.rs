@@ -1,0 +1,152 @@
+//! Every log event about a connection names its number.
+#![cfg(feature = "tracing")]
+
+mod support;
+
+use netpoll::{CloseReason, Delimited, Event, EventLoop, event_fn, framed};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    io::Write,
+    sync::{Mutex, PoisonError},
+};
+use support::{Log, Script, Server, Transport, bounded, eventually};
+use tracing::{
+    Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+/// Keeps the text of all events of this crate.
+struct Lines;
+
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn lines() -> Vec<String> {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "netpoll"
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Text(String);
+
+        impl Visit for Text {
+            fn record_debug(&mut self, _: &Field, value: &dyn fmt::Debug) {
+                self.0 = format!("{value:?}");
+            }
+        }
+
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        LINES
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(text.0);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// The number behind `connection `.
+fn number(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once("connection ")?;
+    let end = rest.find(|c: char| !c.is_ascii_digit())?;
+    rest[..end].parse().ok()
+}
+
+#[test]
+fn every_line_about_a_connection_has_its_number() {
+    tracing::subscriber::set_global_default(Lines).unwrap();
+    bounded("log", || {
+        let ids = Log::new();
+        let (mut servers, mut peers) = (Vec::new(), Vec::new());
+        let mut serve = |server: EventLoop, input: &[u8]| {
+            let server = Server::serve(Transport::Tcp, server);
+            let mut peer = server.connect();
+            // One that is refused may be gone already.
+            let _ = peer.write_all(input);
+            servers.push(server);
+            peers.push(peer);
+        };
+        // A handler's error, its panic, refusal, input that is cut, a frame that is too long, an
+        // error after the end: everything there is a line for.
+        let noted = |script: Script| {
+            let ids = ids.clone();
+            script.prepare(move |conn| {
+                ids.push(conn.id());
+                Ok(())
+            })
+        };
+        let failing = noted(Script::new().request(|_| Err(std::io::Error::other("on purpose"))));
+        serve(EventLoop::new(failing).unwrap(), b"x");
+        let panicking = noted(Script::new().request(|_| panic!("on purpose")));
+        serve(EventLoop::new(panicking).unwrap(), b"x");
+        let log = ids.clone();
+        let refusing = Script::new().prepare(move |conn| {
+            log.push(conn.id());
+            Err(std::io::Error::other("not you"))
+        });
+        serve(EventLoop::new(refusing).unwrap(), b"x");
+        let closing = noted(Script::new().request(|conn| {
+            conn.handle().close();
+            Ok(())
+        }));
+        serve(EventLoop::new(closing).unwrap(), b"x");
+        let log = ids.clone();
+        let lines_only = framed(Delimited::lines(3), move |conn, _| {
+            log.push(conn.id());
+            Ok(())
+        });
+        serve(EventLoop::new(lines_only).unwrap(), b"ok\ntoo long\n");
+        let log = ids.clone();
+        let last = event_fn(move |conn, event| match event {
+            Event::Connecting => {
+                log.push(conn.id());
+                Ok(())
+            }
+            Event::Closed(CloseReason::Local) => Err(std::io::Error::other("too late")),
+            Event::Readable => {
+                conn.handle().close();
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        serve(EventLoop::new(last).unwrap(), b"x");
+        let ids: BTreeSet<u64> = ids.wait_len(6).into_iter().collect();
+        assert_eq!(ids.len(), 6, "numbers are unique");
+        // Every one of them is told about.
+        eventually("all have ended", || {
+            let told: BTreeSet<u64> = lines().iter().filter_map(|line| number(line)).collect();
+            told.is_superset(&ids)
+        });
+        drop(peers);
+        for server in servers {
+            server.stop();
+        }
+        let lines = lines();
+        for line in &lines {
+            let known = number(line).is_some_and(|id| ids.contains(&id));
+            assert!(known || line.starts_with("accept: "), "{line:?}");
+        }
+        for part in ["on purpose", "panic in", "refused", "closed: ", "too late"] {
+            assert!(
+                lines.iter().any(|line| line.contains(part)),
+                "{part}: {lines:?}"
+            );
+        }
+    });
+}
