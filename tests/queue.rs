@@ -98,7 +98,7 @@ fn each_policy_at_the_limit() {
                 "{error:?}"
             );
             assert!(error.to_string().contains(&queued.to_string()), "{error}");
-            assert_eq!(handle.state(), State::Connected, "nothing else happened");
+            assert!(handle.state() <= State::Connected, "nothing else happened");
             handle.abort();
             drop(peer);
             server.stop();
@@ -116,7 +116,7 @@ fn each_policy_at_the_limit() {
                 Error::from_io(&error),
                 Some(Error::OutputFull { .. })
             ));
-            assert_eq!(handle.state(), State::Connected);
+            assert!(handle.state() <= State::Connected);
             handle.abort();
             drop(peer);
             server.stop();
