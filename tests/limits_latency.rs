@@ -1,5 +1,6 @@
-//! How soon waits end. One slow round proves nothing on a busy machine, so half of all rounds
-//! have to be in time.
+//! How soon waits end. One slow round proves nothing on a busy machine, so a quarter of the rounds
+//! has to be in time, and a slow batch of them is repeated. The bounds are at least three times
+//! what an idle machine shows.
 
 mod support;
 
@@ -20,14 +21,28 @@ const BLOCKING: [Kind; 3] = [Kind::Adaptive, Kind::Workers, Kind::Custom];
 /// More than the sockets between two peers hold.
 const MUCH: usize = 24 << 20;
 
-/// Half of the rounds must stay below `most`.
+/// How often a batch of rounds that was too slow is repeated.
+const BATCHES: usize = 4;
+
+/// A quarter of the rounds must stay below `most`, in one batch of several.
+///
+/// What is late by design, such as a wait that only looks up now and then, is late in every batch.
+/// A machine that had no time for us is not.
 #[track_caller]
 fn soon(what: &str, rounds: usize, most: Duration, mut round: impl FnMut() -> Duration) {
-    let mut times: Vec<Duration> = (0..rounds).map(|_| round()).collect();
-    times.sort();
-    let median = times[rounds / 2];
-    println!("{what}: median {median:?}, longest {:?}", times[rounds - 1]);
-    assert!(median <= most, "{what}: {median:?} is more than {most:?}");
+    for batch in 1..=BATCHES {
+        let mut times: Vec<Duration> = (0..rounds).map(|_| round()).collect();
+        times.sort();
+        let (quarter, median) = (times[rounds / 4], times[rounds / 2]);
+        println!(
+            "{what}: a quarter within {quarter:?}, half within {median:?}, all within {:?}",
+            times[rounds - 1]
+        );
+        if quarter <= most {
+            return;
+        }
+        assert!(batch < BATCHES, "{what}: {quarter:?} is more than {most:?}");
+    }
 }
 
 fn giving(handles: &Log<ConnectionHandle>) -> Script {
@@ -60,7 +75,7 @@ fn a_close_ends_a_handlers_wait_soon() {
         soon(
             "close of a reading handler",
             21,
-            Duration::from_millis(50),
+            Duration::from_millis(5),
             || {
                 let mut peer = server.connect();
                 peer.write_all(b"x").unwrap();
@@ -84,7 +99,7 @@ fn a_close_ends_an_owners_wait_soon() {
             soon(
                 "close of a reading owner",
                 21,
-                Duration::from_millis(50),
+                Duration::from_millis(5),
                 || {
                     let (mut conn, peer) = socket_pair(|to| Dialer::new().dial_connection(to));
                     let handle = conn.handle();
@@ -254,7 +269,7 @@ fn timeouts_are_not_late() {
         soon(
             "idle timeout",
             9,
-            timeout + Duration::from_millis(40),
+            timeout + Duration::from_millis(60),
             || {
                 let before = Instant::now();
                 server.connect().expect_end();
@@ -306,7 +321,7 @@ fn a_pool_hands_a_returned_connection_on_soon() {
         let pool = Pool::new(Dialer::new().read_timeout(LIMIT))
             .max_total(1)
             .wait(LIMIT);
-        soon("a place in the pool", 21, Duration::from_millis(50), || {
+        soon("a place in the pool", 21, Duration::from_millis(5), || {
             let held = pool.get(&server.address).unwrap();
             let (other, address) = (pool.clone(), server.address.clone());
             let waiting = thread::spawn(move || {
@@ -326,13 +341,15 @@ fn a_pool_hands_a_returned_connection_on_soon() {
 
 #[test]
 fn others_are_served_soon_while_a_handler_computes() {
+    /// How long it computes.
+    const BUSY: Duration = Duration::from_millis(300);
     // A handler that neither waits nor returns: the poller goes to another thread.
     bounded("compute", || {
         let server = Case::new(support::Transport::Tcp, Kind::Adaptive).serve(handler_fn(|conn| {
             while let Some(mut request) = support::decode(conn)? {
                 if request.peek(5)?[4] == b'b' {
                     let start = Instant::now();
-                    while start.elapsed() < Duration::from_millis(60) {
+                    while start.elapsed() < BUSY {
                         std::hint::spin_loop();
                     }
                 }
@@ -345,20 +362,15 @@ fn others_are_served_soon_while_a_handler_computes() {
         let mut other = server.connect();
         busy.ping(b".");
         other.ping(b".");
-        soon(
-            "a ping beside a busy handler",
-            15,
-            Duration::from_millis(40),
-            || {
-                busy.write_all(&frame(b"busy")).unwrap();
-                thread::sleep(Duration::from_millis(1));
-                let before = Instant::now();
-                other.ping(b"fine");
-                let waited = before.elapsed();
-                assert_eq!(support::read_frame(&mut busy).unwrap(), b"busy");
-                waited
-            },
-        );
+        soon("a ping beside a busy handler", 7, BUSY / 2, || {
+            busy.write_all(&frame(b"busy")).unwrap();
+            thread::sleep(Duration::from_millis(1));
+            let before = Instant::now();
+            other.ping(b"fine");
+            let waited = before.elapsed();
+            assert_eq!(support::read_frame(&mut busy).unwrap(), b"busy");
+            waited
+        });
         drop((busy, other));
         server.stop();
     });
@@ -371,7 +383,7 @@ fn accepting_goes_on_soon_after_a_shortage() {
         server.connect().ping(b"x");
         eventually("quiet", || server.event_loop.stats().active == 0);
         let before = support::limit_descriptors(support::descriptors() as u64 + 20);
-        soon("after a shortage", 5, Duration::from_millis(200), || {
+        soon("after a shortage", 5, Duration::from_millis(350), || {
             let mut hoarded = Vec::new();
             while let Ok(file) = std::fs::File::open("/dev/null") {
                 hoarded.push(file);

@@ -68,9 +68,10 @@ impl sealed::Cut for Vec<u8> {
 impl sealed::Cut for String {
     #[inline]
     fn cut(chain: &mut LinkBuffer, skip: usize, len: usize, tail: usize) -> Cutting<Self> {
-        let text = std::str::from_utf8(&chain.peek(skip + len)?[skip..])
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?
-            .to_owned();
+        // The copy begins at an aligned address, which looking it over is faster for.
+        let copy = chain.peek(skip + len)?[skip..].to_vec();
+        let text = String::from_utf8(copy)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.utf8_error()))?;
         chain.skip(skip + len + tail)?;
         Ok(Some(text))
     }
