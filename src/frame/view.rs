@@ -70,7 +70,7 @@ impl sealed::Cut for String {
     fn cut(chain: &mut LinkBuffer, skip: usize, len: usize, tail: usize) -> Cutting<Self> {
         // The copy begins at an aligned address, which looking it over is faster for.
         let copy = chain.peek(skip + len)?[skip..].to_vec();
-        let text = String::from_utf8(copy)
+        let text = Self::from_utf8(copy)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.utf8_error()))?;
         chain.skip(skip + len + tail)?;
         Ok(Some(text))
