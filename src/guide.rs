@@ -6,6 +6,7 @@
 //! | [`client`] | blocking calls, pools, many requests in flight |
 //! | [`buffers`] | reading and writing without copies, codecs |
 //! | [`framing`] | where one message ends and the next begins |
+//! | [`events`] | states, events, idleness, timers |
 //! | [`dispatch`] | what a handler that waits costs others |
 //! | [`backpressure`] | what bounds memory, in both directions |
 //! | [`relay`] | joining two connections |
@@ -48,8 +49,16 @@ pub mod buffers {}
 /// Types of this chapter: [`Decoder`](crate::Decoder), [`Encoder`](crate::Encoder),
 /// [`LengthField`](crate::LengthField), [`Delimited`](crate::Delimited),
 /// [`FixedLength`](crate::FixedLength), [`framed`](crate::framed),
-/// [`FrameError`](crate::FrameError). Next: [`dispatch`].
+/// [`FrameError`](crate::FrameError). Next: [`events`].
 pub mod framing {}
+
+#[doc = include_str!("../docs/guide/events.md")]
+///
+/// ---
+/// Types of this chapter: [`State`](crate::State), [`event_fn`](crate::event_fn),
+/// [`event_fn_with`](crate::event_fn_with), [`Event`](crate::Event), [`Timer`](crate::Timer),
+/// [`Builder`](crate::Builder), [`Dialer`](crate::Dialer). Next: [`dispatch`].
+pub mod events {}
 
 #[doc = include_str!("../docs/guide/dispatch.md")]
 ///
@@ -75,8 +84,8 @@ pub mod backpressure {}
 ///
 /// ---
 /// Types of this chapter: [`relay()`](crate::relay()), [`Relay`](crate::Relay),
-/// [`RelayBuilder`](crate::RelayBuilder), [`Outcome`](crate::Outcome),
-/// [`Verdict`](crate::Verdict). Next: [`shutdown`].
+/// [`RelayBuilder`](crate::RelayBuilder), [`RelayEnd`](crate::RelayEnd),
+/// [`Outcome`](crate::Outcome), [`Verdict`](crate::Verdict). Next: [`shutdown`].
 pub mod relay {}
 
 #[doc = include_str!("../docs/guide/shutdown.md")]
