@@ -15,4 +15,5 @@ for file in $(grep -lE '^#!\[cfg\(.*feature' tests/*.rs || true); do
     with_features+=(--test "$(basename "$file" .rs)")
 done
 step cargo test -p netpoll --no-fail-fast --all-features --lib "${with_features[@]}"
+step cargo test -p linkbuffer --no-fail-fast --all-features --lib --tests
 step cargo test -p netpoll --no-default-features --lib

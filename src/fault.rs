@@ -7,19 +7,35 @@
 //!
 //! An injected `EAGAIN` stands for a false alarm of the poller. Where bytes are there in truth no
 //! further edge announces them, so use it for calls that wait by themselves or with more input on
-//! the way. Receives that a plan cuts short do not end a round of reading.
+//! the way; elsewhere use [`Fault::Later`]. Receives that a plan cuts short do not end a round of
+//! reading.
+//!
+//! A plan for a whole process, such as a test binary that knows nothing of faults, comes from the
+//! environment variable `NETPOLL_FAULTS`: see [`Plan`]'s `FromStr`. It is in force from the first
+//! call on, while no other plan is installed, and says so on the standard error output.
 
 use std::{
     cell::Cell,
-    fmt, io,
+    env, fmt,
+    io::{self, Write},
+    os::fd::BorrowedFd,
+    process,
+    str::FromStr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, ThreadId},
 };
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
+#[cfg(target_os = "linux")]
+use {
+    crate::net::announce_input,
+    poller::{Interest, Readiness},
+    socket2::SockRef,
+    std::time::Instant,
+};
 
 pub use crate::net::Call;
 
@@ -32,6 +48,13 @@ pub enum Fault {
     Errno(i32),
     /// The call may move at most this many bytes (at least one).
     Short(usize),
+    /// The call is not made and fails with `EAGAIN`, and the socket's readiness is announced anew:
+    /// as if the bytes, or the room for them, had come a moment later.
+    ///
+    /// Only sends and receives on TCP sockets that are ready for it and whose peer is there; others
+    /// are left alone. What came before a hang-up cannot come later than it. Nor are sends of a
+    /// caller that must not wait (inline dispatch), which a full socket makes fail.
+    Later,
 }
 
 /// Which call of a kind is hit. Calls are counted from 1.
@@ -53,6 +76,14 @@ struct Rule {
 }
 
 /// A schedule of faults. For each call the first rule that applies is used.
+///
+/// As text it is a list of the seed and rules, separated by commas, such as
+/// `seed=1,recv:short=7:chance=300,send:eintr:every=3`. A rule has three parts:
+///
+/// * the call: `accept`, `bind`, `connect`, `get-option`, `listen`, `name`, `peek`, `recv`, `send`,
+///   `set-option`, `shutdown` or `socket`;
+/// * the fault: `short=` bytes, `later`, `eintr` or `errno=` number;
+/// * when: `every=` n, or `chance=` so many in a thousand.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Plan {
@@ -95,11 +126,7 @@ impl Plan {
     /// Puts the plan in force. Waits until no other plan is.
     pub fn install(self) -> Installed {
         let turn = TURN.lock();
-        let table = Arc::new(Table {
-            plan: self,
-            calls: Default::default(),
-            hits: Default::default(),
-        });
+        let table = Arc::new(Table::new(self));
         *TABLE.write() = Some(Arc::clone(&table));
         ON.store(true, Ordering::Release);
         Installed { table, _turn: turn }
@@ -109,6 +136,67 @@ impl Plan {
         self.rules.push(Rule { call, when, fault });
         self
     }
+}
+
+impl FromStr for Plan {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut plan = Self::new(0);
+        for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
+            if let Some(seed) = item.strip_prefix("seed=") {
+                plan.seed = number(seed)?;
+                continue;
+            }
+            let parts: Vec<&str> = item.split(':').collect();
+            let [call, fault, when] = parts[..] else {
+                return Err(format!("'{item}' is not call:fault:when"));
+            };
+            plan = plan.rule(parse_call(call)?, parse_when(when)?, parse_fault(fault)?);
+        }
+        Ok(plan)
+    }
+}
+
+fn parse_call(text: &str) -> Result<Call, String> {
+    Ok(match text {
+        "accept" => Call::Accept,
+        "bind" => Call::Bind,
+        "connect" => Call::Connect,
+        "get-option" => Call::GetOption,
+        "listen" => Call::Listen,
+        "name" => Call::Name,
+        "peek" => Call::Peek,
+        "recv" => Call::Receive,
+        "send" => Call::Send,
+        "set-option" => Call::SetOption,
+        "shutdown" => Call::Shutdown,
+        "socket" => Call::Socket,
+        _ => return Err(format!("'{text}' is no call")),
+    })
+}
+
+fn parse_fault(text: &str) -> Result<Fault, String> {
+    Ok(match text.split_once('=') {
+        None if text == "later" => Fault::Later,
+        None if text == "eintr" => Fault::Errno(libc::EINTR),
+        Some(("short", n)) => Fault::Short(number(n)?),
+        Some(("errno", n)) => Fault::Errno(number(n)?),
+        _ => return Err(format!("'{text}' is no fault")),
+    })
+}
+
+fn parse_when(text: &str) -> Result<When, String> {
+    Ok(match text.split_once('=') {
+        Some(("every", n)) => When::Every(number(n)?),
+        Some(("chance", n)) => When::Chance(number(n)?),
+        _ => return Err(format!("'{text}' does not say when")),
+    })
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|_| format!("'{text}' is no number, or too large"))
 }
 
 /// A plan in force; dropping it ends it.
@@ -143,20 +231,22 @@ impl fmt::Debug for Installed {
     }
 }
 
-/// Judges one call: fails it, cuts it to a count, or lets it be.
-pub(crate) fn next(call: Call) -> io::Result<Option<usize>> {
+/// Judges one call: fails it, cuts it to a count, or lets it be. `fd` is the socket that the call
+/// moves bytes on, if it moves any.
+pub(crate) fn next(call: Call, fd: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
     if call == Call::Receive {
         CUT.set(false);
     }
-    if !ON.load(Ordering::Acquire) {
-        return Ok(None);
-    }
-    let Some(table) = TABLE.read().clone() else {
-        return Ok(None);
+    let fault = if ON.load(Ordering::Acquire) {
+        let table = TABLE.read().clone();
+        table.and_then(|table| table.judge(call, fd))
+    } else {
+        environment().and_then(|table| table.judge(call, fd))
     };
-    match table.judge(call) {
+    match fault {
         None => Ok(None),
         Some(Fault::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
+        Some(Fault::Later) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
         Some(Fault::Short(count)) => {
             if call == Call::Receive {
                 CUT.set(true);
@@ -164,6 +254,64 @@ pub(crate) fn next(call: Call) -> io::Result<Option<usize>> {
             Ok(Some(count.max(1)))
         }
     }
+}
+
+/// Calls of this kind so far, and how many of them were hit, by the environment's plan; `None`
+/// without one.
+pub fn environment_counts(call: Call) -> Option<(u64, u64)> {
+    let table = environment()?;
+    let of = |counts: &[AtomicU64; KINDS]| counts[call as usize].load(Ordering::Relaxed);
+    Some((of(&table.calls), of(&table.hits)))
+}
+
+/// The plan that the process was started with.
+fn environment() -> Option<&'static Table> {
+    static ENVIRONMENT: OnceLock<Option<Table>> = OnceLock::new();
+    let read = || {
+        let text = env::var(VARIABLE).ok().filter(|text| !text.is_empty())?;
+        // Past what test harnesses capture: whoever set it sees that it is in force.
+        let mut out = io::stderr();
+        match text.parse() {
+            Ok(plan) => {
+                let _ = writeln!(out, "{VARIABLE} in force: {text}");
+                Some(Table::new(plan))
+            }
+            Err(why) => {
+                let _ = writeln!(out, "{VARIABLE}: {why}");
+                process::abort()
+            }
+        }
+    };
+    ENVIRONMENT.get_or_init(read).as_ref()
+}
+
+/// Has the system announce anew that `call` can move bytes on `fd`. `false` if it cannot, or if
+/// this is no socket of the kind.
+#[cfg(target_os = "linux")]
+fn announce(call: Call, fd: BorrowedFd<'_>) -> bool {
+    let (wanted, interest) = match call {
+        Call::Receive => (Readiness::READABLE, Interest::READ),
+        // A caller that must not wait is failed by a full socket, which this one is not.
+        Call::Send if !poller::must_not_block() => (Readiness::WRITABLE, Interest::WRITE),
+        _ => return false,
+    };
+    let ready = poller::wait_ready(fd, interest | Interest::HANGUP, Some(Instant::now()));
+    let gone = Readiness::READ_CLOSED | Readiness::WRITE_CLOSED | Readiness::ERROR;
+    if !ready.is_ok_and(|ready| ready.contains(wanted) && !ready.intersects(gone)) {
+        return false;
+    }
+    // Setting these options, to whatever value, wakes those who wait for the socket, and an
+    // edge-triggered poller looks again. Others than TCP do not have the first one.
+    let socket = SockRef::from(&fd);
+    socket.tcp_notsent_lowat().is_ok_and(|same| match call {
+        Call::Receive => announce_input(fd).is_ok(),
+        _ => socket.set_tcp_notsent_lowat(same).is_ok(),
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn announce(_: Call, _: BorrowedFd<'_>) -> bool {
+    false
 }
 
 /// Whether the last receive of this thread was cut by a plan, so that its count says nothing
@@ -179,7 +327,15 @@ struct Table {
 }
 
 impl Table {
-    fn judge(&self, call: Call) -> Option<Fault> {
+    fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            calls: Default::default(),
+            hits: Default::default(),
+        }
+    }
+
+    fn judge(&self, call: Call, fd: Option<BorrowedFd<'_>>) -> Option<Fault> {
         if self
             .plan
             .thread
@@ -188,16 +344,22 @@ impl Table {
             return None;
         }
         let number = self.calls[call as usize].fetch_add(1, Ordering::Relaxed) + 1;
-        let hit = self.plan.rules.iter().find(|rule| {
+        let mut rules = (0_u64..).zip(&self.plan.rules);
+        let (_, hit) = rules.find(|(index, rule)| {
             rule.call == call
                 && match rule.when {
                     When::Every(n) => n != 0 && number % n == 0,
                     When::Range(first, end) => (first..end).contains(&number),
                     When::Chance(per_mille) => {
-                        mix(self.plan.seed ^ mix((call as u64) << 56 | number)) % 1000 < per_mille
+                        // Each rule throws dice of its own.
+                        let throw = mix(*index) ^ mix((call as u64) << 56 | number);
+                        mix(self.plan.seed ^ throw) % 1000 < per_mille
                     }
                 }
         })?;
+        if hit.fault == Fault::Later && !fd.is_some_and(|fd| announce(call, fd)) {
+            return None;
+        }
         self.hits[call as usize].fetch_add(1, Ordering::Relaxed);
         Some(hit.fault)
     }
@@ -210,6 +372,8 @@ fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
 }
+
+const VARIABLE: &str = "NETPOLL_FAULTS";
 
 /// `Call::Socket` is the last kind.
 const KINDS: usize = Call::Socket as usize + 1;
@@ -231,7 +395,7 @@ mod tests {
     fn faults(plan: Plan, call: Call, calls: usize) -> Vec<bool> {
         let _installed = plan.this_thread().install();
         (0..calls)
-            .map(|_| !matches!(next(call), Ok(None)))
+            .map(|_| !matches!(next(call, None), Ok(None)))
             .collect()
     }
 
@@ -257,14 +421,30 @@ mod tests {
     }
 
     #[test]
+    fn rules_have_chances_of_their_own() {
+        let _installed = Plan::new(1)
+            .chance(Call::Receive, 300, Fault::Short(1))
+            .chance(Call::Receive, 300, Fault::Short(2))
+            .this_thread()
+            .install();
+        let cuts: Vec<_> = (0..4000)
+            .map(|_| next(Call::Receive, None).unwrap())
+            .collect();
+        let count = |cut| cuts.iter().filter(|c| **c == Some(cut)).count();
+        // The second rule has what the first one leaves: 210 in a thousand.
+        assert!((1000..1400).contains(&count(1)), "{}", count(1));
+        assert!((690..990).contains(&count(2)), "{}", count(2));
+    }
+
+    #[test]
     fn kinds_are_counted_apart_and_hits_too() {
         let installed = Plan::new(0)
             .every(Call::Send, 2, Fault::Errno(libc::ENOBUFS))
             .this_thread()
             .install();
         for _ in 0..5 {
-            let _ = next(Call::Send);
-            let _ = next(Call::Accept);
+            let _ = next(Call::Send, None);
+            let _ = next(Call::Accept, None);
         }
         assert_eq!(
             (installed.calls(Call::Send), installed.hits(Call::Send)),
@@ -283,9 +463,9 @@ mod tests {
             .every(Call::Send, 1, Fault::Short(4))
             .this_thread()
             .install();
-        let error = next(Call::Send).unwrap_err();
+        let error = next(Call::Send, None).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
-        assert_eq!(next(Call::Send).unwrap(), Some(4));
+        assert_eq!(next(Call::Send, None).unwrap(), Some(4));
     }
 
     #[test]
@@ -294,12 +474,101 @@ mod tests {
             .every(Call::Send, 1, Fault::Short(1))
             .this_thread()
             .install();
-        let elsewhere = thread::spawn(|| next(Call::Send).unwrap()).join().unwrap();
+        let elsewhere = thread::spawn(|| next(Call::Send, None).unwrap())
+            .join()
+            .unwrap();
         assert_eq!(elsewhere, None);
-        assert_eq!(next(Call::Send).unwrap(), Some(1));
+        assert_eq!(next(Call::Send, None).unwrap(), Some(1));
         assert_eq!(installed.calls(Call::Send), 1);
         drop(installed);
         // Another test's plan may be in force by now, but it is for its own thread.
-        assert_eq!(next(Call::Send).unwrap(), None);
+        assert_eq!(next(Call::Send, None).unwrap(), None);
+    }
+
+    #[test]
+    fn a_plan_is_read_from_text() {
+        let plan: Plan = "seed=9, recv:short=7:chance=300,send:eintr:every=3,\
+                          accept:errno=24:every=2,send:later:chance=1000"
+            .parse()
+            .unwrap();
+        assert_eq!((plan.seed, plan.rules.len()), (9, 4));
+        let _installed = plan.this_thread().install();
+        let sends: Vec<_> = (0..3).map(|_| next(Call::Send, None)).collect();
+        assert_eq!(
+            sends[2].as_ref().unwrap_err().kind(),
+            io::ErrorKind::Interrupted
+        );
+        // Without a socket nothing can come later.
+        assert!(sends[..2].iter().all(|sent| matches!(sent, Ok(None))));
+        assert_eq!(next(Call::Accept, None).unwrap(), None);
+        let error = next(Call::Accept, None).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        let cut = (0..1000).filter(|_| next(Call::Receive, None).unwrap() == Some(7));
+        assert!((200..400).contains(&cut.count()));
+    }
+
+    #[test]
+    fn text_that_is_no_plan_says_what_is_wrong() {
+        for (text, word) in [
+            ("seed=x", "x"),
+            ("recv:short=7", "recv:short=7"),
+            ("read:later:every=1", "read"),
+            ("recv:sometimes:every=1", "sometimes"),
+            ("recv:short=:every=1", "''"),
+            ("recv:later:often=1", "often=1"),
+        ] {
+            let why = text.parse::<Plan>().unwrap_err();
+            assert!(why.contains(word), "{text}: {why}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_comes_later_is_announced_again() {
+        use std::{
+            io::Write,
+            net::{TcpListener, TcpStream},
+            os::{fd::AsFd, unix::net::UnixStream},
+            time::Duration,
+        };
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut poll = mio::Poll::new().unwrap();
+        let mut events = mio::Events::with_capacity(4);
+        let both = mio::Interest::READABLE | mio::Interest::WRITABLE;
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&ours);
+        poll.registry()
+            .register(&mut mio::unix::SourceFd(&raw), mio::Token(0), both)
+            .unwrap();
+        assert!(!announce(Call::Receive, ours.as_fd()), "nothing is there");
+        peer.write_all(b"x").unwrap();
+        poller::wait_ready(ours.as_fd(), Interest::READ, None).unwrap();
+        let mut edges = |limit| {
+            poll.poll(&mut events, Some(limit)).unwrap();
+            events.iter().count()
+        };
+        while edges(Duration::ZERO) > 0 {}
+        let _installed = Plan::new(0)
+            .every(Call::Receive, 1, Fault::Later)
+            .every(Call::Send, 1, Fault::Later)
+            .this_thread()
+            .install();
+        for call in [Call::Receive, Call::Send, Call::Receive, Call::Send] {
+            let error = next(call, Some(ours.as_fd())).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(edges(Duration::from_secs(10)), 1);
+            assert_eq!(edges(Duration::ZERO), 0);
+        }
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        poller::wait_ready(ours.as_fd(), Interest::HANGUP, None).unwrap();
+        for call in [Call::Receive, Call::Send] {
+            assert!(!announce(call, ours.as_fd()), "nothing comes after the end");
+        }
+        let (unix, mut other) = UnixStream::pair().unwrap();
+        other.write_all(b"x").unwrap();
+        assert!(!announce(Call::Receive, unix.as_fd()), "only TCP");
     }
 }

@@ -58,6 +58,7 @@
 //! | `tracing` | yes | log events through the `tracing` crate; without it they compile to nothing |
 //! | `signals` | | drain an event loop when a signal arrives |
 //! | `fault-injection` | | for tests: socket calls fail or fall short by a seeded schedule |
+//! | `leak-detect` | | for tests: what is not released, and where it was made |
 //!
 //! No feature changes what existing calls do.
 //!
@@ -83,6 +84,9 @@ pub mod fault;
 mod frame;
 pub mod guide;
 mod handler;
+#[cfg(feature = "leak-detect")]
+#[cfg_attr(docsrs, doc(cfg(feature = "leak-detect")))]
+pub mod leak;
 mod net;
 mod relay;
 #[cfg(feature = "signals")]

@@ -1,5 +1,7 @@
 //! No memory is asked for and nothing is copied once a connection is warm.
 
+#![cfg(not(feature = "leak-detect"))]
+
 mod support;
 
 #[global_allocator]

@@ -1,5 +1,7 @@
 //! What an idle connection holds.
 
+#![cfg(not(feature = "leak-detect"))]
+
 mod support;
 
 #[global_allocator]

@@ -93,6 +93,8 @@ pub struct LinkBuffer {
     pub(crate) slot_top: u64,
     /// `written` when the content was last copied to a chunk of its own size.
     pub(crate) compacted: u64,
+    #[cfg(feature = "leak-detect")]
+    pub(crate) leak: Option<crate::leak::Guard<crate::leak::Kind>>,
 }
 
 /// The part of a buffer that is needed only with more than one node.
@@ -116,6 +118,8 @@ impl LinkBuffer {
             written: 0,
             slot_top: 0,
             compacted: NEVER,
+            #[cfg(feature = "leak-detect")]
+            leak: None,
         }
     }
 

@@ -184,7 +184,7 @@ impl ChunkPool {
         let class = Class::of(size);
         if class == Class::UNPOOLED {
             self.count(&self.shared.allocated);
-            return (BytesMut::with_capacity(size), class);
+            return (allocate(size), class);
         }
         if let Some(chunk) = self.shared.free[class.0 as usize].pop() {
             self.uncharge(class);
@@ -196,7 +196,7 @@ impl ChunkPool {
             return (chunk, class);
         }
         self.count(&self.shared.allocated);
-        (BytesMut::with_capacity(class.size()), class)
+        (allocate(class.size()), class)
     }
 
     /// Takes back the owning handle of a chunk.
@@ -288,6 +288,13 @@ impl fmt::Debug for ChunkPool {
             .field("stats", &self.stats())
             .finish()
     }
+}
+
+fn allocate(size: usize) -> BytesMut {
+    let chunk = BytesMut::with_capacity(size);
+    #[cfg(feature = "leak-detect")]
+    crate::leak::chunk(&chunk);
+    chunk
 }
 
 struct Shared {

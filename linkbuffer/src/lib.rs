@@ -7,6 +7,8 @@ mod chunk;
 mod edit;
 mod error;
 mod io;
+#[cfg(feature = "leak-detect")]
+pub mod leak;
 mod node;
 mod read;
 mod slot;

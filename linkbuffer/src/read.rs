@@ -117,6 +117,8 @@ impl LinkBuffer {
             out.push_node(node);
             left -= k;
         }
+        #[cfg(feature = "leak-detect")]
+        out.track_slice();
         Ok(out)
     }
 
@@ -240,6 +242,10 @@ impl LinkBuffer {
 
     /// Cuts `n` bytes, which are there, off the front node. Lengths are the caller's business.
     fn view_front(&mut self, n: usize) -> Bytes {
+        #[cfg(feature = "leak-detect")]
+        if !matches!(self.front, Node::Shared(_)) {
+            return crate::leak::view(self.split_front(n));
+        }
         self.trim_front();
         match &mut self.front {
             Node::Piece(chunk) if chunk.len() == n => mem::take(chunk).freeze(),

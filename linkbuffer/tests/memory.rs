@@ -19,6 +19,7 @@ fn the_types_can_be_sent_and_shared() {
     check::<IoWriter<std::net::TcpStream>>();
 }
 
+#[cfg(not(feature = "leak-detect"))]
 #[test]
 fn a_buffer_is_small() {
     assert!(

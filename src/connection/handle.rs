@@ -25,11 +25,17 @@ use std::{fmt, io, sync::Arc};
 #[derive(Clone)]
 pub struct ConnectionHandle {
     shared: Arc<Shared>,
+    #[cfg(feature = "leak-detect")]
+    _leak: crate::leak::Tracked,
 }
 
 impl ConnectionHandle {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self {
+            #[cfg(feature = "leak-detect")]
+            _leak: crate::leak::Tracked::of(crate::leak::Kind::Handle, &shared),
+            shared,
+        }
     }
 
     /// The connection's number, unique in the process; it is in every log line about it.
@@ -165,6 +171,8 @@ impl ConnectionHandle {
     pub fn hold(&self) -> Hold {
         self.shared.holds.fetch_add(1, Ordering::AcqRel);
         Hold {
+            #[cfg(feature = "leak-detect")]
+            _leak: crate::leak::Tracked::of(crate::leak::Kind::Hold, &self.shared),
             shared: Arc::clone(&self.shared),
         }
     }
@@ -180,6 +188,8 @@ impl fmt::Debug for ConnectionHandle {
 #[must_use = "the promise ends when the guard is dropped"]
 pub struct Hold {
     shared: Arc<Shared>,
+    #[cfg(feature = "leak-detect")]
+    _leak: crate::leak::Tracked,
 }
 
 impl Drop for Hold {

@@ -208,6 +208,8 @@ fn insert(context: &Arc<Context>, socket: &Arc<Socket>, peer: Address, bits: u32
             bits,
         ))
     });
+    #[cfg(feature = "leak-detect")]
+    socket.leak.belongs_to(&shared);
     if context.is_draining() {
         shared.word.set(DRAIN);
     }

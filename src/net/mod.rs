@@ -24,6 +24,8 @@ pub use bind::ListenOptions;
 pub(crate) use connect::{Dial, connect};
 pub use listener::Listener;
 pub use options::SocketOptions;
+#[cfg(all(feature = "fault-injection", target_os = "linux"))]
+pub(crate) use stream::announce_input;
 pub(crate) use stream::{Peek, Socket, is_shortage};
 #[cfg(feature = "fault-injection")]
 pub use syscall::Call;

@@ -68,7 +68,7 @@ impl Pipe {
     /// Moves what `from` has received into the empty pipe. `Ok(0)` is the end of input.
     pub(crate) fn fill(&mut self, from: &Socket) -> io::Result<usize> {
         let room = self.capacity - self.filled;
-        let n = transfer(Call::Receive, room, |len| {
+        let n = transfer(Call::Receive, from.as_fd(), room, |len| {
             splice(from.as_fd(), self.writer.as_fd(), len)
         })?;
         self.filled += n;
@@ -77,7 +77,7 @@ impl Pipe {
 
     /// Moves what the pipe holds into `to`, as much as it takes.
     pub(crate) fn drain(&mut self, to: &Socket) -> io::Result<usize> {
-        let n = transfer(Call::Send, self.filled, |len| {
+        let n = transfer(Call::Send, to.as_fd(), self.filled, |len| {
             splice(self.reader.as_fd(), to.as_fd(), len)
         })?;
         self.filled -= n;

@@ -1,8 +1,9 @@
 //! A connected stream socket and the calls that move its bytes.
 //!
-//! Invariant for the one `unsafe` block: `recv(2)` initialises the first `n` bytes of the room it
-//! is given, where `n` is the count it returns; the count is checked against the room before the
-//! buffer is told about it.
+//! Invariants for the `unsafe` blocks: `recv(2)` initialises the first `n` bytes of the room it is
+//! given, where `n` is the count it returns; the count is checked against the room before the buffer
+//! is told about it. `setsockopt(2)` reads as many bytes as it is told from a value that lives longer
+//! than the call, on a descriptor that is borrowed and so open.
 
 use std::{
     io::{self, IoSlice},
@@ -30,6 +31,8 @@ use crate::error::with_context;
 pub(crate) struct Socket {
     fd: OwnedFd,
     tcp: bool,
+    #[cfg(feature = "leak-detect")]
+    pub(crate) leak: crate::leak::Tracked,
 }
 
 /// What a look at the receive queue found, see [`Socket::peek_state`].
@@ -55,14 +58,17 @@ impl Socket {
     pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let tcp = stream_family(fd.as_fd())?;
         prepare(fd.as_fd())?;
-        let socket = Self { fd, tcp };
-        socket.silence()?;
-        Ok(socket)
+        Self::from_prepared(fd, tcp)
     }
 
     /// As [`Self::from_fd`] for a descriptor that is known to be non-blocking and close-on-exec.
     pub(super) fn from_prepared(fd: OwnedFd, tcp: bool) -> io::Result<Self> {
-        let socket = Self { fd, tcp };
+        let socket = Self {
+            fd,
+            tcp,
+            #[cfg(feature = "leak-detect")]
+            leak: crate::leak::Tracked::descriptor(),
+        };
         socket.silence()?;
         Ok(socket)
     }
@@ -95,7 +101,7 @@ impl Socket {
         if buf.is_empty() {
             return Err(no_room());
         }
-        transfer(Call::Receive, buf.len(), |len| {
+        transfer(Call::Receive, self.as_fd(), buf.len(), |len| {
             // `Read` goes to `recv(2)` too, without flags: the socket is non-blocking anyway.
             io::Read::read(&mut &*SockRef::from(&self.fd), &mut buf[..len])
         })
@@ -216,7 +222,7 @@ impl Socket {
         if room.is_empty() {
             return Err(no_room());
         }
-        transfer(Call::Receive, room.len(), |len| {
+        transfer(Call::Receive, self.as_fd(), room.len(), |len| {
             SockRef::from(&self.fd).recv_with_flags(&mut room[..len], libc::MSG_DONTWAIT)
         })
     }
@@ -230,7 +236,7 @@ impl Socket {
         let socket = SockRef::from(&self.fd);
         let mut tries = SHORTAGE_TRIES;
         loop {
-            match transfer(Call::Send, len, |len| op(&socket, len)) {
+            match transfer(Call::Send, self.as_fd(), len, |len| op(&socket, len)) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
                     tries -= 1;
                     if tries == 0 {
@@ -270,6 +276,29 @@ impl AsFd for Socket {
 /// 10 ms. (Errors of the system carry their number; this one was made here and has none.)
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock && error.raw_os_error().is_none()
+}
+
+/// Has those told anew who wait for input on a TCP socket that has some: setting the low-water mark
+/// wakes them, whatever it is set to. It is left at its default.
+#[cfg(all(feature = "fault-injection", target_os = "linux"))]
+pub(crate) fn announce_input(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let least: libc::c_int = 1;
+    // SAFETY: `fd` is open and `least` is an integer of the size that is passed.
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&fd),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const least).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Whether `fd` is a TCP stream (`true`) or a unix one (`false`).

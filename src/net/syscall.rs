@@ -1,6 +1,6 @@
 //! The one layer between this crate and the system: signals are retried, faults are injected.
 
-use std::io;
+use std::{io, os::fd::BorrowedFd};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
@@ -41,24 +41,25 @@ pub enum Call {
 #[inline]
 pub(super) fn call<T>(kind: Call, mut op: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
-        match fault(kind).and_then(|_| op()) {
+        match fault(kind, None).and_then(|_| op()) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
     }
 }
 
-/// Makes a call that moves up to `len` bytes, again after each signal.
+/// Makes a call that moves up to `len` bytes on `fd`, again after each signal.
 ///
 /// `op` gets the count it may move: `len`, or less if a fault cuts it short.
 #[inline]
 pub(super) fn transfer(
     kind: Call,
+    fd: BorrowedFd<'_>,
     len: usize,
     mut op: impl FnMut(usize) -> io::Result<usize>,
 ) -> io::Result<usize> {
     loop {
-        match fault(kind).and_then(|cut| op(cut.map_or(len, |cut| cut.min(len)))) {
+        match fault(kind, Some(fd)).and_then(|cut| op(cut.map_or(len, |cut| cut.min(len)))) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
@@ -124,19 +125,19 @@ pub(super) fn accept_prepared(listener: &SockRef<'_>) -> io::Result<(Socket, Soc
 
 /// What the fault plan has for this call: an error, a smaller count, or nothing.
 #[cfg(feature = "fault-injection")]
-fn fault(kind: Call) -> io::Result<Option<usize>> {
-    crate::fault::next(kind)
+fn fault(kind: Call, fd: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
+    crate::fault::next(kind, fd)
 }
 
 #[cfg(not(feature = "fault-injection"))]
 #[inline(always)]
-fn fault(_: Call) -> io::Result<Option<usize>> {
+fn fault(_: Call, _: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
     Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{cell::Cell, os::fd::AsFd};
 
     use super::*;
 
@@ -151,8 +152,9 @@ mod tests {
         };
         assert_eq!(call(Call::Name, interrupted_thrice).unwrap(), 7);
         left.set(2);
+        let fd = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(
-            transfer(Call::Send, 9, |_| interrupted_thrice()).unwrap(),
+            transfer(Call::Send, fd.as_fd(), 9, |_| interrupted_thrice()).unwrap(),
             7
         );
     }
@@ -170,6 +172,7 @@ mod tests {
 
     #[test]
     fn a_transfer_offers_the_whole_length() {
-        assert_eq!(transfer(Call::Receive, 12, Ok).unwrap(), 12);
+        let fd = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(transfer(Call::Receive, fd.as_fd(), 12, Ok).unwrap(), 12);
     }
 }

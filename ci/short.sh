@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# The integration tests once more, with faults in the way of every socket call of the library: short
+# sends and receives, signals, and bytes that come a moment after their announcement. The tests know
+# nothing of it: the plan comes from the environment (NETPOLL_FAULTS, see src/fault.rs).
+#
+#   ci/short.sh            three settings, the whole suite (about 12 minutes on two processors)
+#   ci/short.sh --smoke    a slice of it, one minute after the build
+#   ci/short.sh short      one setting: short, signals or later
+source "$(dirname "$0")/lib.sh"
+
+export RUST_BACKTRACE="${RUST_BACKTRACE:-1}"
+seed="${SHORT_SEED:-1}"
+
+# Sends and receives of 1, 7 or 4097 bytes: about half of them.
+short="seed=$seed,recv:short=1:chance=150,recv:short=7:chance=200,recv:short=4097:chance=300"
+short+=",send:short=1:chance=150,send:short=7:chance=200,send:short=4097:chance=300"
+
+# EINTR at every second call, or third where calls come in pairs.
+signals="seed=$seed,recv:eintr:every=2,send:eintr:every=2,peek:eintr:every=2"
+signals+=",accept:eintr:every=2,connect:eintr:every=2,shutdown:eintr:every=2,socket:eintr:every=2"
+signals+=",bind:eintr:every=2,listen:eintr:every=2,get-option:eintr:every=3"
+signals+=",set-option:eintr:every=3,name:eintr:every=3"
+
+# EAGAIN although there are bytes, or room, and the announcement anew. TCP only: no other socket can
+# be made to announce itself again.
+later="seed=$seed,recv:later:chance=300,send:later:chance=500"
+
+# Binaries without faults of their own interest:
+#   frame_fuzz, frame_split     no socket
+#   net_faults                  installs plans of its own, which replace this one
+#   allocations, memory         count allocations; a call more is one more
+not_here='^(frame_fuzz|frame_split|net_faults|allocations|memory)$'
+
+# Tests that rely on what only a whole receive or an early one gives, each with the reason.
+skip_of() {
+    case "$1:$2" in
+    short:pool)
+        # Handlers that take one receive for one message.
+        echo a_connection_with_unread_input_is_never_handed_out
+        echo a_connection_that_the_server_closed_is_never_handed_out
+        ;;
+    esac
+}
+
+smoke='^(client|connection_read|event_fn_events|net_descriptors|pool|relay|relay_matrix|server|unix)$'
+
+settings=(short signals later)
+only='.'
+case "${1:-}" in
+"") ;;
+--smoke) only=$smoke ;;
+short | signals | later) settings=("$1") ;;
+*)
+    echo "usage: ci/short.sh [--smoke | short | signals | later]" >&2
+    exit 2
+    ;;
+esac
+
+# Examples are started by the tests named after them: built with the feature, they are hit as well.
+build=(cargo test -p netpoll --features fault-injection,signals --tests)
+if [ "$only" = . ]; then
+    build+=(--examples)
+fi
+step "${build[@]}" --no-run
+binaries=$("${build[@]}" --no-run 2>&1 |
+    sed -n 's/.*Executable tests\/\([a-z_0-9]*\)\.rs (\(.*\))$/\1 \2/p')
+[ -n "$binaries" ] || {
+    echo "no test binaries were built" >&2
+    exit 1
+}
+
+failed=()
+said=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for setting in "${settings[@]}"; do
+    printf '\n==> %s: NETPOLL_FAULTS=%s\n' "$setting" "${!setting}"
+    while read -r name binary; do
+        if [[ $name =~ $not_here ]] || ! [[ $name =~ $only ]]; then
+            continue
+        fi
+        arguments=()
+        for test in $(skip_of "$setting" "$name"); do
+            arguments+=(--skip "$test")
+        done
+        begin=$SECONDS
+        if NETPOLL_FAULTS="${!setting}" timeout 300 "$binary" "${arguments[@]}" >"$log" 2>&1; then
+            printf '%-24s ok, %s s\n' "$name" "$((SECONDS - begin))"
+        else
+            printf '%-24s FAILED\n' "$name"
+            grep -v '^test .* ok$' "$log"
+            failed+=("$setting:$name")
+        fi
+        if grep -q '^NETPOLL_FAULTS in force' "$log"; then
+            said=$((said + 1))
+        fi
+    done <<<"$binaries"
+done
+
+# A plan that nobody read would fail nothing.
+if [ "$said" -lt "${#settings[@]}" ]; then
+    echo "the plan was not in force" >&2
+    exit 1
+fi
+if [ "${#failed[@]}" -gt 0 ]; then
+    echo "failed: ${failed[*]}" >&2
+    exit 1
+fi
