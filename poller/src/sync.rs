@@ -32,6 +32,19 @@ mod imp {
     };
     pub use checker::thread;
 
+    /// Runs a scenario under shuttle: random schedules, then schedules with few preemptions at
+    /// well-chosen places. A failure prints its schedule. `SHUTTLE_SCHEDULES` says how many of
+    /// either kind; 2000 by default.
+    #[cfg(shuttle)]
+    pub fn check_schedules(scenario: impl Fn() + Clone + Send + Sync + 'static) {
+        let schedules = std::env::var("SHUTTLE_SCHEDULES")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(2000);
+        shuttle::check_random(scenario.clone(), schedules);
+        shuttle::check_pct(scenario, schedules, 3);
+    }
+
     use std::{
         fmt,
         ops::{Deref, DerefMut},

@@ -4,19 +4,19 @@
 //! its end, and a look without reading (`MSG_PEEK`) finds neither input that nobody asked for
 //! nor an end that was not reported yet. It comes back only if nothing is under way on it.
 
-use super::Dialer;
+use super::{
+    Dialer,
+    shelf::{Keep, Options, Shelf},
+};
 use crate::{
     connection::Connection,
-    error::Error,
     net::{Address, Peek},
-    sync::{Condvar, Mutex},
 };
 use std::{
-    collections::HashMap,
     fmt, io,
     ops::{Deref, DerefMut},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Reuses connections per address. Clones are the same pool.
@@ -42,37 +42,7 @@ pub struct Pool {
 
 struct Inner {
     dialer: Dialer,
-    options: Mutex<Options>,
-    state: Mutex<State>,
-    freed: Condvar,
-}
-
-#[derive(Clone, Copy)]
-struct Options {
-    max_idle: usize,
-    max_total: usize,
-    idle_timeout: Option<Duration>,
-    wait: Option<Duration>,
-}
-
-#[derive(Default)]
-struct State {
-    targets: HashMap<Address, Target>,
-    stats: PoolStats,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Target {
-    /// Most recently used last.
-    idle: Vec<Idle>,
-    /// Idle, handed out and being dialled.
-    total: usize,
-}
-
-struct Idle {
-    conn: Connection,
-    since: Instant,
+    shelf: Shelf<Address, Connection>,
 }
 
 /// What a pool has done so far.
@@ -110,9 +80,7 @@ impl Pool {
         Self {
             inner: Arc::new(Inner {
                 dialer,
-                options: Mutex::new(options),
-                state: Mutex::new(State::default()),
-                freed: Condvar::new(),
+                shelf: Shelf::new(options),
             }),
         }
     }
@@ -147,134 +115,41 @@ impl Pool {
     /// [`Error::ShuttingDown`] after [`close`](Self::close), and what
     /// [`Dialer::dial_connection`] returns.
     pub fn get(&self, address: &Address) -> io::Result<Pooled> {
-        let options = *self.inner.options.lock();
-        match self.checkout(address, options)? {
-            Some(conn) => Ok(self.lend(conn, address)),
-            None => {
-                // A place is reserved: it is given back if the dial fails or panics.
-                let place = Place {
-                    pool: self,
-                    address,
-                };
-                let dialled = self.inner.dialer.dial_connection(address.clone());
-                let mut state = self.inner.state.lock();
-                match dialled {
-                    Ok(conn) => {
-                        state.stats.dialled += 1;
-                        drop(state);
-                        std::mem::forget(place);
-                        Ok(self.lend(conn, address))
-                    }
-                    Err(error) => {
-                        state.stats.failed += 1;
-                        drop(state);
-                        Err(error)
-                    }
-                }
+        if let Some(conn) = self.inner.shelf.checkout(address)? {
+            return Ok(self.lend(conn, address));
+        }
+        // A place is reserved: it is given back if the dial fails or panics.
+        let place = Place {
+            pool: self,
+            address,
+        };
+        match self.inner.dialer.dial_connection(address.clone()) {
+            Ok(conn) => {
+                self.inner.shelf.count(|stats| stats.dialled += 1);
+                std::mem::forget(place);
+                Ok(self.lend(conn, address))
+            }
+            Err(error) => {
+                self.inner.shelf.count(|stats| stats.failed += 1);
+                Err(error)
             }
         }
     }
 
     /// Figures of this pool.
     pub fn stats(&self) -> PoolStats {
-        let state = self.inner.state.lock();
-        let idle = state.targets.values().map(|target| target.idle.len()).sum();
-        let total: usize = state.targets.values().map(|target| target.total).sum();
-        PoolStats {
-            idle,
-            in_use: total - idle,
-            ..state.stats
-        }
+        self.inner.shelf.stats()
     }
 
     /// Closes kept connections that are dead, dirty or too old; returns how many. Needed only to
     /// give descriptors back early: no dead connection is ever handed out.
     pub fn evict(&self) -> usize {
-        let options = *self.inner.options.lock();
-        let now = Instant::now();
-        let mut dead = Vec::new();
-        let mut state = self.inner.state.lock();
-        for target in state.targets.values_mut() {
-            let (keep, drop): (Vec<_>, Vec<_>) = std::mem::take(&mut target.idle)
-                .into_iter()
-                .partition(|idle| idle.is_usable(options.idle_timeout, now));
-            target.idle = keep;
-            target.total -= drop.len();
-            dead.extend(drop);
-        }
-        state.targets.retain(|_, target| target.total > 0);
-        state.stats.discarded += dead.len() as u64;
-        drop(state);
-        self.inner.freed.notify_all();
-        dead.len()
+        self.inner.shelf.evict()
     }
 
     /// Closes the kept connections; those handed out are closed when they come back.
     pub fn close(&self) {
-        let mut state = self.inner.state.lock();
-        state.closed = true;
-        let mut idle = Vec::new();
-        for target in state.targets.values_mut() {
-            target.total -= target.idle.len();
-            idle.append(&mut target.idle);
-        }
-        drop(state);
-        self.inner.freed.notify_all();
-        drop(idle);
-    }
-
-    /// A usable kept connection, or `None` with a place reserved for a new one.
-    fn checkout(&self, address: &Address, options: Options) -> io::Result<Option<Connection>> {
-        let mut deadline = None;
-        loop {
-            let mut state = self.inner.state.lock();
-            if state.closed {
-                return Err(Error::ShuttingDown.into());
-            }
-            let target = state.target(address);
-            if let Some(idle) = target.idle.pop() {
-                // Looked at outside of the lock: it is a system call.
-                drop(state);
-                if idle.is_usable(options.idle_timeout, Instant::now()) {
-                    self.inner.state.lock().stats.reused += 1;
-                    return Ok(Some(idle.conn));
-                }
-                drop(idle);
-                self.inner.give_back(address, |stats| stats.discarded += 1);
-                continue;
-            }
-            if target.total < options.max_total {
-                target.total += 1;
-                let total: usize = state.targets.values().map(|target| target.total).sum();
-                state.stats.peak = state.stats.peak.max(total);
-                return Ok(None);
-            }
-            let Some(wait) = options.wait else {
-                return Err(Error::PoolExhausted.into());
-            };
-            if poller::must_not_block() {
-                return Err(Error::WouldDeadlock.into());
-            }
-            let until = *deadline.get_or_insert_with(|| Instant::now().checked_add(wait));
-            // The role must be given away without our lock held.
-            drop(state);
-            poller::before_blocking();
-            let mut state = self.inner.state.lock();
-            let target = state.target(address);
-            if !target.idle.is_empty() || target.total < options.max_total || state.closed {
-                continue;
-            }
-            match until {
-                None => self.inner.freed.wait(&mut state),
-                Some(until) => {
-                    let timed_out = self.inner.freed.wait_until(&mut state, until).timed_out();
-                    let target = state.target(address);
-                    if timed_out && target.idle.is_empty() && target.total >= options.max_total {
-                        return Err(Error::PoolExhausted.into());
-                    }
-                }
-            }
-        }
+        self.inner.shelf.close();
     }
 
     fn lend(&self, conn: Connection, address: &Address) -> Pooled {
@@ -290,60 +165,14 @@ impl Pool {
     }
 
     fn option(self, change: impl FnOnce(&mut Options)) -> Self {
-        change(&mut self.inner.options.lock());
+        self.inner.shelf.set(change);
         self
     }
 }
 
-impl Inner {
-    /// One connection less.
-    fn give_back(&self, address: &Address, count: impl FnOnce(&mut PoolStats)) {
-        let mut state = self.state.lock();
-        if let Some(target) = state.targets.get_mut(address) {
-            target.total -= 1;
-            if target.total == 0 {
-                state.targets.remove(address);
-            }
-        }
-        count(&mut state.stats);
-        drop(state);
-        self.freed.notify_all();
-    }
-
-    /// Takes a connection back; returns it if it is not to be kept.
-    fn keep(&self, address: &Address, conn: Connection) -> Option<Connection> {
-        let options = *self.options.lock();
-        let mut state = self.state.lock();
-        if state.closed {
-            return Some(conn);
-        }
-        let target = state.target(address);
-        if target.idle.len() >= options.max_idle {
-            return Some(conn);
-        }
-        target.idle.push(Idle {
-            conn,
-            since: Instant::now(),
-        });
-        drop(state);
-        self.freed.notify_all();
-        None
-    }
-}
-
-impl State {
-    fn target(&mut self, address: &Address) -> &mut Target {
-        if !self.targets.contains_key(address) {
-            self.targets.insert(address.clone(), Target::default());
-        }
-        self.targets.get_mut(address).expect("inserted above")
-    }
-}
-
-impl Idle {
-    fn is_usable(&self, timeout: Option<Duration>, now: Instant) -> bool {
-        let young = timeout.is_none_or(|t| now.saturating_duration_since(self.since) < t);
-        young && self.conn.is_sound() && self.conn.peek_state() == Peek::Empty
+impl Keep for Connection {
+    fn is_usable(&self) -> bool {
+        self.is_sound() && self.peek_state() == Peek::Empty
     }
 }
 
@@ -355,7 +184,7 @@ struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.pool.inner.give_back(self.address, |_| {});
+        self.pool.inner.shelf.give_back(self.address, |_| {});
     }
 }
 
@@ -380,7 +209,7 @@ impl Lease {
             return;
         }
         conn.settle();
-        let rejected = self.pool.inner.keep(&self.address, conn);
+        let rejected = self.pool.inner.shelf.keep(&self.address, conn);
         self.used = rejected.is_none();
     }
 }
@@ -390,6 +219,7 @@ impl Drop for Lease {
         if !self.used {
             self.pool
                 .inner
+                .shelf
                 .give_back(&self.address, |stats| stats.rejected += 1);
         }
     }
