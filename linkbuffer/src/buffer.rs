@@ -164,6 +164,13 @@ impl LinkBuffer {
         self.len == 0 || self.chunks().next().is_some_and(|c| c.len() == self.len)
     }
 
+    /// Whether all memory behind this buffer is of chunks, so that dropping it runs no code of the
+    /// owner of some [`Bytes`](bytes::Bytes). May be `false` without need.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        !matches!(self.front, Node::Shared(_)) && !self.has_rest()
+    }
+
     /// Bytes of memory that this buffer covers: consumed, readable and unflushed bytes and spare
     /// room. Chunks of which only a part belongs to this buffer count with that part.
     pub fn held(&self) -> usize {
@@ -218,7 +225,22 @@ impl LinkBuffer {
     ///
     /// Consumed chunks are dropped as reading goes on, so this is for the moment when a buffer
     /// falls idle.
+    #[inline]
     pub fn release(&mut self) {
+        match &mut self.front {
+            // All of a received piece was handed out: the common case of an input buffer.
+            Node::Piece(chunk)
+                if chunk.capacity() == 0 && self.rest.is_none() && self.pending == 0 =>
+            {
+                *chunk = BytesMut::new();
+                self.off = 0;
+            }
+            _ => self.release_all(),
+        }
+    }
+
+    #[inline(never)]
+    fn release_all(&mut self) {
         self.settle();
         if self.len + self.pending > 0 {
             return;

@@ -6,6 +6,7 @@ mod chain;
 mod chunk;
 mod edit;
 mod error;
+mod forward;
 mod io;
 #[cfg(feature = "leak-detect")]
 pub mod leak;

@@ -256,7 +256,7 @@ impl LinkBuffer {
     }
 
     /// As [`view_front`](Self::view_front), but leaves the memory what it is.
-    fn split_front(&mut self, n: usize) -> Node {
+    pub(crate) fn split_front(&mut self, n: usize) -> Node {
         self.trim_front();
         match &mut self.front {
             Node::Piece(chunk) if chunk.len() == n => Node::Piece(mem::take(chunk)),

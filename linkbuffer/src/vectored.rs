@@ -131,7 +131,7 @@ impl LinkBuffer {
     #[inline(never)]
     fn push_piece(&mut self, piece: BytesMut) {
         let n = piece.len();
-        let piece = match self.last_readable().as_mut() {
+        let piece = match self.last_filled().as_mut() {
             None => piece,
             Some(last) => match last.try_unsplit(piece) {
                 Ok(()) => return,
@@ -155,7 +155,7 @@ impl LinkBuffer {
     }
 
     /// The last node, not counting an empty one that is kept as room for the next write.
-    fn last_readable(&mut self) -> &mut Node {
+    pub(crate) fn last_filled(&mut self) -> &mut Node {
         if let Some(links) = &mut self.rest {
             let is_room = links
                 .nodes

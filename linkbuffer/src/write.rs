@@ -104,9 +104,13 @@ impl LinkBuffer {
         other.trim();
         self.pending += n;
         self.written += n as u64;
-        let room = self.take_empty_tail();
         let front = std::mem::replace(&mut other.front, Node::VACANT);
         other.len = 0;
+        if !other.has_rest() {
+            self.link_behind(front);
+            return other;
+        }
+        let room = self.take_empty_tail();
         self.push_node(front);
         if let Some(links) = &mut other.rest {
             if !links.nodes.is_empty() {

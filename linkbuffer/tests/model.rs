@@ -30,6 +30,11 @@ enum Op {
         pending: usize,
         parts: usize,
     },
+    ForwardIn {
+        first: usize,
+        second: usize,
+    },
+    ForwardOut(usize),
     Reserve(usize),
     Fill(usize),
     Flush,
@@ -88,6 +93,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (size(), share()).prop_map(|(n, remain)| Op::Direct { n, remain }),
         1 => (size(), size(), 1usize..4)
             .prop_map(|(readable, pending, parts)| Op::Append { readable, pending, parts }),
+        2 => (size(), size()).prop_map(|(first, second)| Op::ForwardIn { first, second }),
+        2 => size().prop_map(Op::ForwardOut),
         2 => (0usize..9).prop_map(Op::Reserve),
         3 => any::<usize>().prop_map(Op::Fill),
         3 => Just(Op::Flush),
@@ -278,6 +285,27 @@ impl Model {
                 let (other, all) = self.built(readable, pending, parts);
                 self.buf.append(other);
                 self.write(&all);
+            }
+            Op::ForwardIn { first, second } => {
+                // Two messages of one receive, and the begin of a third.
+                let all = self.data(first + second + 10);
+                let mut input = LinkBuffer::new();
+                input.push_chunk(BytesMut::from(&all[..]));
+                input.forward(first, &mut self.buf).unwrap();
+                input.forward(second, &mut self.buf).unwrap();
+                assert_eq!(input.len(), 10);
+                self.write(&all[..first + second]);
+            }
+            Op::ForwardOut(n) => {
+                let d = self.drain(n.min(len));
+                let mut out = LinkBuffer::new();
+                self.buf.forward(d.len() / 2, &mut out).unwrap();
+                self.buf.forward(d.len() - d.len() / 2, &mut out).unwrap();
+                assert_eq!(out.malloc_len(), d.len());
+                out.flush();
+                let view = out.next_bytes(d.len()).unwrap();
+                assert_eq!(view, d);
+                self.views.push((view, d));
             }
             Op::Reserve(n) => {
                 let slot = self.buf.reserve_raw(n);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use linkbuffer::{ChunkPool, LinkBuffer, Slot, WriteError, Writer};
 
 fn text(buf: &mut LinkBuffer) -> String {
@@ -472,7 +472,7 @@ fn conversions_are_readable_at_once() {
     for mut buf in [
         LinkBuffer::from(body.clone()),
         LinkBuffer::from(vec![1; 600]),
-        LinkBuffer::from(bytes::BytesMut::from(&body[..])),
+        LinkBuffer::from(BytesMut::from(&body[..])),
         LinkBuffer::from(&body[..]),
         LinkBuffer::from("\x01".repeat(600)),
         LinkBuffer::from(&*"\x01".repeat(600)),
@@ -503,4 +503,35 @@ fn equality_is_about_bytes_and_not_about_chunks() {
     assert_eq!(LinkBuffer::from("ab"), b"ab");
     assert_eq!(LinkBuffer::from("ab"), &b"ab"[..]);
     assert_ne!(LinkBuffer::from("ab"), b"abc"[..]);
+}
+
+#[test]
+fn messages_of_one_receive_are_sent_from_one_piece() {
+    let mut chunk = BytesMut::with_capacity(8000);
+    let mut received = LinkBuffer::new();
+    chunk.extend_from_slice(&[1; 4000]);
+    received.push_chunk(chunk.split());
+
+    let mut forwarded = LinkBuffer::new();
+    received.forward(1000, &mut forwarded).unwrap();
+    received.forward(1000, &mut forwarded).unwrap();
+    forwarded.flush();
+    assert_eq!(forwarded.chunks().count(), 1, "neighbours");
+
+    let mut appended = LinkBuffer::new();
+    appended.append(received.slice(600).unwrap());
+    appended.append(received.slice(600).unwrap());
+    received.skip(1).unwrap();
+    appended.append(received.slice(600).unwrap());
+    appended.flush();
+    let sizes: Vec<_> = appended.chunks().map(<[u8]>::len).collect();
+    assert_eq!(sizes, [1200, 600], "a gap");
+
+    // What is short is copied, and keeps the chunk no longer.
+    let mut copied = LinkBuffer::new();
+    received.forward(199, &mut copied).unwrap();
+    assert_eq!((received.len(), copied.malloc_len()), (0, 199));
+    drop((forwarded, appended));
+    received.release();
+    assert!(chunk.try_reclaim(8000), "nothing points into it");
 }

@@ -5,16 +5,17 @@
 //! long. Each is kept apart and judged by itself; the timer is set to the nearest under a lock, so
 //! that none is forgotten because another was set at the same moment.
 //!
-//! Times are milliseconds since the context's epoch, rounded up, and the clock is rounded down:
-//! nothing is early. The idle deadline moves with every byte, so moving it only stores a number;
-//! the timer looks at it when it fires and is set anew. That is what idle checking costs: these
-//! numbers, and one entry in the poller's wheel.
+//! Deadlines are milliseconds since the context's epoch, rounded up, and the clock is rounded
+//! down: nothing is early. The idle deadline moves with every byte, so that only stores a number,
+//! the time by the coarse clock; the timer looks at it when it fires and is set anew. That is what
+//! idle checking costs: these numbers, and one entry in the poller's wheel.
 
 use super::{
     shared::Shared,
     state::{CLOSE, OWNED, QUEUED, READABLE, RUNNING},
 };
 use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
+use poller::coarse_millis;
 use std::time::{Duration, Instant};
 
 /// The pause after the kernel had no memory for our output, in milliseconds.
@@ -23,12 +24,15 @@ const STARVED: u64 = 10;
 /// Milliseconds of one step of an idle timeout: four bytes reach far enough that way.
 const IDLE_STEP: u64 = 10;
 
+/// How far the coarse clock may be behind, in milliseconds.
+const COARSE: u64 = 10;
+
 /// A deadline that is further away than time goes.
 const NEVER: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Alarms {
-    /// When bytes last moved.
+    /// When bytes last moved, by the coarse clock.
     last_active: AtomicU64,
     /// In steps of [`IDLE_STEP`], 0 for none.
     idle_timeout: AtomicU32,
@@ -54,9 +58,9 @@ pub(crate) struct Due {
 }
 
 impl Alarms {
-    pub(crate) fn new(born: Duration, idle_timeout: Option<Duration>) -> Self {
+    pub(crate) fn new(idle_timeout: Option<Duration>) -> Self {
         Self {
-            last_active: AtomicU64::new(rounded_up(born)),
+            last_active: AtomicU64::new(coarse_millis()),
             idle_timeout: AtomicU32::new(steps(idle_timeout)),
             set: Mutex::default(),
         }
@@ -66,21 +70,27 @@ impl Alarms {
     fn idle_timeout(&self) -> u64 {
         u64::from(self.idle_timeout.load(Ordering::Relaxed)) * IDLE_STEP
     }
+
+    /// Milliseconds until the connection has surely been idle for its timeout.
+    fn idle_left(&self, timeout: u64) -> u64 {
+        let due = self.last_active.load(Ordering::Relaxed) + timeout + COARSE;
+        due.saturating_sub(coarse_millis())
+    }
 }
 
 impl Shared {
     /// Bytes moved.
     #[inline]
-    pub(crate) fn touch(&self, now: Instant) {
-        let at = rounded_up(now.saturating_duration_since(self.context.epoch));
-        self.alarms.last_active.store(at, Ordering::Relaxed);
+    pub(crate) fn touch(&self) {
+        self.alarms
+            .last_active
+            .store(coarse_millis(), Ordering::Relaxed);
     }
 
     pub(crate) fn last_activity(&self) -> Option<Instant> {
-        let at = Duration::from_millis(self.alarms.last_active.load(Ordering::Relaxed));
-        // Rounded up, so it may lie ahead by less than a millisecond.
-        let at = self.context.epoch.checked_add(at)?;
-        Some(at.min(Instant::now()))
+        let last = self.alarms.last_active.load(Ordering::Relaxed);
+        let ago = coarse_millis().saturating_sub(last);
+        Instant::now().checked_sub(Duration::from_millis(ago))
     }
 
     /// The idle clock starts anew.
@@ -88,7 +98,7 @@ impl Shared {
         self.alarms
             .idle_timeout
             .store(steps(timeout), Ordering::Relaxed);
-        self.touch(Instant::now());
+        self.touch();
         self.arm();
     }
 
@@ -136,9 +146,9 @@ impl Shared {
         if timeout != 0 && bits & (CLOSE | OWNED) == 0 {
             if bits & (RUNNING | READABLE | QUEUED) != 0 {
                 // Something is going on, and that is activity.
-                self.touch(now);
+                self.touch();
             }
-            due.idle = is_due(self.alarms.last_active.load(Ordering::Relaxed) + timeout);
+            due.idle = self.alarms.idle_left(timeout) == 0;
         }
         due
     }
@@ -153,19 +163,22 @@ impl Shared {
         let Some(registration) = self.registration() else {
             return;
         };
-        let timeout = self.alarms.idle_timeout();
-        let idle_at = if timeout == 0 || self.word.has(CLOSE | OWNED) {
-            0
-        } else {
-            self.alarms.last_active.load(Ordering::Relaxed) + timeout
-        };
-        let nearest = [set.retry_at, set.close_at, idle_at]
+        let set_ones = [set.retry_at, set.close_at]
             .into_iter()
-            .filter(|&at| at != 0)
-            .min();
-        registration.set_timer(
-            nearest.and_then(|at| self.context.epoch.checked_add(Duration::from_millis(at))),
-        );
+            .filter(|&at| at != 0);
+        let mut nearest = set_ones
+            .min()
+            .and_then(|at| self.context.epoch.checked_add(Duration::from_millis(at)));
+        let timeout = self.alarms.idle_timeout();
+        if timeout != 0 && !self.word.has(CLOSE | OWNED) {
+            let left = Duration::from_millis(self.alarms.idle_left(timeout));
+            let idle = Instant::now().checked_add(left);
+            nearest = match (nearest, idle) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        registration.set_timer(nearest);
     }
 
     /// The present, rounded down.
@@ -178,7 +191,10 @@ impl Shared {
 /// Whole steps, rounded up; 0 (never) for more than there are, which is over a year.
 fn steps(timeout: Option<Duration>) -> u32 {
     timeout.map_or(0, |timeout| {
-        u32::try_from(timeout.as_millis() / u128::from(IDLE_STEP) + 1).unwrap_or(0)
+        let steps = timeout
+            .as_nanos()
+            .div_ceil(u128::from(IDLE_STEP) * 1_000_000);
+        u32::try_from(steps.max(1)).unwrap_or(0)
     })
 }
 

@@ -90,10 +90,12 @@ impl Rx {
         }
     }
 
+    #[inline]
     pub(crate) fn buffer(&mut self) -> &mut LinkBuffer {
         self.buffer.get_or_insert_with(spare::input)
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }
@@ -152,7 +154,7 @@ impl Rx {
                     self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
                     if self.shared.word.has(OWNED) {
                         // Of others the poller knows.
-                        self.shared.touch(Instant::now());
+                        self.shared.touch();
                     }
                     // A short read emptied the socket; only a hang-up may hide behind it.
                     if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
@@ -166,10 +168,16 @@ impl Rx {
     }
 
     /// Waits until `n` bytes are here.
+    #[inline]
     pub(crate) fn fill(&mut self, n: usize) -> io::Result<()> {
         if self.len() >= n {
             return Ok(());
         }
+        self.fill_up(n)
+    }
+
+    #[inline(never)]
+    fn fill_up(&mut self, n: usize) -> io::Result<()> {
         self.wanted(n)?;
         let filled = self.wait_filled(n);
         // Fulfilled or given up: this call's wish says nothing about when to run the handler.
@@ -194,10 +202,16 @@ impl Rx {
     }
 
     /// As [`Self::fill`] without waiting: `false` remembers `n` as the wake-up mark.
+    #[inline]
     pub(crate) fn try_fill(&mut self, n: usize) -> io::Result<bool> {
         if self.len() >= n {
             return Ok(true);
         }
+        self.try_fill_up(n)
+    }
+
+    #[inline(never)]
+    fn try_fill_up(&mut self, n: usize) -> io::Result<bool> {
         self.wanted(n)?;
         self.refresh();
         // Nobody tells the user's own connection that there is more: it has to look.

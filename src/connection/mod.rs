@@ -218,6 +218,22 @@ impl Connection {
         self.rx.shared.shut_down(how)
     }
 
+    /// Moves the next `n` bytes of input to the output, as `append(slice(n)?)` does, without a
+    /// buffer in between: what an echo or a proxy does with a message. Waits as
+    /// [`fill`](Self::fill) does; the bytes go out with the next [`flush`](Self::flush).
+    ///
+    /// Fewer than 512 bytes are copied, more are linked; messages that were received together are
+    /// sent from one piece again.
+    ///
+    /// # Errors
+    ///
+    /// As [`fill`](Self::fill), or [`Error::Closed`] if nothing may be written any more.
+    pub fn forward(&mut self, n: usize) -> io::Result<()> {
+        self.rx.fill(n)?;
+        let output = self.tx.buffer()?;
+        self.rx.buffer().forward(n, output)
+    }
+
     /// The two directions as separate values for one thread at a time each.
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         (

@@ -115,7 +115,7 @@ impl Operator for ConnectionOperator {
         let mut news = 0;
         if readiness.intersects(Readiness::READABLE | hangup) && bits & OWNED == 0 {
             news |= READABLE;
-            shared.touch(budget.now());
+            shared.touch();
         }
         if readiness.intersects(hangup) {
             news |= PEER_CLOSED;

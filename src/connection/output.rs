@@ -395,6 +395,9 @@ impl Outbox {
 
 /// Consumes what was sent. A payload that panics when it is dropped is no reason to lose the rest.
 fn consume(guard: &impl Contain, chain: &mut LinkBuffer, mut n: usize) {
+    if chain.is_plain() {
+        return chain.consume(n);
+    }
     // Called again it goes on behind the payload that panicked.
     while !guard.contain(|| chain.consume(std::mem::take(&mut n))) {}
 }

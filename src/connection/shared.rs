@@ -100,7 +100,7 @@ impl Shared {
         peer: Address,
         bits: u32,
     ) -> Self {
-        let alarms = Alarms::new(context.epoch.elapsed(), context.limits.idle_timeout);
+        let alarms = Alarms::new(context.limits.idle_timeout);
         Self {
             word: Word::new(bits),
             id,
@@ -189,7 +189,7 @@ impl Shared {
     /// Acts on what became of a flusher's turn; `Share` is left to the caller.
     pub(crate) fn after_send(self: &Arc<Self>, sent: Sent) {
         if !matches!(sent, Sent::Failed(_)) {
-            self.touch(Instant::now());
+            self.touch();
         }
         match sent {
             Sent::All => {

@@ -25,7 +25,6 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    time::Instant,
 };
 
 fn next_id() -> u64 {
@@ -231,7 +230,7 @@ fn register(shared: &Arc<Shared>, socket: &Arc<Socket>, interest: Interest) -> i
 /// A new registration reports a writable socket. If that came while the role was still ours
 /// nobody acted on it, so the poller must be asked to look again.
 pub(super) fn begin(shared: &Arc<Shared>) {
-    shared.touch(Instant::now());
+    shared.touch();
     shared.arm();
     if shared.word.release() & WRITABLE != 0 {
         shared.wake_poller();

@@ -4,15 +4,17 @@
 //! * [`Control`]: adds, changes and removes descriptors, from any thread.
 //! * [`Waker`]: makes a wait return, from any thread.
 //! * [`wait_ready`]: waits for one descriptor without a poller.
+//! * [`coarse_millis`]: a clock that is cheap enough to look at for every message.
 //! * [`thread_id`], [`thread_activity`]: how the monitor tells a waiting thread from a busy one.
 //!
 //! `mio` does the waiting and waking everywhere. What it leaves out is here: registering for the
 //! peer's hang-up alone (`epoll.rs`), and the meaning of each platform's flags (`epoll.rs`,
 //! `kqueue.rs`).
 //!
-//! This module is the only one with `unsafe` code: two system calls, `epoll_ctl` and `poll`, both
-//! with arguments that live on the caller's stack for the time of the call.
+//! This module is the only one with `unsafe` code: three system calls, `epoll_ctl`, `poll` and
+//! `clock_gettime`, with arguments that live on the caller's stack for the time of the call.
 
+mod clock;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod epoll;
 #[cfg(any(
@@ -29,6 +31,7 @@ use epoll as platform;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use kqueue as platform;
 
+pub use clock::coarse_millis;
 pub(crate) use selector::{Control, Event, Selector, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id};
 pub use wait::{wait_ready, wait_ready_or};

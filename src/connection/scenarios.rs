@@ -1,0 +1,158 @@
+//! Blocked producers under shuttle: the real handle, outbox and waiters on a socket pair that is
+//! full now and then. The model plays the poller.
+
+use super::{
+    handle::ConnectionHandle,
+    shared::Shared,
+    state::{CONNECTED, OWNED, QUEUED, RUNNING, State, WRITABLE},
+};
+use crate::{
+    config::{Limits, OnFull},
+    context::Context,
+    dispatch::Runner,
+    net::{Address, Socket},
+    sync::{AtomicBool, Ordering, check_schedules, thread},
+};
+use bytes::Bytes;
+use poller::PollerGroup;
+use std::{
+    io::{ErrorKind, Read},
+    os::unix::net::UnixStream,
+    sync::Arc,
+};
+
+/// One message fills most of the queue; a few fill the socket.
+const MESSAGE: usize = 64 << 10;
+
+fn limits() -> Limits {
+    Limits {
+        max_output: MESSAGE + 1,
+        on_full: OnFull::Block,
+        ..Limits::default()
+    }
+}
+
+struct Link {
+    shared: Arc<Shared>,
+    /// No more will be sent.
+    over: AtomicBool,
+}
+
+impl Link {
+    fn new() -> (Arc<Self>, UnixStream) {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let socket = Arc::new(Socket::from_fd(ours.into()).unwrap());
+        let group = PollerGroup::builder().pollers(1).build().unwrap();
+        let context = Arc::new(Context::new(limits(), Runner::Inline, group));
+        let peer_address = "127.0.0.1:1".parse::<Address>().unwrap();
+        let shared = context.connections.insert(|key| {
+            Arc::new(Shared::new(
+                Arc::clone(&context),
+                key,
+                1,
+                socket,
+                peer_address,
+                RUNNING | OWNED | CONNECTED,
+            ))
+        });
+        let over = AtomicBool::new(false);
+        (Arc::new(Self { shared, over }), peer)
+    }
+
+    /// Sends messages of one byte's value; how many were accepted.
+    fn produce(self: &Arc<Self>, value: u8, messages: usize) -> thread::JoinHandle<usize> {
+        let handle = ConnectionHandle::new(Arc::clone(&self.shared));
+        thread::spawn(move || {
+            let message = Bytes::from(vec![value; MESSAGE]);
+            (0..messages)
+                .map(|_| handle.send_bytes(message.clone()))
+                .take_while(|sent| match sent {
+                    Ok(n) => *n == MESSAGE,
+                    // Only an abort may end this.
+                    Err(error) => {
+                        assert!(handle.state() > State::Connected, "{error}");
+                        false
+                    }
+                })
+                .count()
+        })
+    }
+
+    /// Reads like a peer and reports room like a poller, until all is over and read.
+    fn consume(self: &Arc<Self>, mut peer: UnixStream) -> thread::JoinHandle<Vec<u8>> {
+        let link = Arc::clone(self);
+        thread::spawn(move || {
+            let mut got = Vec::new();
+            let mut piece = vec![0; MESSAGE];
+            loop {
+                let last = link.over.load(Ordering::Acquire);
+                let shared = &link.shared;
+                match peer.read(&mut piece) {
+                    Ok(n) => got.extend_from_slice(&piece[..n]),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                        if last && shared.outbox.queued() == 0 {
+                            return got;
+                        }
+                    }
+                    Err(e) => panic!("{e}"),
+                }
+                // The operator's part.
+                if shared.word.set(WRITABLE) & QUEUED != 0 {
+                    if let Some(socket) = shared.socket() {
+                        shared.drive(&socket);
+                    }
+                }
+                thread::yield_now();
+            }
+        })
+    }
+}
+
+/// How many messages begin in what was received: no two are mixed, none is cut in the middle.
+fn whole_messages(got: &[u8]) -> usize {
+    for message in got.chunks(MESSAGE) {
+        assert!(message.iter().all(|b| *b == message[0]), "mixed messages");
+    }
+    got.len().div_ceil(MESSAGE)
+}
+
+#[test]
+fn shuttle_blocked_producers_go_on_when_there_is_room() {
+    check_schedules(|| {
+        let (link, peer) = Link::new();
+        let consumer = link.consume(peer);
+        let producers: Vec<_> = (1..=3).map(|value| link.produce(value, 3)).collect();
+        let accepted: usize = producers.into_iter().map(|t| t.join().unwrap()).sum();
+        link.over.store(true, Ordering::Release);
+        let got = consumer.join().unwrap();
+        assert_eq!(accepted, 9);
+        assert_eq!(got.len(), 9 * MESSAGE);
+        assert_eq!(whole_messages(&got), 9);
+        assert_eq!(link.shared.outbox.lost().bytes, 0);
+    });
+}
+
+#[test]
+fn shuttle_an_abort_frees_every_blocked_producer() {
+    check_schedules(|| {
+        let (link, peer) = Link::new();
+        let producers: Vec<_> = (1..=3).map(|value| link.produce(value, 4)).collect();
+        let closer = {
+            let handle = ConnectionHandle::new(Arc::clone(&link.shared));
+            thread::spawn(move || handle.abort())
+        };
+        closer.join().unwrap();
+        // Nobody reads: who is blocked is freed by the abort, or waits for ever.
+        let accepted: usize = producers.into_iter().map(|t| t.join().unwrap()).sum();
+        link.over.store(true, Ordering::Release);
+        let got = link.consume(peer).join().unwrap();
+        whole_messages(&got);
+        // Accepted is sent or counted as lost; a call that failed may have sent a part.
+        let lost = link.shared.outbox.lost().bytes as usize;
+        assert!(got.len() + lost >= accepted * MESSAGE, "{accepted} accepted");
+        assert!(got.len() + lost <= (accepted + 3) * MESSAGE);
+        assert_eq!(link.shared.outbox.queued(), 0);
+    });
+}
