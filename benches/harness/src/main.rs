@@ -10,6 +10,7 @@ mod peers;
 mod proxies;
 mod report;
 mod results;
+mod soak;
 mod stats;
 mod sys;
 mod work;

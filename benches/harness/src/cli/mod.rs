@@ -5,6 +5,7 @@ mod compare;
 mod list;
 mod load;
 mod serve;
+mod soak;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ netpoll-bench: a load generator, servers to compare, and their ratios
   load --connect ADDR [options]   ask any server of the frame, and print what was seen
   call CLIENT --connect ADDR      run one client
   list                            the peers, the clients and the scenarios
+  soak [options]                  everything at once against one server, for a while, and judge
   COMMAND --help                  the options of a command
 ";
 
@@ -40,6 +42,8 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failur
         "load" => load::run(args),
         "call" => call::run(args),
         "list" => list::run(),
+        "soak" => soak::run(args),
+        "soak-server" => soak::serve(args),
         "help" => {
             print!("{HELP}");
             Ok(())

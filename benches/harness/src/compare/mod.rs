@@ -8,12 +8,12 @@
 pub(crate) mod callers;
 mod calls;
 mod counts;
-mod environment;
+pub(crate) mod environment;
 mod idle;
 mod instruments;
 mod loads;
 mod point;
-mod procfs;
+pub(crate) mod procfs;
 mod progress;
 mod run;
 pub(crate) mod scenario;

@@ -7,6 +7,7 @@ mod plots;
 mod svg;
 mod table;
 mod targets;
+pub(crate) mod timeline;
 
 use std::path::Path;
 use std::{fs, io};

@@ -9,6 +9,7 @@
 //!   id cannot have been given to another process.
 
 mod epoll;
+mod process;
 #[cfg(feature = "peers")]
 pub(crate) mod uring;
 
@@ -19,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 pub(crate) use epoll::{Epoll, Events, READ, READ_WRITE_EDGE, WRITE};
+pub(crate) use process::{heap_in_use, set_fd_limit};
 
 /// What [`signal`] sends to a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
