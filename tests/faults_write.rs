@@ -213,11 +213,10 @@ fn row_043_sends_that_find_the_peer_gone_are_errors_of_their_connection() {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
         let bystander = server.connect();
+        handles.wait_len(1);
         for errno in [libc::EPIPE, libc::ECONNRESET, libc::ETIMEDOUT] {
             let peer = server.connect();
             let handle = handles.wait_len(2).remove(1);
-            handles.take();
-            handles.push(handle.clone());
             let plan = Plan::new(43).from(Call::Send, 1, 1, Fault::Errno(errno));
             let installed = plan.install();
             let kind = io::Error::from_raw_os_error(errno).kind();
@@ -232,6 +231,8 @@ fn row_043_sends_that_find_the_peer_gone_are_errors_of_their_connection() {
             assert_eq!(Error::from_io(&error), closed, "{error:?}");
             assert_eq!(handle.stats().lost_bytes, 1);
             drop((installed, peer));
+            let bystanders = handles.take().remove(0);
+            handles.push(bystanders);
         }
         eventually("their ends", || server.event_loop.stats().closed == 3);
         drop(bystander);
