@@ -303,8 +303,11 @@ impl Shared {
         // This thread is what the wake-up in flight was about.
         state.waking = false;
         state.members.push(thread::current().id());
+        // When this thread ends unless it gets a job before; set when it first parks after one.
+        let mut leave_at = None;
         loop {
             if let Some(job) = state.queue.pop_front() {
+                leave_at = None;
                 self.call_for_help(state);
                 let outcome = catch_unwind(AssertUnwindSafe(|| job.run()));
                 state = self.state.lock();
@@ -334,7 +337,10 @@ impl Shared {
                 continue;
             }
             state.idle += 1;
-            let late = match Instant::now().checked_add(self.config.keep_alive) {
+            // Woken without a job, for another's end for example, it does not stay any longer.
+            let until =
+                *leave_at.get_or_insert_with(|| Instant::now().checked_add(self.config.keep_alive));
+            let late = match until {
                 Some(until) => self.wake.wait_until(&mut state, until).timed_out(),
                 None => {
                     self.wake.wait(&mut state);

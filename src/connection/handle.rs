@@ -14,7 +14,7 @@ use crate::{
 };
 use bytes::Bytes;
 use linkbuffer::LinkBuffer;
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 /// Sends to, watches and closes a connection from any thread.
 ///
@@ -25,6 +25,8 @@ use std::{fmt, io, sync::Arc};
 #[derive(Clone)]
 pub struct ConnectionHandle {
     shared: Arc<Shared>,
+    /// How long this handle's calls wait for room or for the kernel.
+    timeout: Option<Duration>,
     #[cfg(feature = "leak-detect")]
     _leak: crate::leak::Tracked,
 }
@@ -34,6 +36,7 @@ impl ConnectionHandle {
         Self {
             #[cfg(feature = "leak-detect")]
             _leak: crate::leak::Tracked::of(crate::leak::Kind::Handle, &shared),
+            timeout: shared.context.limits.write_timeout,
             shared,
         }
     }
@@ -41,6 +44,26 @@ impl ConnectionHandle {
     /// The connection's number, unique in the process; it is in every log line about it.
     pub fn id(&self) -> u64 {
         self.shared.id
+    }
+
+    /// The same handle with a write timeout of its own for [`send`](Self::send) and
+    /// [`flush`](Self::flush); it begins with that of the loop or the dialer. `None` waits as long
+    /// as the connection lives. Clones have it too, other handles do not.
+    ///
+    /// ```no_run
+    /// # use netpoll::ConnectionHandle;
+    /// # use std::time::Duration;
+    /// # fn hurry(handle: &ConnectionHandle) -> std::io::Result<()> {
+    /// let patient = handle.clone().with_write_timeout(None);
+    /// patient.send(vec![0; 1 << 20])?;
+    /// let hasty = patient.with_write_timeout(Some(Duration::from_millis(100)));
+    /// hasty.flush()
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_write_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.timeout = timeout;
+        self
     }
 
     /// Where the peer is.
@@ -73,7 +96,7 @@ impl ConnectionHandle {
             .shared
             .socket()
             .ok_or_else(|| self.shared.closed_error())?;
-        let timeout = self.shared.context.limits.write_timeout;
+        let timeout = self.timeout;
         if self
             .shared
             .submit(&socket, &mut message, None, timeout)?
@@ -119,8 +142,7 @@ impl ConnectionHandle {
     /// first, [`Error::WouldDeadlock`] on a poller's thread that must not wait.
     pub fn flush(&self) -> io::Result<()> {
         let mark = self.shared.outbox.mark();
-        self.shared
-            .wait_sent(mark, None, self.shared.context.limits.write_timeout)
+        self.shared.wait_sent(mark, None, self.timeout)
     }
 
     /// Tells when the connection is over, and how it ended.

@@ -4,7 +4,7 @@ use super::{
     output::{Bound, Full, Mark, Sent},
     shared::{For, Shared},
     spare,
-    state::{ABORT, BROKEN, CLOSED, POISONED, WRITE_SHUT},
+    state::{ABORT, BROKEN, CLOSE, CLOSED, POISONED, WRITE_SHUT},
 };
 use crate::{
     config::OnFull,
@@ -133,7 +133,7 @@ impl Shared {
     /// Why nothing may be written any more, as an error.
     pub(crate) fn check_writable(&self) -> io::Result<()> {
         let bits = self.word.load();
-        if bits & (ABORT | BROKEN | CLOSED | POISONED | WRITE_SHUT | super::state::CLOSE) == 0 {
+        if bits & (ABORT | BROKEN | CLOSED | POISONED | WRITE_SHUT | CLOSE) == 0 {
             return Ok(());
         }
         if bits & POISONED != 0 && bits & CLOSED == 0 {
@@ -292,7 +292,8 @@ impl Shared {
             return Err(Error::WouldDeadlock.into());
         }
         poller::before_blocking();
-        let over = ABORT | BROKEN | CLOSED | POISONED;
+        // A close too: whoever waits is told at once, what was accepted is still sent.
+        let over = ABORT | BROKEN | CLOSE | CLOSED | POISONED;
         let in_time = self.wait(For::Output, deadline, || self.word.has(over) || ready());
         if ready() {
             Ok(())
