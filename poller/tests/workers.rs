@@ -96,6 +96,30 @@ fn idle_threads_leave_and_new_ones_come() {
 }
 
 #[test]
+fn threads_that_fall_idle_one_by_one_do_not_keep_each_other() {
+    const THREADS: usize = 200;
+    let pool = WorkerPool::builder()
+        .max_threads(THREADS)
+        .keep_alive(Duration::from_millis(500))
+        .build();
+    // All at work at once, done a little apart.
+    let barrier = Barrier::new(THREADS);
+    let nth = AtomicUsize::new(0);
+    let run = job(move || {
+        barrier.wait();
+        let nth = nth.fetch_add(1, Ordering::SeqCst) as u64;
+        std::thread::sleep(Duration::from_millis(3 * nth));
+    });
+    for _ in 0..THREADS {
+        assert!(pool.submit(run.clone()).is_ok());
+    }
+    until("all at work", || pool.stats().threads == THREADS);
+    // If each one that leaves made the others begin anew this would take 100 seconds.
+    until("an empty pool", || pool.stats().threads == 0);
+    pool.close();
+}
+
+#[test]
 fn a_bounded_queue_gives_jobs_back() {
     let pool = WorkerPool::builder().max_threads(1).max_queued(2).build();
     let gate = Arc::new(Barrier::new(2));
