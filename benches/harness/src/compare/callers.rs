@@ -65,14 +65,15 @@ pub(crate) fn measure(
     Ok(serde_json::from_slice(&output)?)
 }
 
-/// System calls per call of `client`, by name.
+/// Counts per call of `client`, by name.
 pub(crate) fn count(
+    tool: Tool,
     client: &Client,
     calling: Calling,
     server: &Server,
     settings: &Settings,
 ) -> io::Result<BTreeMap<String, f64>> {
-    instruments::difference(Tool::Strace, SIZE, |requests, under| {
+    instruments::difference(tool, SIZE, |requests, under| {
         let settings = Settings {
             under,
             ..settings.clone()

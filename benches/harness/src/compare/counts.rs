@@ -15,22 +15,30 @@ use crate::{clients, peers, proxies};
 pub(crate) const MODE: &str = "counted";
 
 /// What is counted, and with which tool.
-const COUNTED: [(&str, Tool); 7] = [
-    ("pp-1-1k", Tool::Strace),
-    ("pp-100-1k", Tool::Strace),
-    ("pp-100-1k", Tool::Callgrind),
-    ("pp-100-1k", Tool::Copies),
-    ("proxy-100-1k", Tool::Strace),
-    ("proxy-1m", Tool::Strace),
-    ("call-1", Tool::Strace),
+const COUNTED: [(&str, &[Tool]); 5] = [
+    ("pp-1-1k", CALLS),
+    (
+        "pp-100-1k",
+        &[Tool::Perf, Tool::Strace, Tool::Callgrind, Tool::Copies],
+    ),
+    ("proxy-100-1k", CALLS),
+    ("proxy-1m", CALLS),
+    ("call-1", CALLS),
 ];
+/// Their number comes from perf where it may count, their names from strace.
+const CALLS: &[Tool] = &[Tool::Perf, Tool::Strace];
 
 impl Run<'_> {
     /// Counts for servers with one and with a hundred connections, for proxies, and for one caller.
     pub(super) fn counts(&mut self) -> io::Result<()> {
         self.place(Mode::Pinned)?;
         let server = Server::start(peers::REFERENCE, &self.opposite(Mode::Pinned))?;
-        for (name, tool) in COUNTED {
+        let has_perf = Tool::Perf.is_present();
+        let pairs = COUNTED.iter().flat_map(|(name, tools)| {
+            let name = *name;
+            tools.iter().map(move |tool| (name, *tool))
+        });
+        for (name, tool) in pairs {
             let options = self.options;
             let mut chosen = options.scenarios.iter().map(|(scenario, _)| scenario);
             let Some(scenario) = chosen.find(|one| one.name == name) else {
@@ -61,12 +69,12 @@ impl Run<'_> {
                         instruments::count(tool, who, shape, &settings)
                     }
                     What::Call(calling) => match clients::find(who) {
-                        Some(client) => callers::count(client, *calling, &server, &settings),
+                        Some(client) => callers::count(tool, client, *calling, &server, &settings),
                         None => continue,
                     },
                     What::Idle { .. } => continue,
                 };
-                self.keep_counts(tool, name, who, counts);
+                self.keep_counts(tool, name, who, counts, has_perf);
             }
         }
         Ok(())
@@ -78,17 +86,20 @@ impl Run<'_> {
         scenario: &str,
         who: &str,
         counts: io::Result<BTreeMap<String, f64>>,
+        has_perf: bool,
     ) {
         let figures = counts.map(|counts| match tool {
             Tool::Strace => {
-                let total = counts.values().sum();
+                let total = (!has_perf).then(|| counts.values().sum());
                 self.results
                     .calls
                     .insert(format!("{scenario} {who}"), counts);
-                BTreeMap::from([(metric::SYSCALLS.to_owned(), total)])
+                let total = total.map(|total| (metric::SYSCALLS.to_owned(), total));
+                total.into_iter().collect()
             }
-            Tool::Callgrind | Tool::Copies => {
+            Tool::Perf | Tool::Callgrind | Tool::Copies => {
                 let names = [
+                    (instruments::CALLS, metric::SYSCALLS),
                     (instruments::TOTAL, metric::INSTRUCTIONS),
                     (instruments::ALLOCATOR, metric::ALLOCATIONS),
                     (instruments::COPIED, metric::COPIES),
@@ -99,6 +110,9 @@ impl Run<'_> {
                 known.collect()
             }
         });
+        if figures.as_ref().is_ok_and(BTreeMap::is_empty) {
+            return;
+        }
         self.keep(
             At {
                 mode: MODE,

@@ -1,9 +1,10 @@
-//! Counts instead of times: system calls with strace, instructions and allocations with callgrind,
-//! bytes copied with dhat.
+//! Counts instead of times: system calls with perf, or by name with strace, instructions and
+//! allocations with callgrind, bytes copied with dhat.
 //!
 //! A server is run twice under the tool, with few and with more requests, and the difference is
-//! divided by the difference in requests: what start-up and connecting cost falls out. The tools slow
-//! a server down, so that more requests arrive together than otherwise.
+//! divided by the difference in requests: what start-up and connecting cost falls out. All tools but
+//! perf slow a server down, so that more requests arrive together than otherwise, and what happens at
+//! a fixed rate happens more often per request.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,6 +24,8 @@ use crate::load;
 /// A tool that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tool {
+    /// `perf stat`: all calls, at the server's own speed.
+    Perf,
     /// `strace -c`: calls by name.
     Strace,
     /// `valgrind --tool=callgrind`: instructions, and calls of the allocator.
@@ -36,6 +39,8 @@ impl Tool {
     /// Whether it can be started here.
     pub(crate) fn is_present(self) -> bool {
         let program = match self {
+            // It may be there and not be allowed to look.
+            Self::Perf => return Self::perf_may_count(),
             Self::Strace => "strace",
             Self::Callgrind | Self::Copies => "valgrind",
         };
@@ -47,9 +52,26 @@ impl Tool {
         version.status().is_ok_and(|status| status.success())
     }
 
+    fn perf_may_count() -> bool {
+        let report = Report::new(Self::Perf);
+        let line = Self::Perf.command(&report.0);
+        let mut trial = Command::new(&line[0]);
+        trial.args(&line[1..]).arg("true");
+        let ran = trial.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        ran.is_ok_and(|status| status.success())
+            && fs::read_to_string(&report.0).is_ok_and(|text| parse_perf(&text).is_some())
+    }
+
     /// The command line that runs a program under the tool, its report going to `out`.
     fn command(self, out: &Path) -> Vec<OsString> {
         match self {
+            Self::Perf => {
+                let mut line: Vec<OsString> = ["perf", "stat", "-x,", "-e", CALLS, "-o"]
+                    .map(Into::into)
+                    .into();
+                line.extend([out.into(), "--".into()]);
+                line
+            }
             Self::Strace => {
                 let mut line: Vec<OsString> = ["strace", "-c", "-f", "-o"].map(Into::into).into();
                 line.push(out.into());
@@ -63,6 +85,9 @@ impl Tool {
     /// The counts in its report.
     fn read(self, text: &str) -> io::Result<BTreeMap<String, u64>> {
         match self {
+            Self::Perf => parse_perf(text)
+                .map(|calls| BTreeMap::from([(CALLS.to_owned(), calls)]))
+                .ok_or_else(|| io::Error::other("perf has not reported the system calls")),
             Self::Strace => Ok(parse_strace(text)),
             Self::Callgrind => parse_callgrind(text)
                 .ok_or_else(|| io::Error::other("callgrind has not reported the instructions")),
@@ -74,7 +99,8 @@ impl Tool {
     fn requests(self, size: usize) -> (u64, u64) {
         match self {
             _ if size >= 1 << 20 => (50, 250),
-            Self::Strace => (4_000, 16_000),
+            Self::Perf => (5_000, 25_000),
+            Self::Strace => (2_000, 8_000),
             Self::Callgrind | Self::Copies => (2_000, 8_000),
         }
     }
@@ -90,8 +116,8 @@ fn valgrind(tool: &[&str], option: &str, out: &Path) -> Vec<OsString> {
     line
 }
 
-/// Counts per request of `shape` against `peer`, by name; callgrind has [`TOTAL`] and
-/// [`ALLOCATOR`], dhat [`COPIED`].
+/// Counts per request of `shape` against `peer`, by name; perf has [`CALLS`], callgrind
+/// [`TOTAL`] and [`ALLOCATOR`], dhat [`COPIED`].
 pub(crate) fn count(
     tool: Tool,
     peer: &str,
@@ -137,6 +163,8 @@ pub(crate) fn difference(
     Ok(most.into_iter().map(each).collect())
 }
 
+/// The event `perf stat` counts, which is its name in what [`count`] returns, too.
+pub(crate) const CALLS: &str = "raw_syscalls:sys_enter";
 /// The name of all instructions in what [`count`] returns.
 pub(crate) const TOTAL: &str = "instructions";
 /// The name of the calls of the allocator in what [`count`] returns.
@@ -160,6 +188,12 @@ impl Drop for Report {
         // Missing when the tool has not written one.
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// The calls in the line `perf stat -x,` writes.
+fn parse_perf(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.contains(CALLS))?;
+    line.split(',').next()?.parse().ok()
 }
 
 /// The calls by name in the table `strace -c` writes.
@@ -235,6 +269,14 @@ fn parse_dhat(text: &str) -> io::Result<BTreeMap<String, u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_of_perf_is_read() {
+        let text = "# started on Sat\n\n29,,raw_syscalls:sys_enter,611149,100.00,,\n";
+        assert_eq!(parse_perf(text), Some(29));
+        let refused = "<not counted>,,raw_syscalls:sys_enter,0,100.00,,\n";
+        assert_eq!(parse_perf(refused), None);
+    }
 
     #[test]
     fn the_table_of_strace_is_read() {

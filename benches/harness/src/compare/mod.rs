@@ -128,6 +128,11 @@ pub(crate) fn run(options: &Options) -> io::Result<Results> {
         steps: work::calibrate(),
         cores,
     };
+    let each = (run.times.warmup + run.times.measure).as_secs_f64() + OVERHEAD;
+    let minutes = (samples as f64 * each + silent(options) as f64 * (IDLE - each)) / 60.0;
+    run.progress.say(&format!(
+        "{samples} samples of {seconds:.2} s, about {minutes:.0} minutes without counts"
+    ));
     for mode in [Mode::Pinned, Mode::Free] {
         run.mode(mode)?;
     }
@@ -156,17 +161,22 @@ fn samples(options: &Options) -> usize {
     all.sum()
 }
 
+/// Those of them that are silent connections.
+fn silent(options: &Options) -> usize {
+    let all = options.scenarios.iter().map(|(scenario, modes)| {
+        let is_idle = matches!(scenario.what, What::Idle { .. });
+        let of = |mode: &Mode| options.taken(mode.name(), scenario).len();
+        modes.iter().map(of).sum::<usize>() * usize::from(is_idle)
+    });
+    all.sum()
+}
+
 /// Seconds per sample that let the run end within its limit, or a usual length without one.
 fn fitting(options: &Options, samples: usize) -> f64 {
     let Some(limit) = options.limit else {
         return 0.5;
     };
-    let idle = options.scenarios.iter().map(|(scenario, modes)| {
-        let is_idle = matches!(scenario.what, What::Idle { .. });
-        let of = |mode: &Mode| options.taken(mode.name(), scenario).len();
-        modes.iter().map(of).sum::<usize>() * usize::from(is_idle)
-    });
-    let fixed = idle.sum::<usize>() as f64 * IDLE;
+    let fixed = silent(options) as f64 * IDLE;
     let budget = limit.as_secs_f64() * 0.8 - fixed;
     // A third is added for the warm-up.
     ((budget / samples.max(1) as f64 - OVERHEAD) / 1.34).clamp(0.03, 0.25)

@@ -353,8 +353,10 @@ fn counted(results: &Results) -> String {
         return text;
     }
     format!(
-        "## Counts per request\n\nTaken with strace and valgrind, which slow a server down, so that \
-         more requests arrive at once than otherwise.\n\n{text}"
+        "## Counts per request\n\nSystem calls are counted by perf where it may, otherwise by strace; the \
+         calls by name are strace's, instructions, allocations and copies valgrind's. These two slow a \
+         server down, so that more requests arrive at once than otherwise, and what happens at a fixed \
+         rate (a timer's tick) happens more often per request.\n\n{text}"
     )
 }
 
