@@ -46,10 +46,12 @@ fn call(conn: &mut Connection, body: &[u8]) -> io::Result<()> {
 fn row_086_dials_that_are_refused_leave_nothing() {
     in_child("row_086_dials_that_are_refused_leave_nothing", || {
         bounded("refused", || {
-            let closed = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap();
+            // A port that is taken and at which nobody listens.
+            let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+            let taken = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+            let taken = taken.unwrap();
+            taken.bind(&any.into()).unwrap();
+            let closed = taken.local_addr().unwrap().as_socket().unwrap();
             let dialer = dialer();
             assert!(dialer.dial_connection(closed).is_err());
             assert!(dialer.dial_with(closed, echo()).is_err());
@@ -266,9 +268,11 @@ fn row_096_a_pool_in_a_shortage_of_descriptors() {
         bounded("shortage", || {
             let case = Case::new(Transport::Tcp, Kind::Adaptive);
             let server = Arc::new(case.serve(echo()));
-            let pool = Pool::new(dialer().connect_timeout(Duration::from_secs(1)))
-                .max_total(8)
-                .wait(LIMIT);
+            // Who connects while the server has no descriptor left waits in its queue.
+            let dialer = dialer()
+                .connect_timeout(Duration::from_millis(300))
+                .read_timeout(Duration::from_millis(100));
+            let pool = Pool::new(dialer).max_total(8).wait(LIMIT);
             call(&mut pool.get(&server.address).unwrap(), b"up").unwrap();
             let before = descriptors();
             let limit = limit_descriptors(before as u64 + 60);
@@ -281,14 +285,13 @@ fn row_096_a_pool_in_a_shortage_of_descriptors() {
                     let (start, done) = (Arc::clone(&start), Arc::clone(&done));
                     thread::spawn(move || {
                         start.wait();
-                        for round in 0..20_u8 {
+                        for round in 0..10_u8 {
                             match pool.get(&server.address) {
                                 Ok(mut conn) => {
                                     // No answer of another thread's, whatever else happens.
-                                    if call(&mut conn, &[i, round]).is_ok() {
-                                        done.fetch_add(1, SeqCst);
-                                    }
-                                    if round % 7 == 6 {
+                                    let answered = call(&mut conn, &[i, round]).is_ok();
+                                    done.fetch_add(usize::from(answered), SeqCst);
+                                    if !answered || round % 4 == 3 {
                                         conn.discard();
                                     }
                                 }
@@ -314,7 +317,10 @@ fn row_096_a_pool_in_a_shortage_of_descriptors() {
             assert_eq!(stats.in_use, 0);
             assert!(stats.peak <= 8, "peak {}", stats.peak);
             // And afterwards it works as before.
-            call(&mut pool.get(&server.address).unwrap(), b"after").unwrap();
+            let mut conn = pool.get(&server.address).unwrap();
+            conn.set_read_timeout(Some(LIMIT));
+            call(&mut conn, b"after").unwrap();
+            drop(conn);
             pool.close();
             eventually("the ends", || server.event_loop.stats().active == 0);
             settled_descriptors(before);
