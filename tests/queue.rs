@@ -224,6 +224,29 @@ fn an_abort_returns_every_blocked_producer_and_flusher() {
 }
 
 #[test]
+fn a_close_returns_every_blocked_producer_and_flusher() {
+    every(|case| {
+        let handles = Log::new();
+        // What is queued has all the time that a graceful close gives it.
+        let builder = case
+            .builder()
+            .output_limit(10_000, OnFull::Block)
+            .linger(LIMIT, MUCH);
+        let server = case.serve_with(builder, giving(&handles));
+        in_time("close", || {
+            let (time, mut peer) = blocked(&server, &handles, |handle, peer| {
+                handle.close();
+                peer
+            });
+            // It is sent all the same.
+            assert_eq!(peer.rest().unwrap().len(), MUCH);
+            time
+        });
+        server.stop();
+    });
+}
+
+#[test]
 fn the_end_of_the_peer_returns_every_blocked_producer_and_flusher() {
     on_tcp(
         &[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom],
@@ -249,9 +272,11 @@ fn done_has_one_result_for_everybody() {
             let handle = handles.wait_len(1).remove(0);
             handles.take();
             let done = handle.done();
-            assert!(done.poll().is_none());
+            let early = done.poll();
+            assert!(early.is_none(), "{how}: {early:?}, {:?}", handle.stats());
             let before = Instant::now();
-            assert!(done.wait_timeout(SHORT).is_none());
+            let early = done.wait_timeout(SHORT);
+            assert!(early.is_none(), "{how}: {early:?}, {:?}", handle.stats());
             assert!(before.elapsed() >= SHORT);
             let waiting: Vec<_> = (0..3)
                 .map(|i| {
@@ -371,6 +396,46 @@ fn timeouts_change_at_any_time() {
         ));
         assert!(before.elapsed() >= SHORT);
         drop(peer);
+    });
+}
+
+#[test]
+fn every_handle_has_a_write_timeout_of_its_own() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let handles = Log::new();
+        let builder = case.builder().output_limit(10_000, OnFull::Block);
+        let server = case.serve_with(builder.write_timeout(HOUR), giving(&handles));
+        let (mut peer, handle) = stalled(&server, &handles);
+        let late = |error: std::io::Error| {
+            matches!(Error::from_io(&error), Some(Error::WriteTimeout { .. }))
+        };
+        let hasty = handle.clone().with_write_timeout(Some(SHORT));
+        let hastier = hasty.clone().with_write_timeout(Some(SHORT / 3));
+        for (handle, timeout) in [(&hasty, SHORT), (&hastier, SHORT / 3)] {
+            let before = Instant::now();
+            assert!(late(handle.send_bytes(vec![1; 100].into()).unwrap_err()));
+            assert!(before.elapsed() >= timeout);
+        }
+        // The others wait on; nothing of what was refused is sent.
+        let patient = handle.clone();
+        let sending = thread::spawn(move || patient.send_bytes(vec![2; 100].into()).unwrap());
+        let endless = hasty.clone().with_write_timeout(None);
+        let flushing = thread::spawn(move || endless.flush().unwrap());
+        thread::sleep(SHORT);
+        let mut got = vec![9; MUCH + 100];
+        peer.read_exact(&mut got).unwrap();
+        assert!(got[..MUCH].iter().all(|byte| *byte == 0));
+        assert_eq!(got[MUCH..], [2; 100]);
+        assert_eq!(sending.join().unwrap(), 100);
+        flushing.join().unwrap();
+        // A flush that is given up is a cut, whoever's it was.
+        handle.send_bytes(vec![0; MUCH].into()).unwrap();
+        assert!(late(hasty.flush().unwrap_err()));
+        let error = handle.send_bytes("x".into()).unwrap_err();
+        assert_eq!(Error::from_io(&error), Some(Error::Poisoned));
+        handle.abort();
+        drop(peer);
+        server.stop();
     });
 }
 
