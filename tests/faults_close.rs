@@ -13,8 +13,11 @@ use netpoll::{
 };
 use parking_lot::Mutex;
 use std::{
-    io::{self, PipeReader, PipeWriter, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -112,7 +115,7 @@ fn row_049_input_that_fails_while_it_is_drained_ends_the_draining() {
     });
 }
 
-/// Pipes that belong to somebody else in the process: a descriptor closed once too often would be
+/// Sockets that belong to somebody else in the process: a descriptor closed once too often would be
 /// one of theirs sooner or later.
 struct Stranger {
     stop: Arc<AtomicBool>,
@@ -126,13 +129,12 @@ impl Stranger {
         let thread = thread::spawn(move || {
             let mut rounds = 0_u64;
             while !stopped.load(SeqCst) {
-                let mut pipes: Vec<(PipeReader, PipeWriter)> =
-                    (0..8).map(|_| io::pipe().unwrap()).collect();
-                for (number, (_, writer)) in pipes.iter_mut().enumerate() {
+                let mut pairs: Vec<_> = (0..8).map(|_| UnixStream::pair().unwrap()).collect();
+                for (number, (_, writer)) in pairs.iter_mut().enumerate() {
                     writer.write_all(&[number as u8; 16]).unwrap();
                 }
                 thread::yield_now();
-                for (number, (mut reader, writer)) in pipes.into_iter().enumerate() {
+                for (number, (mut reader, writer)) in pairs.into_iter().enumerate() {
                     drop(writer);
                     let mut bytes = Vec::new();
                     reader.read_to_end(&mut bytes).unwrap();
