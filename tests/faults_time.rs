@@ -14,7 +14,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{Kind, Log, bounded, eventually, on_tcp};
+use support::{
+    Case, Kind, LIMIT, Log, Peer, Transport, bounded, cpu_time, descriptors, echo, eventually,
+    frame, in_child, limit_descriptors, on_tcp, read_frame,
+};
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
@@ -160,4 +163,55 @@ fn timers_keep_their_time_at_the_thousandth_part() {
         assert_eq!(group.stats().total().panics, 0);
         group.close();
     });
+}
+
+/// Takes every descriptor there is.
+fn hoard() -> Vec<fs::File> {
+    let mut hoarded = Vec::new();
+    while let Ok(file) = fs::File::open("/dev/null") {
+        hoarded.push(file);
+    }
+    hoarded
+}
+
+#[test]
+fn a_shortage_takes_less_than_a_twentieth_of_a_processor() {
+    in_child(
+        "a_shortage_takes_less_than_a_twentieth_of_a_processor",
+        || {
+            for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline] {
+                let server = Case::new(Transport::Tcp, kind).serve(echo());
+                server.connect().ping(b"up");
+                let event_loop = &server.event_loop;
+                eventually("its end", || event_loop.stats().active == 0);
+                let socket =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+                let socket = socket.unwrap();
+                let before = limit_descriptors(descriptors() as u64 + 10);
+                let hoarded = hoard();
+                let address = server.address.as_socket_addr().unwrap();
+                socket.connect(&address.into()).unwrap();
+                let mut peer = Peer::Tcp(socket.into());
+                peer.set_limit(Some(LIMIT));
+                peer.write_all(&frame(b"let me in")).unwrap();
+                let errors = || {
+                    let stats = event_loop.stats();
+                    stats.accept_errors.iter().map(|e| e.1).sum::<u64>()
+                };
+                eventually("the shortage", || errors() > 0);
+                // Nothing happens in this process but the accepting that fails.
+                let (used, start) = (cpu_time(), Instant::now());
+                let tries = errors();
+                thread::sleep(Duration::from_secs(1));
+                let (used, passed) = (cpu_time() - used, start.elapsed());
+                assert!(errors() > tries, "it does not try any more");
+                assert!(used * 20 < passed, "{used:?} in {passed:?}, {kind:?}");
+                drop(hoarded);
+                limit_descriptors(before);
+                assert_eq!(read_frame(&mut peer).unwrap(), b"let me in");
+                drop(peer);
+                server.stop();
+            }
+        },
+    );
 }
