@@ -2,6 +2,7 @@
 
 use super::{
     close::Done,
+    patience::Patience,
     process::write_complete,
     shared::Shared,
     state::{self, State},
@@ -26,7 +27,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 pub struct ConnectionHandle {
     shared: Arc<Shared>,
     /// How long this handle's calls wait for room or for the kernel.
-    timeout: Option<Duration>,
+    patience: Patience,
     #[cfg(feature = "leak-detect")]
     _leak: crate::leak::Tracked,
 }
@@ -36,7 +37,7 @@ impl ConnectionHandle {
         Self {
             #[cfg(feature = "leak-detect")]
             _leak: crate::leak::Tracked::of(crate::leak::Kind::Handle, &shared),
-            timeout: shared.context.limits.write_timeout,
+            patience: Patience::new(shared.context.limits.write_timeout),
             shared,
         }
     }
@@ -62,7 +63,7 @@ impl ConnectionHandle {
     /// ```
     #[must_use]
     pub fn with_write_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.timeout = timeout;
+        self.patience = Patience::new(timeout);
         self
     }
 
@@ -96,10 +97,9 @@ impl ConnectionHandle {
             .shared
             .socket()
             .ok_or_else(|| self.shared.closed_error())?;
-        let timeout = self.timeout;
         if self
             .shared
-            .submit(&socket, &mut message, None, timeout)?
+            .submit(&socket, &mut message, &self.patience)?
             .is_none()
         {
             write_complete(&self.shared);
@@ -142,7 +142,7 @@ impl ConnectionHandle {
     /// first, [`Error::WouldDeadlock`] on a poller's thread that must not wait.
     pub fn flush(&self) -> io::Result<()> {
         let mark = self.shared.outbox.mark();
-        self.shared.wait_sent(mark, None, self.timeout)
+        self.shared.wait_sent(mark, &self.patience)
     }
 
     /// Tells when the connection is over, and how it ended.

@@ -9,6 +9,7 @@
 //! message of known size is received into one chunk of its own.
 
 use super::{
+    patience::Patience,
     shared::{For, Shared},
     spare,
     state::{OWNED, PEER_CLOSED, READABLE},
@@ -25,7 +26,7 @@ use std::{
     io,
     os::fd::AsFd,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// What a thread receives small messages into.
@@ -55,12 +56,10 @@ pub(crate) struct Rx {
     pub(crate) mark: usize,
     /// Bytes arrived since the handler last returned.
     pub(crate) fresh: bool,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) deadline: Option<Instant>,
-    /// Bytes received since the connection began.
-    received: u64,
+    pub(crate) patience: Patience,
     /// Up to this stream offset there is no such byte.
-    scan: (u8, u64),
+    scan_upto: u64,
+    scan_for: u8,
 }
 
 /// How input ended.
@@ -74,7 +73,7 @@ pub(crate) enum End {
 
 impl Rx {
     pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
-        let timeout = shared.context.limits.read_timeout;
+        let patience = Patience::new(shared.context.limits.read_timeout);
         Self {
             shared,
             socket,
@@ -83,10 +82,9 @@ impl Rx {
             end: None,
             mark: 0,
             fresh: false,
-            timeout,
-            deadline: None,
-            received: 0,
-            scan: (0, 0),
+            patience,
+            scan_upto: 0,
+            scan_for: 0,
         }
     }
 
@@ -150,7 +148,6 @@ impl Rx {
                 Ok((0, _)) => self.finish(End::Eof),
                 Ok((n, offered)) => {
                     self.fresh = true;
-                    self.received += n as u64;
                     self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
                     if self.shared.word.has(OWNED) {
                         // Of others the poller knows.
@@ -195,7 +192,7 @@ impl Rx {
             }
             self.check_end(n)?;
             if !self.readable {
-                let deadline = *deadline.get_or_insert_with(|| self.wait_deadline());
+                let deadline = *deadline.get_or_insert_with(|| self.patience.until());
                 self.wait_input(deadline)?;
             }
         }
@@ -231,10 +228,8 @@ impl Rx {
 
     /// How much of what is here is known not to hold `delim`.
     pub(crate) fn scanned(&self, delim: u8) -> usize {
-        let consumed = self.received - self.len() as u64;
-        let (byte, upto) = self.scan;
-        if byte == delim {
-            upto.saturating_sub(consumed) as usize
+        if self.scan_for == delim {
+            self.scan_upto.saturating_sub(self.consumed()) as usize
         } else {
             0
         }
@@ -242,8 +237,13 @@ impl Rx {
 
     /// Remembers that the first `scanned` bytes do not hold `delim`.
     pub(crate) fn remember(&mut self, delim: u8, scanned: usize) {
-        let consumed = self.received - self.len() as u64;
-        self.scan = (delim, consumed + scanned as u64);
+        self.scan_for = delim;
+        self.scan_upto = self.consumed() + scanned as u64;
+    }
+
+    /// The stream offset of the next byte to be read.
+    fn consumed(&self) -> u64 {
+        self.shared.bytes_in.load(Ordering::Relaxed) - self.len() as u64
     }
 
     /// Records the wish for `n` bytes: it is the wake-up mark and sizes the next chunk.
@@ -277,11 +277,6 @@ impl Rx {
             .into()),
             Some(End::Failed(kind)) => Err(Error::Closed(CloseReason::Error(kind)).into()),
         }
-    }
-
-    fn wait_deadline(&self) -> Option<Instant> {
-        self.deadline
-            .or_else(|| self.timeout.and_then(|t| Instant::now().checked_add(t)))
     }
 
     fn wait_input(&mut self, deadline: Option<Instant>) -> io::Result<()> {

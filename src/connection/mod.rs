@@ -11,6 +11,7 @@ mod input;
 mod models;
 mod operator;
 mod output;
+mod patience;
 mod process;
 mod reader;
 mod shared;

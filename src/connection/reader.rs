@@ -344,14 +344,13 @@ macro_rules! reading {
 
         /// Limits how long one call waits for input from now on; `None` waits for ever.
         pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-            self.rx.timeout = timeout;
-            self.rx.deadline = None;
+            self.rx.patience = crate::connection::patience::Patience::new(timeout);
         }
 
         /// Ends every wait for input at this instant; it takes the place of the timeout until
         /// the next call of either. An expired deadline fails only calls that have to wait.
         pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
-            self.rx.deadline = deadline;
+            self.rx.patience.set_deadline(deadline);
         }
 
         /// Whether the peer closed its side and everything it sent has been received. What is

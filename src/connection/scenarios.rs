@@ -110,6 +110,14 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    /// The table, the context and the connection hold each other.
+    fn drop(&mut self) {
+        self.shared.drop_socket();
+        self.shared.context.connections.remove(&self.shared);
+    }
+}
+
 /// How many messages begin in what was received: no two are mixed, none is cut in the middle.
 fn whole_messages(got: &[u8]) -> usize {
     for message in got.chunks(MESSAGE) {

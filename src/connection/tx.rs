@@ -2,6 +2,7 @@
 
 use super::{
     output::{Bound, Full, Mark, Sent},
+    patience::Patience,
     shared::{For, Shared},
     spare,
     state::{ABORT, BROKEN, CLOSE, CLOSED, POISONED, WRITE_SHUT},
@@ -16,7 +17,7 @@ use std::{
     io,
     net::Shutdown,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// Output that was written and not flushed yet, and where it goes.
@@ -25,21 +26,19 @@ pub(crate) struct Tx {
     pub(crate) shared: Arc<Shared>,
     pub(crate) socket: Arc<Socket>,
     pub(super) buffer: Option<Box<LinkBuffer>>,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) deadline: Option<Instant>,
+    pub(crate) patience: Patience,
     /// The connection was taken out of the value this belongs to.
     spent: bool,
 }
 
 impl Tx {
     pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
-        let timeout = shared.context.limits.write_timeout;
+        let patience = Patience::new(shared.context.limits.write_timeout);
         Self {
             shared,
             socket,
             buffer: None,
-            timeout,
-            deadline: None,
+            patience,
             spent: false,
         }
     }
@@ -64,10 +63,7 @@ impl Tx {
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self.submit()? {
             None => Ok(()),
-            Some(mark) => {
-                let deadline = self.deadline;
-                self.shared.wait_sent(mark, deadline, self.timeout)
-            }
+            Some(mark) => self.shared.wait_sent(mark, &self.patience),
         }
     }
 
@@ -89,9 +85,7 @@ impl Tx {
         if buffer.is_empty() {
             return Ok(None);
         }
-        let deadline = self.deadline;
-        self.shared
-            .submit(&self.socket, buffer, deadline, self.timeout)
+        self.shared.submit(&self.socket, buffer, &self.patience)
     }
 
     /// Nothing can be written through this value any more.
@@ -160,8 +154,7 @@ impl Shared {
         self: &Arc<Self>,
         socket: &Socket,
         chain: &mut LinkBuffer,
-        deadline: Option<Instant>,
-        timeout: Option<Duration>,
+        patience: &Patience,
     ) -> io::Result<Option<Mark>> {
         let len = chain.len();
         let mut until = None;
@@ -187,8 +180,7 @@ impl Shared {
                             return Err(self.closed_error());
                         }
                         OnFull::Block => {
-                            let until = *until
-                                .get_or_insert_with(|| deadline.or_else(|| timeout_at(timeout)));
+                            let until = *until.get_or_insert_with(|| patience.until());
                             self.wait_output(until, || self.outbox.has_room(len, self.bound()))?;
                             // A queue that was dropped has room too.
                             self.check_writable()?;
@@ -260,17 +252,11 @@ impl Shared {
     }
 
     /// Waits until the kernel took everything up to `mark`; a timeout poisons the connection.
-    pub(crate) fn wait_sent(
-        self: &Arc<Self>,
-        mark: Mark,
-        deadline: Option<Instant>,
-        timeout: Option<Duration>,
-    ) -> io::Result<()> {
+    pub(crate) fn wait_sent(self: &Arc<Self>, mark: Mark, patience: &Patience) -> io::Result<()> {
         if self.outbox.passed(mark) {
             return Ok(());
         }
-        let until = deadline.or_else(|| timeout_at(timeout));
-        let waited = self.wait_output(until, || self.outbox.passed(mark));
+        let waited = self.wait_output(patience.until(), || self.outbox.passed(mark));
         match &waited {
             Err(e) if matches!(Error::from_io(e), Some(Error::WriteTimeout { .. })) => {
                 // What went out so far may end inside a message: nothing may follow it.
@@ -310,8 +296,4 @@ impl Shared {
             .err()
             .unwrap_or_else(|| self.closed_error())
     }
-}
-
-fn timeout_at(timeout: Option<Duration>) -> Option<Instant> {
-    timeout.and_then(|t| Instant::now().checked_add(t))
 }

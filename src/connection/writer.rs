@@ -187,14 +187,13 @@ macro_rules! writing {
 
         /// Limits how long one call waits for output to be taken; `None` waits for ever.
         pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-            self.tx.timeout = timeout;
-            self.tx.deadline = None;
+            self.tx.patience = crate::connection::patience::Patience::new(timeout);
         }
 
         /// Ends every wait for output at this instant; it takes the place of the timeout until
         /// the next call of either.
         pub fn set_write_deadline(&mut self, deadline: Option<Instant>) {
-            self.tx.deadline = deadline;
+            self.tx.patience.set_deadline(deadline);
         }
     };
 }
