@@ -352,7 +352,8 @@ impl Table {
                     When::Range(first, end) => (first..end).contains(&number),
                     When::Chance(per_mille) => {
                         // Each rule throws dice of its own.
-                        let throw = mix(*index) ^ mix((call as u64) << 56 | number);
+                        let die = if *index == 0 { 0 } else { mix(*index) };
+                        let throw = die ^ mix((call as u64) << 56 | number);
                         mix(self.plan.seed ^ throw) % 1000 < per_mille
                     }
                 }

@@ -158,7 +158,7 @@ fn row_115_a_kernel_without_memory_makes_everything_slow_and_nothing_wrong() {
         for dispatch in KINDS {
             let _installed = Plan::new(4)
                 .chance(Call::Send, 300, Fault::Errno(libc::ENOBUFS))
-                .chance(Call::Send, 300, Fault::Errno(libc::ENOMEM))
+                .chance(Call::Send, 50, Fault::Errno(libc::ENOMEM))
                 .chance(Call::Accept, 200, Fault::Errno(libc::ENOMEM))
                 .install();
             let server = Case::new(Transport::Tcp, dispatch).serve(echo());
