@@ -12,8 +12,15 @@ struct Server {
 
 impl Server {
     fn start(peer: &str) -> Self {
+        Self::try_start(&[peer]).unwrap_or_else(|| panic!("{peer} does not listen"))
+    }
+
+    /// A server, or a proxy with its options; none where it ends instead.
+    fn try_start(arguments: &[&str]) -> Option<Self> {
         let mut child = Command::new(PROGRAM)
-            .args(["serve", peer, "--listen", "127.0.0.1:0", "--with-parent"])
+            .arg("serve")
+            .args(arguments)
+            .args(["--listen", "127.0.0.1:0", "--with-parent"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -21,12 +28,12 @@ impl Server {
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let addr = line
-            .split_whitespace()
-            .nth(1)
-            .expect("an address")
-            .to_owned();
-        Self { child, addr }
+        let Some(addr) = line.split_whitespace().nth(1) else {
+            child.wait().unwrap();
+            return None;
+        };
+        let addr = addr.to_owned();
+        Some(Self { child, addr })
     }
 
     fn load(&self, options: &[&str]) -> serde_json::Value {
@@ -180,6 +187,28 @@ fn every_server_listed_speaks_the_frame() {
 }
 
 #[test]
+fn every_proxy_listed_passes_the_frames_on() {
+    let backend = Server::start("raw-epoll");
+    let names = listed("proxies:");
+    assert!(names.len() >= 5);
+    for name in names {
+        let Some(proxy) = Server::try_start(&[&name, "--backend", &backend.addr]) else {
+            assert!(name.starts_with("haproxy"), "{name} does not listen");
+            println!("{name} is left out: its program is not installed");
+            continue;
+        };
+        for load in [
+            &["--verify", "--requests", "300", "--connections", "20"][..],
+            &["--requests", "8", "--connections", "2", "--size", "1048576"],
+        ] {
+            let asked: u64 = load.iter().find_map(|word| word.parse().ok()).unwrap();
+            let answered = proxy.load(load)["requests"].as_u64().unwrap();
+            assert!(answered >= asked, "{name}: {answered} of {asked}");
+        }
+    }
+}
+
+#[test]
 fn every_client_listed_makes_its_calls() {
     let server = Server::start("raw-epoll");
     let names = listed("clients:");
@@ -215,6 +244,10 @@ fn mistakes_are_explained() {
         (&["load"][..], "--connect"),
         (&["serve", "nobody", "--listen", "127.0.0.1:0"], "nobody"),
         (&["load", "--connect", "nowhere"], "nowhere"),
+        (
+            &["serve", "netpoll-relay", "--listen", "127.0.0.1:0"],
+            "--backend",
+        ),
         (
             &["load", "--connect", "127.0.0.1:1", "--split", "2"],
             "share",
@@ -281,4 +314,59 @@ fn a_comparison_leaves_a_report() {
     );
     assert!(out.join("latency-pinned.svg").exists());
     std::fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
+fn reports_of_several_runs_become_one() {
+    let out = |name: &str| {
+        let name = format!("netpoll-bench-{name}-{}", std::process::id());
+        std::env::temp_dir().join(name)
+    };
+    let (first, second, all) = (out("first"), out("second"), out("all"));
+    let how = [
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.03",
+        "--free",
+        "--no-counts",
+        "--out",
+    ];
+    for (scenario, peer, out) in [
+        ("proxy-100-1k", "netpoll-relay", &first),
+        ("pp-10-1k", "netpoll", &second),
+    ] {
+        let what = ["compare", "--scenario", scenario, "--peers", peer];
+        let output = program(&[&what[..], &how, &[out.to_str().unwrap()]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{scenario}: {error}");
+    }
+    let file = |out: &std::path::Path| out.join("results.json").to_str().unwrap().to_owned();
+    let (from, and) = (file(&first), file(&second));
+    let merge = ["compare", "--from", &from, "--from", &and, "--out"];
+    let output = program(&[&merge[..], &[all.to_str().unwrap()]].concat());
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let overview = std::fs::read_to_string(all.join("README.md")).unwrap();
+    for expected in [
+        "### Proxies, free",
+        "| netpoll-relay |",
+        "### Ping-pong of 1k, free",
+        "| netpoll ",
+        "1 rounds of 0.03 s each; 1 rounds of 0.03 s each",
+    ] {
+        assert!(overview.contains(expected), "{expected}: {overview}");
+    }
+    let results = std::fs::read_to_string(all.join("results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&results).unwrap();
+    let rounds: Vec<_> = results["samples"].as_array().unwrap().iter().collect();
+    let of = |peer: &str| rounds.iter().filter(|one| one["peer"] == peer).count();
+    assert_eq!((of("netpoll-relay"), of("netpoll")), (1, 1));
+    assert!(all.join("proxy-cpu-per-request-free.svg").exists());
+    for out in [first, second, all] {
+        std::fs::remove_dir_all(out).unwrap();
+    }
 }
