@@ -19,8 +19,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Kind, LIMIT, Log, Peer, Script, bounded, echo_frames, eventually, every, in_child, on_tcp,
-    pattern, socket_pair,
+    Kind, LIMIT, Log, Peer, Script, bounded, echo_frames, eventually, every, frame, in_child,
+    on_tcp, pattern, socket_pair,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -400,6 +400,105 @@ fn row_050_a_peer_that_never_reads_again_is_given_up_by_the_system_if_it_is_told
         assert_eq!(handle.stats().queued, 0);
         assert!(handle.stats().lost_bytes > 0);
         server.stop();
+    });
+}
+
+/// Sends numbered frames until there is no more or sending fails; the bytes that were accepted.
+fn send_numbered(handle: &ConnectionHandle, tag: u8) -> u64 {
+    let mut accepted = 0;
+    for number in 0..300_u32 {
+        let mut body = vec![tag; 200 + 37 * (number as usize % 50)];
+        body[1..5].copy_from_slice(&number.to_be_bytes());
+        let message = Bytes::from(frame(&body));
+        let len = message.len() as u64;
+        if handle.send(message).is_err() {
+            break;
+        }
+        accepted += len;
+    }
+    accepted
+}
+
+/// Checks that whole frames came, those of each sender in order; what is left of the last one.
+fn check_numbered(mut bytes: &[u8]) -> &[u8] {
+    let mut next = [0; 3];
+    while let Some((head, rest)) = bytes.split_first_chunk() {
+        let len = u32::from_be_bytes(*head) as usize;
+        if rest.len() < len {
+            break;
+        }
+        let (body, behind) = rest.split_at(len);
+        let tag = body[0];
+        let expected = &mut next[usize::from(tag)];
+        assert_eq!(body[1..5], u32::to_be_bytes(*expected), "of {tag}");
+        assert!(body[5..].iter().all(|byte| *byte == tag), "mixed");
+        *expected += 1;
+        bytes = behind;
+    }
+    bytes
+}
+
+#[test]
+fn row_052_what_was_accepted_is_read_or_counted_whatever_fails() {
+    let _turn = TURN.lock();
+    on_tcp(&KINDS, |case| {
+        for seed in 0..16 {
+            // One of: closed behind everything, closed in between, aborted, failed.
+            let end = seed % 4;
+            let plan = Plan::new(seed);
+            let plan = match end {
+                3 => plan.from(Call::Send, 200, 1, Fault::Errno(libc::ETIMEDOUT)),
+                _ => plan,
+            };
+            let installed = plan
+                .chance(Call::Send, 150, Fault::Errno(libc::EINTR))
+                .chance(Call::Send, 150, NO_MEMORY)
+                .chance(Call::Send, 600, Fault::Short(1500))
+                .install();
+            let handles = Log::new();
+            let server = case.serve_with(case.builder().linger(LIMIT, 256 << 10), giving(&handles));
+            let mut peer = server.connect();
+            let handle = handles.wait_len(1).remove(0);
+            let senders: Vec<_> = (0..3)
+                .map(|tag| {
+                    let handle = handle.clone();
+                    thread::spawn(move || send_numbered(&handle, tag))
+                })
+                .collect();
+            let reader = thread::spawn(move || {
+                let mut all = Vec::new();
+                // A reset is an end too.
+                let _ = peer.read_to_end(&mut all);
+                all
+            });
+            if end == 1 || end == 2 {
+                eventually("half of it", || handle.stats().messages_out >= 400);
+            }
+            match end {
+                1 => handle.close(),
+                2 => handle.abort(),
+                _ => {}
+            }
+            let accepted: u64 = senders.into_iter().map(|s| s.join().unwrap()).sum();
+            if end == 0 {
+                handle.close();
+            }
+            let ended = handle.done().wait_timeout(LIMIT);
+            assert!(ended.is_some(), "seed {seed}: it never ends");
+            let all = reader.join().unwrap();
+            let (rest, stats) = (check_numbered(&all), handle.stats());
+            assert_eq!(stats.queued, 0);
+            let known = stats.bytes_out + stats.lost_bytes;
+            assert!(known >= accepted, "seed {seed}: {accepted}, {stats:?}");
+            if end == 0 {
+                // Nothing is lost by a close.
+                assert!(rest.is_empty());
+                assert_eq!((all.len() as u64, stats.bytes_out), (accepted, accepted));
+                assert_eq!(stats.lost_bytes, 0);
+            }
+            drop(installed);
+            server.stop();
+        }
     });
 }
 
