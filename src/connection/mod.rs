@@ -14,6 +14,8 @@ mod output;
 mod patience;
 mod process;
 mod reader;
+#[cfg(all(test, shuttle))]
+mod scenarios;
 mod shared;
 mod spare;
 mod split;

@@ -3,6 +3,8 @@
 mod acceptor;
 mod builder;
 mod connections;
+#[cfg(all(test, shuttle))]
+mod models;
 
 pub use builder::{Builder, Pollers};
 pub(crate) use connections::Connections;
