@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::{fs, io};
 
 use super::judge::{Check, Drift, Observed};
@@ -46,12 +47,13 @@ fn text(options: &Options, seen: &Observed, checks: &[Check], samples: &[Sample]
     let _ = writeln!(
         text,
         "# Soak of {:.0} s: {verdict}\n\n\
-         {}, {} cores of {}, Linux {}.\n\n\
+         {}, {}{} cores of {}, Linux {}.\n\n\
          ```text\n{}\n```\n\n\
          {} connections held, {} opened in all; {} requests and {} MiB echoed and compared byte by \
          byte; {} shortages of descriptors, {} stops of the whole process.\n",
         seen.time.as_secs_f64(),
         here.date,
+        commit().map_or_else(String::new, |commit| format!("commit {commit}, ")),
         here.cores,
         here.processor,
         here.kernel,
@@ -199,6 +201,17 @@ fn plot(seen: &Observed, samples: &[Sample]) -> String {
         &panels,
         &marks,
     )
+}
+
+/// The commit of the directory this runs in, as far as git is there to tell.
+fn commit() -> Option<String> {
+    let output = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let name = String::from_utf8(output.stdout).ok()?;
+    Some(name.trim().to_owned()).filter(|name| output.status.success() && !name.is_empty())
 }
 
 /// The ends of the line that was drawn through a panel's points, which are in MiB.
