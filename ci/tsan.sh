@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The library tests under ThreadSanitizer. Arguments go to cargo test: `ci/tsan.sh --test echo`.
+# The library tests under ThreadSanitizer. Arguments go to cargo test: `ci/tsan.sh --test callbacks`.
+# `--smoke` is a slice for every day: callbacks under every dispatch, and the client pool.
 #
 # The standard library is not instrumented (hence the ABI flag), so what tests synchronise with std's
 # locks and channels looks like a race. The libraries use none of those. A report therefore counts only
@@ -14,7 +15,9 @@ reports=$(mktemp -d)
 trap 'rm -rf "$reports"' EXIT
 export TSAN_OPTIONS="exitcode=0 suppressions=$PWD/ci/tsan.supp log_path=$reports/report ${TSAN_OPTIONS:-}"
 
-if [ "$#" -eq 0 ]; then
+if [ "${1:-}" = --smoke ]; then
+    set -- --test callbacks --test pool
+elif [ "$#" -eq 0 ]; then
     set -- --lib --tests
 fi
 step cargo test -p netpoll-poller -p netpoll --release --target "$(host_target)" "$@"
