@@ -21,13 +21,7 @@ use crate::{
 };
 use bytes::BytesMut;
 use linkbuffer::{ChunkPool, LinkBuffer};
-use std::{
-    cell::RefCell,
-    io,
-    os::fd::AsFd,
-    sync::Arc,
-    time::Instant,
-};
+use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Instant};
 
 /// What a thread receives small messages into.
 const SCRATCH: usize = 64 << 10;

@@ -13,12 +13,7 @@ use crate::{
     net::Socket,
 };
 use linkbuffer::LinkBuffer;
-use std::{
-    io,
-    net::Shutdown,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, net::Shutdown, sync::Arc, time::Instant};
 
 /// Output that was written and not flushed yet, and where it goes.
 #[derive(Debug)]
