@@ -447,7 +447,7 @@ fn row_052_what_was_accepted_is_read_or_counted_whatever_fails() {
             let end = seed % 4;
             let plan = Plan::new(seed);
             let plan = match end {
-                3 => plan.from(Call::Send, 200, 1, Fault::Errno(libc::ETIMEDOUT)),
+                3 => plan.from(Call::Send, 20, 1, Fault::Errno(libc::ETIMEDOUT)),
                 _ => plan,
             };
             let installed = plan
@@ -486,13 +486,14 @@ fn row_052_what_was_accepted_is_read_or_counted_whatever_fails() {
             let ended = handle.done().wait_timeout(LIMIT);
             assert!(ended.is_some(), "seed {seed}: it never ends");
             let all = reader.join().unwrap();
-            let (rest, stats) = (check_numbered(&all), handle.stats());
+            let stats = handle.stats();
             assert_eq!(stats.queued, 0);
             let known = stats.bytes_out + stats.lost_bytes;
             assert!(known >= accepted, "seed {seed}: {accepted}, {stats:?}");
+            let rest = if end < 3 { check_numbered(&all) } else { &[] };
             if end == 0 {
                 // Nothing is lost by a close.
-                assert!(rest.is_empty());
+                assert!(rest.is_empty(), "seed {seed}: a frame is cut");
                 assert_eq!((all.len() as u64, stats.bytes_out), (accepted, accepted));
                 assert_eq!(stats.lost_bytes, 0);
             }
