@@ -111,8 +111,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`Error::PoolExhausted`] when the total is reached (after waiting, if that is on),
-    /// [`Error::ShuttingDown`] after [`close`](Self::close), and what
+    /// [`Error::PoolExhausted`](crate::Error::PoolExhausted) when the total is reached (after waiting, if that is on),
+    /// [`Error::ShuttingDown`](crate::Error::ShuttingDown) after [`close`](Self::close), and what
     /// [`Dialer::dial_connection`] returns.
     pub fn get(&self, address: &Address) -> io::Result<Pooled> {
         if let Some(conn) = self.inner.shelf.checkout(address)? {
