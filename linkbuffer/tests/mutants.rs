@@ -118,3 +118,28 @@ fn a_cut_through_own_chunks_gives_all_of_them_back() {
     assert_eq!(stats.returned, stats.allocated + stats.reused);
     assert_eq!(stats.discarded, 0);
 }
+
+#[test]
+fn a_view_of_the_next_chunk_is_shared_although_the_one_before_is_just_used_up() {
+    let (first, second) = (Bytes::from(vec![1; 5000]), Bytes::from(vec![2; 5000]));
+    let mut buf = LinkBuffer::from(first);
+    buf.append(LinkBuffer::from(second.clone()));
+    buf.flush();
+    buf.skip(4900).unwrap();
+    // Copied, being short; what it was copied from is consumed to its end.
+    assert_eq!(buf.next_bytes(100).unwrap(), vec![1; 100]);
+    let view = buf.next_bytes(1000).unwrap();
+    assert_eq!(view.as_ptr(), second.as_ptr());
+    assert_eq!((view.len(), buf.len()), (1000, 4000));
+    assert_eq!(
+        buf.next_bytes(512).unwrap().as_ptr(),
+        second[1000..].as_ptr()
+    );
+}
+
+#[test]
+fn a_raw_slot_knows_whether_it_is_empty() {
+    let mut buf = LinkBuffer::new();
+    assert!(buf.reserve_raw(0).is_empty());
+    assert!(!buf.reserve_raw(1).is_empty());
+}

@@ -21,6 +21,8 @@ mod spare;
 mod split;
 mod start;
 mod state;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod transitions;
 mod tx;
 mod wake;
 mod writer;
