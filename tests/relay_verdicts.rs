@@ -42,11 +42,18 @@ fn an_idle_relay_stops_in_time_and_leaves_both_sides_sound() {
     bounded("idle", || {
         let (a, mut client) = pair();
         let (b, mut server) = pair();
-        let timeout = Duration::from_millis(60);
+        let timeout = Duration::from_millis(300);
         let relay = Relay::builder().idle_timeout(timeout).start(a, b).unwrap();
         // Traffic in one direction is enough, however long it goes on.
         let begin = Instant::now();
+        let mut before = begin;
         while begin.elapsed() < timeout * 3 {
+            if before.elapsed() >= timeout / 2 {
+                // The machine has no time for us: the relay may well have seen that as idleness.
+                println!("not judged: {:?} without traffic", before.elapsed());
+                return;
+            }
+            before = Instant::now();
             ping(&mut client, &mut server, b"busy");
             thread::sleep(Duration::from_millis(2));
         }
