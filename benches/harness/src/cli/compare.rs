@@ -8,7 +8,7 @@ use lexopt::ValueExt;
 
 use super::Failure;
 use crate::clients::{self, Client};
-use crate::compare::scenario::{self, Mode, Scenario};
+use crate::compare::scenario::{self, Mode, Scenario, What};
 use crate::compare::{self, Options};
 use crate::peers::{self, Peer};
 use crate::proxies::{self, Proxy};
@@ -198,6 +198,8 @@ impl Given {
             }
             let modes = match (named, self.scenarios.is_empty()) {
                 (false, false) => return None,
+                // Silent connections do not care where they are: reports show one mode.
+                (true, _) if matches!(scenario.what, What::Idle { .. }) => &[Mode::Pinned],
                 // What is asked for by name is run, also where it usually is not.
                 (true, _) if self.modes.is_empty() && usual.is_empty() => &[Mode::Pinned],
                 (true, _) if !self.modes.is_empty() => &self.modes[..],

@@ -52,8 +52,9 @@ impl Run<'_> {
                 continue;
             }
             if !tool.is_present() {
-                self.progress
-                    .say(&format!("{tool:?} is not installed: {name} is not counted"));
+                self.progress.say(&format!(
+                    "{tool:?} cannot be used here: {name} is not counted"
+                ));
                 continue;
             }
             for who in names {
