@@ -9,6 +9,7 @@ export RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=address"
 export CARGO_TARGET_DIR="$target_root/asan"
 
 if [ "${1:-}" = --smoke ]; then
+    export PROPTEST_CASES="${PROPTEST_CASES:-24}"
     step cargo test -p linkbuffer --target "$(host_target)" --lib --test model --test memory \
         -- --test-threads=1
     set -- --test close

@@ -157,6 +157,7 @@ impl Client {
             match self.stream.read(&mut piece) {
                 Ok(0) => return self.over = true,
                 Ok(n) => self.got.extend_from_slice(&piece[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return self.over = true,
                 Err(e) => panic!("{} of {len} bytes of replies: {e}", self.got.len()),
             }
