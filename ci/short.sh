@@ -4,7 +4,7 @@
 # nothing of it: the plan comes from the environment (NETPOLL_FAULTS, see src/fault.rs).
 #
 #   ci/short.sh            three settings of the whole suite, about four minutes each
-#   ci/short.sh --smoke    a slice of each, half a minute each with the build
+#   ci/short.sh --smoke    a slice of each, twenty seconds each after the build
 #   ci/short.sh short      one setting: short, signals or later
 source "$(dirname "$0")/lib.sh"
 
@@ -27,10 +27,10 @@ later="seed=$seed,recv:later:chance=300,send:later:chance=500"
 
 # Not here:
 #   frame_fuzz, frame_split     no socket
-#   net_faults                  installs plans of its own, which replace this one
+#   net_faults, short_environment   have plans of their own
 #   allocations, memory         count allocations; a call more is one more
 #   leak_detect                 needs another feature
-not_here='^(frame_fuzz|frame_split|net_faults|allocations|memory|leak_detect)$'
+not_here='^(frame_fuzz|frame_split|net_faults|short_environment|allocations|memory|leak_detect)$'
 
 # Tests that rely on what only a whole receive or an early one gives, each with the reason.
 skip_of() {
