@@ -18,9 +18,13 @@ pub(crate) fn copying(listener: TcpListener, backend: SocketAddr) -> io::Result<
     become_it(&listener, backend, "")
 }
 
-/// Bulk goes through kernel pipes where it thinks fit.
+/// Bulk goes through kernel pipes both ways.
 pub(crate) fn splicing(listener: TcpListener, backend: SocketAddr) -> io::Result<()> {
-    become_it(&listener, backend, "    option splice-auto\n")
+    become_it(
+        &listener,
+        backend,
+        "    option splice-request\n    option splice-response\n",
+    )
 }
 
 /// Replaces this process, which keeps its id, its cores and the listening socket.
@@ -77,9 +81,13 @@ mod tests {
 
     #[test]
     fn the_configuration_names_socket_and_server() {
-        let text = configuration(7, ([127, 0, 0, 1], 4000).into(), "    option splice-auto\n");
+        let text = configuration(
+            7,
+            ([127, 0, 0, 1], 4000).into(),
+            "    option splice-request\n",
+        );
         assert!(
-            text.contains("bind fd@7\n    option splice-auto\n    server echo 127.0.0.1:4000\n")
+            text.contains("bind fd@7\n    option splice-request\n    server echo 127.0.0.1:4000\n")
         );
     }
 

@@ -68,7 +68,8 @@ pub(crate) static ALL: &[Proxy] = &[
     },
     Proxy {
         name: "haproxy-splice",
-        design: "the same with `option splice-auto`: bulk through kernel pipes where it thinks fit",
+        design: "the same with `option splice-request` and `splice-response`: bulk through kernel \
+            pipes both ways (`splice-auto` was seen to take none here)",
         program: Some(haproxy::PROGRAM),
         serve: haproxy::splicing,
     },
