@@ -6,8 +6,8 @@
 //! is a leak that no profiler shows where it began, since chunks are allocated by whoever received.
 //! So this records the place where the *view* was made.
 //!
-//! Recorded are views that share memory ([`next_bytes`](crate::LinkBuffer::next_bytes) of 512 bytes and
-//! more) with all their clones and parts, and buffers made by [`slice`](crate::LinkBuffer::slice). A
+//! Recorded are views that share memory ([`next_bytes`](LinkBuffer::next_bytes) of 512 bytes and
+//! more) with all their clones and parts, and buffers made by [`slice`](LinkBuffer::slice). A
 //! slice counts until it is dropped or appended to another buffer. Copies pin nothing and are not
 //! recorded, nor are views of memory that was linked instead of received: that is its owner's affair.
 //!
@@ -58,7 +58,7 @@ use crate::node::Node;
 pub enum Kind {
     /// A [`Bytes`] that shares a chunk.
     View,
-    /// A [`LinkBuffer`](crate::LinkBuffer) that shares chunks.
+    /// A [`LinkBuffer`] that shares chunks.
     Slice,
 }
 
