@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use bytes::BytesMut;
 
 use crate::buffer::{LinkBuffer, NEVER};
+use crate::chunk::Class;
 use crate::node::Node;
 use crate::read::COPY_BELOW;
 
@@ -205,19 +206,32 @@ impl LinkBuffer {
         let split = self.has_rest();
         let back = self.back_mut();
         let elsewhere = split && back.len() < len;
-        // A room of many MiB is used up before it is enlarged, which may copy what is there.
-        let enough = if want > LANDING_ROOM {
-            LANDING_STEP
-        } else {
-            want.max(1)
-        };
-        if back.spare() < enough || (elsewhere && worth_moving(len, want)) {
+        if back.spare() < enough(want) || (elsewhere && worth_moving(len, want)) {
             self.make_landing(want.clamp(1, LANDING_ROOM.max(len)));
         }
         match self.back_mut().as_mut() {
             Some(tail) => tail.split_off(tail.len()),
             None => unreachable!("a landing is not shared memory"),
         }
+    }
+
+    /// As [`landing`](Self::landing), but a large chunk that cannot be had is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`](std::io::ErrorKind::OutOfMemory); the buffer is as before.
+    pub fn try_landing(&mut self, want: usize) -> std::io::Result<BytesMut> {
+        let len = self.len + self.pending;
+        let split = self.has_rest();
+        let spare = self.back_mut().spare();
+        if spare < enough(want) || split {
+            // A chunk that grows may get twice what it has.
+            let most = 2 * len + want.clamp(1, LANDING_ROOM.max(len));
+            if Class::of(most) == Class::UNPOOLED {
+                crate::traits::probe(most)?;
+            }
+        }
+        Ok(self.landing(want))
     }
 
     /// Takes back the room that [`landing`](Self::landing) lent, and makes what was received
@@ -302,6 +316,16 @@ impl LinkBuffer {
         while let Some(node) = self.pop_rest() {
             self.discard(node);
         }
+    }
+}
+
+/// The room that is used as it is. One of many MiB is used up before it is enlarged, which may copy
+/// what is there.
+fn enough(want: usize) -> usize {
+    if want > LANDING_ROOM {
+        LANDING_STEP
+    } else {
+        want.max(1)
     }
 }
 

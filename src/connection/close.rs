@@ -12,7 +12,7 @@
 use super::{
     input::End,
     output::Loss,
-    process::Owner,
+    process::{Inside, Owner},
     shared::{For, Shared},
     state::{self, State},
 };
@@ -129,6 +129,7 @@ impl Shared {
 
     /// Runs user code; a panic is counted, logged and turned into `None`.
     pub(crate) fn contain<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
+        let _inside = Inside::enter();
         match catch_unwind(AssertUnwindSafe(code)) {
             Ok(value) => Some(value),
             Err(payload) => {

@@ -12,7 +12,7 @@ use super::{
     patience::Patience,
     shared::{For, Shared},
     spare,
-    state::{OWNED, PEER_CLOSED, READABLE},
+    state::{BROKEN, OWNED, PEER_CLOSED, READABLE},
 };
 use crate::{
     error::{CloseReason, Error},
@@ -50,6 +50,8 @@ pub(crate) struct Rx {
     pub(crate) mark: usize,
     /// Bytes arrived since the handler last returned.
     pub(crate) fresh: bool,
+    /// A wait for input was given up and nothing has come since: an answer may be on its way.
+    pub(crate) owed: bool,
     pub(crate) patience: Patience,
     /// Up to this stream offset there is no such byte.
     scan_upto: u64,
@@ -76,6 +78,7 @@ impl Rx {
             end: None,
             mark: 0,
             fresh: false,
+            owed: false,
             patience,
             scan_upto: 0,
             scan_for: 0,
@@ -142,6 +145,7 @@ impl Rx {
                 Ok((0, _)) => self.finish(End::Eof),
                 Ok((n, offered)) => {
                     self.fresh = true;
+                    self.owed = false;
                     self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
                     if self.shared.word.has(OWNED) {
                         // Of others the poller knows.
@@ -178,6 +182,7 @@ impl Rx {
 
     fn wait_filled(&mut self, n: usize) -> io::Result<()> {
         let mut deadline = None;
+        let mut last_look = false;
         loop {
             self.refresh();
             self.receive(n);
@@ -186,6 +191,15 @@ impl Rx {
             }
             self.check_end(n)?;
             if !self.readable {
+                if last_look {
+                    return Err(self.shared.closed_error());
+                }
+                if self.shared.word.has(BROKEN) {
+                    // What came before the failure is read first.
+                    last_look = true;
+                    self.readable = true;
+                    continue;
+                }
                 let deadline = *deadline.get_or_insert_with(|| self.patience.until());
                 self.wait_input(deadline)?;
             }
@@ -284,13 +298,14 @@ impl Rx {
             shared.wait_descriptor(self.socket.as_fd(), deadline)?
         } else {
             shared.wait(For::Input, deadline, || {
-                shared.word.has(READABLE) || shared.word.ended()
+                shared.word.has(READABLE | BROKEN) || shared.word.ended()
             })
         };
         if in_time {
             self.readable = true;
             Ok(())
         } else {
+            self.owed = true;
             Err(Error::ReadTimeout.into())
         }
     }
@@ -309,7 +324,7 @@ impl Rx {
     fn receive_landing(&mut self, missing: usize) -> io::Result<(usize, usize)> {
         let room = missing.min(TRUST.max(self.len()));
         let buffer = self.buffer.get_or_insert_with(spare::input);
-        let mut chunk = buffer.landing(room);
+        let mut chunk = buffer.try_landing(room)?;
         let offered = chunk.capacity() - chunk.len();
         let received = self.socket.recv_into(&mut chunk);
         buffer.landed(chunk);

@@ -316,6 +316,7 @@ impl Connection {
         shared.is_active()
             && !shared.word.has(state::POISONED | state::WRITE_SHUT)
             && self.rx.end.is_none()
+            && !self.rx.owed
             && self.rx.len() == 0
             && self.tx.pending() == 0
             && shared.outbox.queued() == 0

@@ -85,10 +85,11 @@ pub(crate) fn in_callback() -> bool {
     DEPTH.get() > 0
 }
 
-struct Inside;
+/// Marks this thread as being inside of a callback.
+pub(super) struct Inside;
 
 impl Inside {
-    fn enter() -> Self {
+    pub(super) fn enter() -> Self {
         DEPTH.set(DEPTH.get() + 1);
         Self
     }

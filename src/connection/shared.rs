@@ -228,6 +228,9 @@ impl Shared {
     pub(crate) fn fail(&self, reason: CloseReason) {
         self.ending.lock().decide(reason);
         self.attend(state::BROKEN | state::PEER_CLOSED);
+        if self.word.has(state::OWNED) {
+            self.ring();
+        }
         self.notify_all();
     }
 
@@ -305,7 +308,7 @@ impl Shared {
         };
         self.waiters.lock().bell = Some(Arc::clone(&bell));
         // Whoever ends the connection from here on sees the bell.
-        let waited = if self.word.ended() {
+        let waited = if self.word.has(state::BROKEN) || self.word.ended() {
             Ok((Readiness::EMPTY, true))
         } else {
             poller::wait_ready_or(fd, Interest::READ, bell.as_fd(), deadline)
@@ -326,7 +329,7 @@ impl Shared {
             if !poller::wait_ready(fd, Interest::READ, Some(until))?.is_empty() {
                 return Ok(true);
             }
-            if self.word.ended() {
+            if self.word.has(state::BROKEN) || self.word.ended() {
                 return Ok(true);
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {

@@ -108,11 +108,16 @@ impl Acceptor {
 
     /// Stops accepting. Connections in the kernel's backlog are reset when the listener closes.
     pub(crate) fn stop(&self) {
-        self.end.lock().stopped = true;
+        self.say_stopped();
         if let Some(registration) = self.registration.get() {
             registration.detach();
         }
         self.ended.notify_all();
+    }
+
+    /// What ends it from here on is no failure.
+    pub(crate) fn say_stopped(&self) {
+        self.end.lock().stopped = true;
     }
 
     /// Waits until the acceptor stopped for good: the error if it stopped by itself.

@@ -18,7 +18,7 @@ use crate::{
     stats::Stats,
     sync::{Condvar, Mutex},
 };
-use acceptor::Acceptor;
+use acceptor::{Acceptor, Closed};
 #[cfg(feature = "signals")]
 use std::sync::Weak;
 use std::{
@@ -83,6 +83,8 @@ struct Phase {
     stopping: bool,
     drained: bool,
     acceptors: Vec<Arc<Acceptor>>,
+    /// Listeners that were stopped: whoever stops the loop waits until they are closed.
+    closing: Vec<Arc<Closed>>,
     /// Who wants to know that a shutdown has begun.
     #[cfg(feature = "signals")]
     watchers: Vec<Weak<dyn DrainWatcher>>,
@@ -262,12 +264,19 @@ impl EventLoop {
 
 impl Inner {
     fn stop_accepting(&self) {
-        let acceptors = {
+        let (acceptors, closing) = {
             let mut phase = self.phase.lock();
             phase.stopping = true;
-            std::mem::take(&mut phase.acceptors)
+            let acceptors = std::mem::take(&mut phase.acceptors);
+            for acceptor in &acceptors {
+                // Said before anybody else can find nothing to stop and end the pollers.
+                acceptor.say_stopped();
+            }
+            phase
+                .closing
+                .extend(acceptors.iter().map(|acceptor| acceptor.closed()));
+            (acceptors, phase.closing.clone())
         };
-        let closed: Vec<_> = acceptors.iter().map(|acceptor| acceptor.closed()).collect();
         for acceptor in &acceptors {
             acceptor.stop();
         }
@@ -275,7 +284,7 @@ impl Inner {
         drop(acceptors);
         if !in_callback() && !poller::must_not_block() {
             let deadline = Instant::now() + Duration::from_secs(1);
-            for closed in &closed {
+            for closed in &closing {
                 closed.wait(deadline);
             }
         }

@@ -201,11 +201,16 @@ impl LinkBuffer {
         if Class::of(n) != Class::UNPOOLED || self.back_mut().spare() >= n {
             return Ok(());
         }
-        Vec::<u8>::new().try_reserve_exact(n).map_err(|e| {
-            io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                format!("no room for {n} bytes: {e}"),
-            )
-        })
+        probe(n)
     }
+}
+
+/// Asks the allocator for `n` bytes and gives them back.
+pub(crate) fn probe(n: usize) -> io::Result<()> {
+    Vec::<u8>::new().try_reserve_exact(n).map_err(|e| {
+        io::Error::new(
+            io::ErrorKind::OutOfMemory,
+            format!("no room for {n} bytes: {e}"),
+        )
+    })
 }
