@@ -9,6 +9,7 @@ mod support;
 use netpoll::{
     Address, EventLoop, Listener, SocketOptions,
     fault::{Call, Fault, Plan},
+    poller,
 };
 use parking_lot::Mutex;
 use std::{
@@ -22,7 +23,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, echo, echo_frames, eventually, every,
-    frame, on_tcp, read_frame,
+    frame, listener, on_tcp, read_frame,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -106,6 +107,29 @@ fn row_003_connections_lost_before_they_are_accepted_are_counted_and_passed_over
         }
         steady.ping(b"still up");
         drop(steady);
+        server.stop();
+    });
+}
+
+#[test]
+fn row_003_an_error_of_accept_that_stays_is_paused_for() {
+    let _turn = TURN.lock();
+    on_tcp(&KINDS, |case| {
+        let server = case.serve(echo());
+        server.connect().ping(b"up");
+        let begin = Instant::now();
+        let plan = Plan::new(3).every(Call::Accept, 1, Fault::Errno(libc::EPERM));
+        let installed = plan.install();
+        let mut outside = server.connect();
+        outside.write_all(&frame(b"let me in")).unwrap();
+        eventually("many tries", || installed.calls(Call::Accept) >= 200);
+        let (tries, time) = (installed.calls(Call::Accept), begin.elapsed());
+        // Batches of 64, with pauses of 100 ms in between.
+        let most = (time.as_millis() / 100 + 2) * 65;
+        assert!(u128::from(tries) <= most, "{tries} tries in {time:?}");
+        drop(installed);
+        assert_eq!(read_frame(&mut outside).unwrap(), b"let me in");
+        drop(outside);
         server.stop();
     });
 }
@@ -302,6 +326,90 @@ fn row_013_connections_that_fail_early_give_their_place_back() {
         let stats = event_loop.stats();
         assert_eq!((stats.accepted, stats.active), (30, 0));
         assert_eq!(stats.closed, 30);
+    });
+}
+
+#[test]
+fn row_013_several_listeners_share_the_maximum() {
+    let _turn = TURN.lock();
+    bounded("several listeners", || {
+        let (most, now) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (up, down, top) = (Arc::clone(&now), Arc::clone(&now), Arc::clone(&most));
+        let case = Case::new(Transport::Tcp, Kind::Adaptive);
+        let server = case.serve_with(
+            case.builder().pollers(4).max_connections(1),
+            Script::new()
+                .connect(move |_| {
+                    top.fetch_max(up.fetch_add(1, SeqCst) + 1, SeqCst);
+                    Ok(())
+                })
+                .request(echo_frames)
+                .disconnect(move |_, _| {
+                    down.fetch_sub(1, SeqCst);
+                }),
+        );
+        let mut addresses = vec![server.address.clone()];
+        for _ in 0..3 {
+            let listener = listener(Transport::Tcp);
+            addresses.push(listener.local_addr().unwrap());
+            server.event_loop.serve_in_background(listener).unwrap();
+        }
+        let clients: Vec<_> = addresses
+            .into_iter()
+            .map(|address| {
+                thread::spawn(move || {
+                    for _ in 0..800 {
+                        Peer::connect(&address).unwrap().ping(b"x");
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().unwrap();
+        }
+        assert_eq!(most.load(SeqCst), 1);
+        server.stop();
+    });
+}
+
+#[test]
+fn row_013_accepting_runs_that_overlap_share_the_maximum() {
+    let _turn = TURN.lock();
+    bounded("overlapping runs", || {
+        let (most, now) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (up, top) = (Arc::clone(&now), Arc::clone(&most));
+        let case = Case::new(Transport::Tcp, Kind::Adaptive);
+        let server = case.serve_with(
+            case.builder().pollers(1).max_connections(2),
+            Script::new()
+                .prepare(move |conn| {
+                    top.fetch_max(up.fetch_add(1, SeqCst) + 1, SeqCst);
+                    let down = Arc::clone(&up);
+                    conn.on_close(move |_| {
+                        down.fetch_sub(1, SeqCst);
+                    });
+                    // Whoever comes meanwhile is accepted by another run.
+                    poller::before_blocking();
+                    thread::sleep(Duration::from_micros(200));
+                    Ok(())
+                })
+                .request(echo_frames),
+        );
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let address = server.address.clone();
+                thread::spawn(move || {
+                    for _ in 0..300 {
+                        Peer::connect(&address).unwrap().ping(b"x");
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().unwrap();
+        }
+        assert_eq!(most.load(SeqCst), 2);
+        server.stop();
     });
 }
 

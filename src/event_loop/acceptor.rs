@@ -1,5 +1,9 @@
 //! Accepts connections of one listener, in bounded batches, through every kind of error.
 
+use super::{
+    connections::{Place, RoomCallback},
+    pauses::Pauses,
+};
 use crate::{
     connection,
     context::Context,
@@ -14,7 +18,7 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, OnceLock, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Accepts per turn; the other descriptors of the poller are served in between.
@@ -32,6 +36,7 @@ pub(crate) struct Acceptor {
     registration: OnceLock<Registration>,
     /// No accepting before a timer or a callback says so.
     paused: AtomicBool,
+    pauses: Mutex<Pauses>,
     end: Mutex<End>,
     ended: Condvar,
     /// Declared last: it tells that the listener, dropped before it, is closed.
@@ -94,6 +99,7 @@ impl Acceptor {
             max_connections,
             registration: OnceLock::new(),
             paused: AtomicBool::new(false),
+            pauses: Mutex::new(Pauses::default()),
             end: Mutex::new(End::default()),
             ended: Condvar::new(),
             closing: Closing::default(),
@@ -137,18 +143,25 @@ impl Acceptor {
         Arc::clone(&self.closing.0)
     }
 
+    /// One turn of accepting. Turns may overlap: while one waits in `on_prepare`, the next event
+    /// of the listener begins another.
     fn accept_batch(&self) -> Progress {
+        let mut failures = 0;
         for _ in 0..BATCH {
             if self.end.lock().stopped {
                 return Progress::Drained;
             }
-            if self.is_full() {
+            let Some(place) = self.reserve() else {
                 return Progress::Drained;
-            }
+            };
             match self.listener.accept() {
-                Ok((socket, peer)) => self.start_connection(socket, peer),
+                Ok((socket, peer)) => {
+                    failures = 0;
+                    self.start_connection(place, socket, peer);
+                }
                 Err(error) => {
-                    if let Some(progress) = self.handle_error(error) {
+                    failures += 1;
+                    if let Some(progress) = self.handle_error(error, failures == BATCH) {
                         return progress;
                     }
                 }
@@ -157,39 +170,44 @@ impl Acceptor {
         Progress::Yield
     }
 
-    fn start_connection(&self, socket: Socket, peer: Address) {
+    fn start_connection(&self, place: Place<'_>, socket: Socket, peer: Address) {
         if let Some(Err(error)) = self.options.as_ref().map(|options| options.apply(&socket)) {
             // The peer may be gone already; whatever it is, it is this connection's alone.
             trace::debug!("accept: options of a connection from {peer}: {error}");
             return;
         }
+        let session = (self.sessions)();
+        place.hand_over();
         // A refusal is the connection's own affair and has been logged and counted.
-        let _ = connection::accepted(&self.context, socket, peer, (self.sessions)());
+        let _ = connection::accepted(&self.context, socket, peer, session);
     }
 
-    /// At the limit further connections wait in the kernel's backlog.
-    fn is_full(&self) -> bool {
-        if self.max_connections == usize::MAX {
-            return false;
-        }
+    /// A place for the next connection. At the limit further ones wait in the kernel's backlog.
+    fn reserve(&self) -> Option<Place<'_>> {
+        let who = std::ptr::from_ref(self).addr();
+        let connections = &self.context.connections;
+        connections.reserve(self.max_connections, who, || self.room_callback())
+    }
+
+    /// Makes the acceptor look again.
+    fn room_callback(&self) -> RoomCallback {
         let acceptor = Weak::clone(&self.this);
-        self.context.connections.wait_for_room(
-            self.max_connections,
-            std::ptr::from_ref(self).addr(),
-            Box::new(move || {
-                if let Some(registration) = acceptor
-                    .upgrade()
-                    .as_ref()
-                    .and_then(|acceptor| acceptor.registration.get())
-                {
-                    registration.wake();
-                }
-            }),
-        )
+        Box::new(move || {
+            if let Some(registration) = acceptor
+                .upgrade()
+                .as_ref()
+                .and_then(|acceptor| acceptor.registration.get())
+            {
+                registration.wake();
+            }
+        })
     }
 
-    fn handle_error(&self, error: io::Error) -> Option<Progress> {
+    /// `lasting`: a whole turn has brought nothing but failures. What the turn does then, unless it
+    /// goes on.
+    fn handle_error(&self, error: io::Error, lasting: bool) -> Option<Progress> {
         let action = classify(&error);
+        let action = if lasting { action.lasting() } else { action };
         if matches!(action, AcceptAction::Wait) {
             return Some(Progress::Drained);
         }
@@ -209,12 +227,7 @@ impl Acceptor {
                 None
             }
             AcceptAction::Pause(pause) => {
-                if !self.paused.swap(true, Ordering::AcqRel) {
-                    trace::warn!("accept: {error}; accepting again in {pause:?}");
-                }
-                if let Some(registration) = self.registration.get() {
-                    registration.set_timer(Instant::now().checked_add(pause));
-                }
+                self.pause(&error, pause);
                 Some(Progress::Drained)
             }
             AcceptAction::Stop => {
@@ -222,6 +235,21 @@ impl Acceptor {
                 self.end.lock().error = Some(error);
                 Some(Progress::Detach)
             }
+        }
+    }
+
+    fn pause(&self, error: &io::Error, pause: Duration) {
+        let now = Instant::now();
+        self.paused.store(true, Ordering::Release);
+        if let Some(registration) = self.registration.get() {
+            registration.set_timer(now.checked_add(pause));
+        }
+        let line = self.pauses.lock().one_more(now);
+        if let Some(silent) = line {
+            trace::warn!(
+                "accept: {error}; accepting again in {pause:?} ({silent} pauses were not logged \
+                 since the last message)"
+            );
         }
     }
 }

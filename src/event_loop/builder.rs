@@ -89,8 +89,9 @@ impl Builder {
         self
     }
 
-    /// At most this many connections at once; more wait in the kernel's backlog. Default: no
-    /// limit but the descriptors.
+    /// At most this many connections at once, over all listeners of the loop; more wait in the
+    /// kernel's backlog. A connection counts from before its `on_prepare` until its descriptor is
+    /// closed. Default: no limit but the descriptors.
     pub fn max_connections(mut self, max: usize) -> Self {
         self.max_connections = Some(max);
         self

@@ -22,9 +22,17 @@ struct Table {
     entries: Slab<Entry>,
     /// Entries whose callbacks have not all run.
     live: usize,
+    /// Places kept for connections that are about to be inserted.
+    reserved: usize,
     /// Who waits for room, by an address of theirs.
     room: Vec<(usize, RoomCallback)>,
     waiters: usize,
+}
+
+/// Room for a connection that is about to be accepted. It is given back when this is dropped.
+pub(crate) struct Place<'a> {
+    connections: &'a Connections,
+    reserved: bool,
 }
 
 struct Entry {
@@ -33,7 +41,8 @@ struct Entry {
 }
 
 impl Connections {
-    /// Adds the connection that `make` builds for the given key.
+    /// Adds the connection that `make` builds for the given key. It takes a place that was
+    /// reserved, if any is.
     pub(crate) fn insert(&self, make: impl FnOnce(usize) -> Arc<Shared>) -> Arc<Shared> {
         let mut table = self.table.lock();
         let vacant = table.entries.vacant_entry();
@@ -43,6 +52,7 @@ impl Connections {
             live: true,
         });
         table.live += 1;
+        table.reserved = table.reserved.saturating_sub(1);
         shared
     }
 
@@ -91,15 +101,39 @@ impl Connections {
             .collect()
     }
 
-    /// Registers `callback` if `max` is reached; it is called when a connection is gone. One
-    /// callback at a time for each `who`.
-    pub(crate) fn wait_for_room(&self, max: usize, who: usize, callback: RoomCallback) -> bool {
-        let mut table = self.table.lock();
-        let full = table.entries.len() >= max;
-        if full && table.room.iter().all(|&(other, _)| other != who) {
-            table.room.push((who, callback));
+    /// Keeps a place for one more connection. `None` if `max` is reached: then what `callback` makes
+    /// is called when there may be a place. One callback at a time for each `who`.
+    pub(crate) fn reserve(
+        &self,
+        max: usize,
+        who: usize,
+        callback: impl FnOnce() -> RoomCallback,
+    ) -> Option<Place<'_>> {
+        let limited = max < usize::MAX;
+        if limited {
+            let mut table = self.table.lock();
+            if table.entries.len() + table.reserved >= max {
+                if table.room.iter().all(|&(other, _)| other != who) {
+                    table.room.push((who, callback()));
+                }
+                return None;
+            }
+            table.reserved += 1;
         }
-        full
+        Some(Place {
+            connections: self,
+            reserved: limited,
+        })
+    }
+
+    fn give_back(&self) {
+        let mut table = self.table.lock();
+        table.reserved -= 1;
+        let room = std::mem::take(&mut table.room);
+        drop(table);
+        for (_, callback) in room {
+            callback();
+        }
     }
 
     /// Waits until no callbacks are due any more; how many connections are left at the deadline.
@@ -136,6 +170,21 @@ impl Connections {
     }
 }
 
+impl Place<'_> {
+    /// The next connection that is inserted takes it.
+    pub(crate) fn hand_over(mut self) {
+        self.reserved = false;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.reserved {
+            self.connections.give_back();
+        }
+    }
+}
+
 impl Table {
     /// The entry of this very connection; a key may have been given to another since.
     fn entry(&mut self, shared: &Shared) -> Option<&mut Entry> {
@@ -150,5 +199,49 @@ impl fmt::Debug for Connections {
         f.debug_struct("Connections")
             .field("len", &self.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::sync::{AtomicUsize, Ordering};
+
+    #[test]
+    fn reserved_places_count_until_they_are_given_back() {
+        let connections = Connections::default();
+        let called = Arc::new(AtomicUsize::new(0));
+        let reserve = |who| {
+            let called = Arc::clone(&called);
+            connections.reserve(2, who, || {
+                Box::new(move || {
+                    called.fetch_add(1, Ordering::AcqRel);
+                })
+            })
+        };
+        let first = reserve(1).expect("a place");
+        let second = reserve(2).expect("a place");
+        // One callback for each, however often they ask.
+        for who in [1, 2, 2, 1] {
+            assert!(reserve(who).is_none());
+        }
+        assert_eq!(called.load(Ordering::Acquire), 0);
+        drop(first);
+        assert_eq!(called.load(Ordering::Acquire), 2);
+        let third = reserve(1).expect("the place of the first");
+        assert!(reserve(2).is_none());
+        drop((second, third));
+        assert_eq!(called.load(Ordering::Acquire), 3);
+        assert_eq!(connections.len(), 0);
+    }
+
+    #[test]
+    fn without_a_maximum_nothing_is_counted() {
+        let connections = Connections::default();
+        let places: Vec<_> = (0..100)
+            .map(|who| connections.reserve(usize::MAX, who, || unreachable!("no limit")))
+            .collect();
+        assert!(places.iter().all(Option::is_some));
+        assert_eq!(connections.table.lock().reserved, 0);
     }
 }

@@ -5,6 +5,7 @@ mod builder;
 mod connections;
 #[cfg(all(test, shuttle))]
 mod models;
+mod pauses;
 
 pub use builder::{Builder, Pollers};
 pub(crate) use connections::Connections;

@@ -17,6 +17,17 @@ pub(crate) enum AcceptAction {
     Stop,
 }
 
+impl AcceptAction {
+    /// How it goes on if nothing but such errors comes, again and again: what seems to be the
+    /// affair of one connection is none then, and accepting at once would never end.
+    pub(crate) fn lasting(self) -> Self {
+        match self {
+            Self::Retry | Self::Skip => PAUSE,
+            other => other,
+        }
+    }
+}
+
 /// Looks an error of accept up.
 ///
 /// Whatever is not in the table is paused for: neither a busy loop nor a listener that gives up
@@ -114,6 +125,13 @@ mod tests {
             assert_eq!(classify(&error), PAUSE, "{error}");
         }
         assert_eq!(classify(&io::Error::other("text")), PAUSE);
+    }
+
+    #[test]
+    fn what_lasts_is_paused_for() {
+        use AcceptAction::{Retry, Skip, Stop, Wait};
+        assert_eq!([Retry, Skip, PAUSE].map(AcceptAction::lasting), [PAUSE; 3]);
+        assert_eq!([Wait, Stop].map(AcceptAction::lasting), [Wait, Stop]);
     }
 
     #[test]
