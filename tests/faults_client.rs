@@ -19,8 +19,9 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Kind, LIMIT, Peer, Script, Transport, bounded, decode, descriptors, echo, echo_frames,
-    eventually, frame, in_child, limit_descriptors, read_frame, settled_descriptors,
+    Case, Gate, Kind, LIMIT, OpenOnDrop, Peer, Script, Transport, bounded, decode, descriptors,
+    echo, echo_frames, eventually, frame, in_child, limit_descriptors, read_frame,
+    settled_descriptors,
 };
 
 const EACH: [Transport; 2] = [Transport::Tcp, Transport::Unix];
@@ -442,6 +443,41 @@ fn row_080_a_chain_of_calls_through_one_poller_and_one_loop() {
             drop(peer);
             server.stop();
             group.close();
+        }
+    });
+}
+
+#[test]
+fn row_095_after_a_timeout_an_answer_is_nobody_elses() {
+    bounded("late answer", || {
+        for transport in EACH {
+            let gate = Gate::new();
+            let _open = OpenOnDrop(gate.clone());
+            let held = gate.clone();
+            let case = Case::new(transport, Kind::Adaptive);
+            let server = case.serve(handler_fn(move |conn| {
+                while let Some(frame) = decode(conn)? {
+                    if frame.len() == 4 + 4 {
+                        held.pass();
+                    }
+                    conn.append(frame)?;
+                }
+                conn.flush()
+            }));
+            let pool = Pool::new(dialer().read_timeout(Duration::from_millis(20)));
+            let mut slow = pool.get(&server.address).unwrap();
+            let error = call(&mut slow, b"slow").unwrap_err();
+            assert_eq!(Error::from_io(&error), Some(Error::ReadTimeout));
+            // Its answer is under way: the connection is of no use to others.
+            drop(slow);
+            let mut next = pool.get(&server.address).unwrap();
+            gate.open();
+            assert_eq!(pool.stats().rejected, 1, "{transport:?}");
+            next.set_read_timeout(Some(LIMIT));
+            call(&mut next, b"another").unwrap();
+            drop(next);
+            pool.close();
+            server.stop();
         }
     });
 }

@@ -2,15 +2,15 @@
 
 mod support;
 
-use netpoll::{LinkBuffer, Writer};
+use netpoll::{CloseReason, LinkBuffer, Writer};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     io::{self, Write},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 use support::{
-    Case, Kind, Peer, Transport, bounded, echo, eventually, frame, in_child, settled_threads,
-    threads,
+    Case, Kind, Log, Peer, Script, Transport, bounded, echo, echo_frames, eventually, frame,
+    in_child, settled_threads, threads,
 };
 
 /// Refuses large allocations when it is told to, and counts what is alive.
@@ -150,4 +150,42 @@ fn row_108_memory_after_start_and_stop_is_as_before() {
             "{least} bytes are alive after 100 cycles, {before} before"
         );
     });
+}
+
+#[test]
+fn row_118_a_message_that_memory_cannot_hold_ends_its_connection_only() {
+    alone(
+        "row_118_a_message_that_memory_cannot_hold_ends_its_connection_only",
+        || {
+            for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline] {
+                let ends = Log::new();
+                let log = ends.clone();
+                let case = Case::new(Transport::Tcp, kind);
+                let server = case.serve(
+                    Script::new()
+                        .request(echo_frames)
+                        .disconnect(move |_, reason| log.push(reason)),
+                );
+                let mut steady = server.connect();
+                steady.ping(&[1; 100_000]);
+                let large = frame(&vec![3; 40 * MIB]);
+                let mut peer = server.connect();
+                MOST.store(8 * MIB, Relaxed);
+                let before = REFUSED.load(Relaxed);
+                // Its end may come before the last byte was taken.
+                let _ = peer.write_all(&large);
+                let ended = ends.wait_len(1);
+                MOST.store(usize::MAX, Relaxed);
+                assert!(REFUSED.load(Relaxed) > before, "nothing was refused");
+                assert_eq!(
+                    ended,
+                    [CloseReason::Error(io::ErrorKind::OutOfMemory)],
+                    "{kind:?}"
+                );
+                steady.ping(b"fine");
+                drop((steady, peer));
+                server.stop();
+            }
+        },
+    );
 }

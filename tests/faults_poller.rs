@@ -5,10 +5,10 @@
 
 mod support;
 
-use netpoll::{CloseReason, Dialer, Error, EventLoop, PollerGroup};
+use netpoll::{CloseReason, Connection, Dialer, Error, EventLoop, PollerGroup};
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::fd::{AsFd, AsRawFd, RawFd},
     sync::{
         Arc,
@@ -276,6 +276,92 @@ fn row_063_the_other_pollers_of_a_loop_go_on() {
             group.close();
         }
     });
+}
+
+#[test]
+fn row_063_callers_that_wait_hear_of_the_end_of_their_poller() {
+    alone(
+        "row_063_callers_that_wait_hear_of_the_end_of_their_poller",
+        || {
+            let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(Script::new());
+            server.connect();
+            let before = anonymous("eventpoll");
+            let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
+            let dialer = Dialer::new().pollers(group.clone());
+            let mut conns: Vec<Connection> = (0..3)
+                .map(|_| dialer.dial_connection(server.address.clone()).unwrap())
+                .collect();
+            let handles: Vec<_> = conns.iter().map(Connection::handle).collect();
+            let waiting: Vec<_> = conns
+                .drain(..)
+                .map(|mut conn| thread::spawn(move || conn.fill(1).unwrap_err()))
+                .collect();
+            break_first_poller(&before);
+            group.pick().schedule(Instant::now(), || {});
+            for waiting in waiting {
+                let error = waiting.join().unwrap();
+                assert_eq!(
+                    Error::from_io(&error),
+                    Some(Error::Closed(CloseReason::Poller)),
+                    "{error}"
+                );
+            }
+            for handle in handles {
+                assert!(handle.done().wait_timeout(LIMIT).unwrap().is_err());
+            }
+            group.close();
+            server.stop();
+        },
+    );
+}
+
+#[test]
+fn row_063_handlers_that_wait_hear_of_the_end_of_their_poller() {
+    alone(
+        "row_063_handlers_that_wait_hear_of_the_end_of_their_poller",
+        || {
+            for kind in [Kind::Adaptive, Kind::Workers, Kind::Custom] {
+                for output in [false, true] {
+                    let results = Log::new();
+                    let begun = Log::new();
+                    let (log, begin) = (results.clone(), begun.clone());
+                    let before = anonymous("eventpoll");
+                    let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
+                    let case = Case::new(Transport::Tcp, kind);
+                    let server = case.serve_with(
+                        case.builder().pollers(group.clone()),
+                        Script::new().request(move |conn| {
+                            begin.push(());
+                            let result = if output {
+                                conn.write_bytes(vec![1; 24 << 20].into())
+                                    .and_then(|()| conn.flush())
+                            } else {
+                                conn.fill(1 << 20)
+                            };
+                            log.push(result.map_err(|e| Error::from_io(&e)));
+                            Ok(())
+                        }),
+                    );
+                    let mut peers: Vec<Peer> = (0..3).map(|_| server.connect()).collect();
+                    for peer in &mut peers {
+                        peer.write_all(b"x").unwrap();
+                    }
+                    begun.wait_len(3);
+                    break_first_poller(&before);
+                    group.pick().schedule(Instant::now(), || {});
+                    for result in results.wait_len(3) {
+                        assert_eq!(
+                            result,
+                            Err(Some(Error::Closed(CloseReason::Poller))),
+                            "{kind:?}, output: {output}"
+                        );
+                    }
+                    assert_eq!(server.event_loop.shutdown_forced(LIMIT).unwrap(), 0);
+                    group.close();
+                }
+            }
+        },
+    );
 }
 
 // ------------------------------------------------------------------------ 65: a full wake-up

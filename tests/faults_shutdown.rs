@@ -2,11 +2,14 @@
 
 mod support;
 
-use netpoll::{CloseReason, Connection, ConnectionHandle, Error, State};
+use netpoll::{CloseReason, Connection, ConnectionHandle, Error, EventLoop, OnFull, State};
 use std::{
     collections::HashSet,
     io::{self, Read, Write},
-    sync::{Arc, Barrier, Mutex},
+    sync::{
+        Arc, Barrier, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     thread,
     time::Duration,
 };
@@ -15,6 +18,9 @@ use support::{
     echo_frames, every, frame, in_child, listener, on_tcp, settled_descriptors, settled_threads,
     threads,
 };
+
+/// More than the sockets between two peers hold.
+const MUCH: usize = 24 << 20;
 
 /// What became of a request that was sent around the time of the shutdown.
 #[derive(Debug, PartialEq)]
@@ -106,7 +112,7 @@ fn row_107_a_shutdown_that_meets_a_start() {
                 let event_loop = case.builder().build(echo()).unwrap();
                 let listener = listener(case.transport);
                 let address = listener.local_addr().unwrap();
-                let start = Barrier::new(3);
+                let start = Barrier::new(4);
                 thread::scope(|scope| {
                     scope.spawn(|| {
                         start.wait();
@@ -123,6 +129,10 @@ fn row_107_a_shutdown_that_meets_a_start() {
                             let _ = peer.read_to_end(&mut reply);
                             assert!(reply.is_empty() || reply == frame(b"x"));
                         }
+                    });
+                    scope.spawn(|| {
+                        start.wait();
+                        event_loop.stop_accepting();
                     });
                     start.wait();
                     event_loop.shutdown(LIMIT).unwrap();
@@ -143,6 +153,75 @@ fn row_107_a_shutdown_that_meets_a_start() {
             settled_descriptors(fds);
             settled_threads(tasks);
         });
+    });
+}
+
+#[test]
+fn row_107_a_shutdown_inside_any_callback_begins_and_does_not_wait() {
+    every(|case| {
+        for at in [
+            "prepare",
+            "close callback of a refusal",
+            "connect",
+            "request",
+            "written",
+            "disconnect",
+            "close callback",
+        ] {
+            let slot: Arc<OnceLock<EventLoop>> = Arc::default();
+            let results = Log::new();
+            let stop = {
+                let (slot, results) = (Arc::clone(&slot), results.clone());
+                move |here: &str| {
+                    if here == at {
+                        let result = slot.get().unwrap().shutdown(Duration::from_secs(3));
+                        results.push(result.map_err(|e| Error::from_io(&e)));
+                    }
+                }
+            };
+            let [s1, s2, s3, s4, s5, s6] = [(); 6].map(|()| stop.clone());
+            let server = case.serve_with(
+                case.builder().output_limit(2 * MUCH, OnFull::Error),
+                Script::new()
+                    .prepare(move |conn| {
+                        s1("prepare");
+                        let s6 = s6.clone();
+                        let refused = at == "close callback of a refusal";
+                        conn.on_close(move |_| s6(if refused { at } else { "close callback" }));
+                        if refused {
+                            return Err(io::Error::other("refused"));
+                        }
+                        Ok(())
+                    })
+                    .connect(move |conn| {
+                        s2("connect");
+                        if at == "written" {
+                            conn.write_bytes(vec![1; MUCH].into())?;
+                            conn.try_flush()?;
+                        }
+                        Ok(())
+                    })
+                    .request(move |conn| {
+                        s3("request");
+                        conn.skip(conn.available())
+                    })
+                    .wrote(move |_| s4("written"))
+                    .disconnect(move |_, _| s5("disconnect")),
+            );
+            assert!(slot.set(server.event_loop.clone()).is_ok());
+            let mut peer = server.connect();
+            let _ = peer.write_all(b"x");
+            if matches!(at, "disconnect" | "close callback") {
+                peer.shutdown_write();
+            }
+            peer.expect_gone();
+            assert_eq!(
+                results.wait_len(1),
+                [Err(Some(Error::WouldDeadlock))],
+                "{at}, {case:?}"
+            );
+            server.event_loop.shutdown(LIMIT).unwrap();
+        }
     });
 }
 
@@ -280,5 +359,73 @@ fn row_109_connections_that_were_taken_outlive_their_loop() {
         assert!(handle.done().wait_timeout(LIMIT).is_some());
         all_fail(&handle);
         peer.expect_gone();
+    });
+}
+
+#[test]
+fn row_109_a_loop_that_is_dropped_in_any_callback() {
+    type Slot = Arc<Mutex<Option<EventLoop>>>;
+    every(|case| {
+        for at in [
+            "prepare",
+            "connect",
+            "request",
+            "disconnect",
+            "close callback",
+        ] {
+            let slot: Slot = Arc::default();
+            let drops = Arc::new(AtomicUsize::new(0));
+            let let_go = {
+                let (slot, drops) = (Arc::clone(&slot), Arc::clone(&drops));
+                move |here: &str| {
+                    if here == at {
+                        let own = slot.lock().unwrap().take();
+                        drops.fetch_add(usize::from(own.is_some()), SeqCst);
+                        drop(own);
+                    }
+                }
+            };
+            let [d1, d2, d3, d4, d5] = [(); 5].map(|()| let_go.clone());
+            let ended = Log::new();
+            let log = ended.clone();
+            let event_loop = case
+                .builder()
+                .build(
+                    Script::new()
+                        .prepare(move |conn| {
+                            let (d5, log) = (d5.clone(), log.clone());
+                            conn.on_close(move |_| {
+                                d5("close callback");
+                                log.push(());
+                            });
+                            d1("prepare");
+                            Ok(())
+                        })
+                        .connect(move |_| {
+                            d2("connect");
+                            Ok(())
+                        })
+                        .request(move |conn| {
+                            d3("request");
+                            echo_frames(conn)
+                        })
+                        .disconnect(move |_, _| d4("disconnect")),
+                )
+                .unwrap();
+            let listener = listener(case.transport);
+            let address = listener.local_addr().unwrap();
+            *slot.lock().unwrap() = Some(event_loop.clone());
+            event_loop.serve_in_background(listener).unwrap();
+            // The callback drops the last one.
+            drop(event_loop);
+            let mut peer = Peer::connect(&address).unwrap();
+            let _ = peer.write_all(&frame(b"x"));
+            if matches!(at, "disconnect" | "close callback") {
+                peer.shutdown_write();
+            }
+            peer.expect_gone();
+            ended.wait_len(1);
+            assert_eq!(drops.load(SeqCst), 1, "{at}, {case:?}");
+        }
     });
 }

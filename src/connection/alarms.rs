@@ -44,6 +44,8 @@ pub(crate) struct Alarms {
 struct Set {
     retry_at: u64,
     close_at: u64,
+    /// How much had been sent when `close_at` was set.
+    sent: u64,
 }
 
 /// What [`Shared::judge_alarms`] found to be due.
@@ -112,19 +114,32 @@ impl Shared {
 
     /// Sets when a close stops waiting.
     pub(crate) fn close_within(&self, time: Duration) {
-        let deadline = Instant::now().checked_add(time);
-        let at = deadline.map_or(NEVER, |at| {
-            rounded_up(at.saturating_duration_since(self.context.epoch))
-        });
         let mut set = self.alarms.set.lock();
-        set.close_at = at;
-        self.arm_for(&set);
+        self.set_close(&mut set, time);
     }
 
-    /// Whether the time of a close is up; `None` if it has not been set yet.
+    fn set_close(&self, set: &mut Set, time: Duration) {
+        let deadline = Instant::now().checked_add(time);
+        set.close_at = deadline.map_or(NEVER, |at| {
+            rounded_up(at.saturating_duration_since(self.context.epoch))
+        });
+        set.sent = self.outbox.bytes_sent();
+        self.arm_for(set);
+    }
+
+    /// Whether a close has waited long enough; `None` if it has not begun to wait. As long as
+    /// output moves the time begins anew: a peer that reads slowly gets everything.
     pub(crate) fn close_is_due(&self) -> Option<bool> {
-        let at = self.alarms.set.lock().close_at;
-        (at != 0).then(|| at <= self.milliseconds(Instant::now()))
+        let mut set = self.alarms.set.lock();
+        if set.close_at == 0 {
+            return None;
+        }
+        let mut due = set.close_at <= self.milliseconds(Instant::now());
+        if due && set.sent != self.outbox.bytes_sent() {
+            self.set_close(&mut set, self.context.limits.linger);
+            due = false;
+        }
+        Some(due)
     }
 
     /// The timer fired: what is due now. [`Self::arm`] must follow.

@@ -167,10 +167,13 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 
 /// Ends the connection. The caller has the owner's role and keeps it for good.
 pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason) {
+    // Output that was cut must not look complete. What is lost from here on are whole messages
+    // that came too late, and takes nothing from those before.
+    let cut = shared.word.has(state::POISONED) || shared.outbox.lost().bytes > 0;
     // A value that the connection was taken out of knows nothing of the input's end.
     let end = owner.conn.rx.end.filter(|_| !owner.conn.is_taken());
     finish(shared, owner, reason);
-    let_go(shared, end);
+    let_go(shared, end, cut);
     shared.context.connections.ended(shared);
 }
 
@@ -201,12 +204,13 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     for callback in callbacks.into_iter().flat_map(|callbacks| *callbacks) {
         shared.run_callback(callback, reason);
     }
+    shared.contain("drop of handler", || shared.set_hooks(None));
     shared.notify_all();
     trace::debug!("connection {} closed: {reason}", shared.id);
 }
 
 /// Lets go of the socket: at once, or after lingering.
-fn let_go(shared: &Arc<Shared>, end: Option<End>) {
+fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool) {
     let registration = shared.registration();
     let leave = || match registration {
         Some(registration) => registration.detach(),
@@ -214,7 +218,7 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
     };
     let farewell = shared
         .socket()
-        .map(|socket| say_farewell(shared, &socket, end));
+        .map(|socket| say_farewell(shared, &socket, end, cut));
     shared.drop_socket();
     // Counted between the FIN and the moment others may see that the connection is gone.
     shared
@@ -242,10 +246,8 @@ fn let_go(shared: &Arc<Shared>, end: Option<End>) {
 
 /// Ends our output: with FIN, or so that the close will be a reset. Whether input may still come
 /// that has to be drained.
-fn say_farewell(shared: &Shared, socket: &Socket, end: Option<End>) -> bool {
+fn say_farewell(shared: &Shared, socket: &Socket, end: Option<End>, cut: bool) -> bool {
     let bits = shared.word.load();
-    // Output that was cut must not look complete, so it ends with a reset.
-    let cut = shared.outbox.lost().bytes > 0;
     if bits & state::ABORT != 0 || cut {
         if let Err(error) = socket.set_linger_zero() {
             trace::debug!("connection {}: linger: {error}", shared.id);

@@ -288,7 +288,7 @@ impl Rx {
     }
 
     fn wait_input(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        if poller::must_not_block() {
+        if poller::must_not_block() || self.shared.is_unwatched() {
             return Err(Error::WouldDeadlock.into());
         }
         poller::before_blocking();

@@ -6,8 +6,8 @@ use super::{
     process,
     shared::{For, Shared},
     state::{
-        ATTEND, CLOSE, CLOSED, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT, READABLE,
-        WRITABLE,
+        ATTEND, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT,
+        READABLE, WRITABLE, WRITE_SHUT,
     },
 };
 use crate::{
@@ -22,6 +22,9 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
+
+/// Receives of unwanted input in one turn.
+const LINGER_READS: usize = 16;
 
 /// A connection as its poller sees it. It owns the descriptor for as long as it is registered.
 #[derive(Debug)]
@@ -51,7 +54,7 @@ impl ConnectionOperator {
             self.shared.arm();
         }
         let mut waste = [0; 4096];
-        loop {
+        for _ in 0..LINGER_READS {
             match self.socket.recv(&mut waste) {
                 Ok(0) => return Progress::Detach,
                 Ok(n) => {
@@ -63,6 +66,8 @@ impl ConnectionOperator {
                 Err(_) => return Progress::Detach,
             }
         }
+        // Others first.
+        Progress::Yield
     }
 
     /// Uses room in the socket. `true`: the share is used up and more is queued.
@@ -87,13 +92,22 @@ impl ConnectionOperator {
             news |= WRITABLE;
         }
         if due.close {
-            news |= ATTEND;
+            // The kernel announces room late, and takes output before that: then it moves.
+            news |= ATTEND | WRITABLE;
         }
         if due.idle {
             shared.ending.lock().decide(CloseReason::IdleTimeout);
             news |= CLOSE | ATTEND;
         }
         news
+    }
+
+    /// Whether the peer is gone in both directions: reset, or closed. After the end of input no
+    /// receive would tell.
+    fn is_gone(bits: u32, readiness: Readiness) -> bool {
+        readiness.contains(Readiness::ERROR)
+            // Not if it was this side that ended the output.
+            || (readiness.contains(Readiness::WRITE_CLOSED) && bits & WRITE_SHUT == 0)
     }
 }
 
@@ -119,6 +133,9 @@ impl Operator for ConnectionOperator {
         }
         if readiness.intersects(hangup) {
             news |= PEER_CLOSED;
+        }
+        if Self::is_gone(bits, readiness) {
+            news |= HUNG_UP;
         }
         if readiness.contains(Readiness::WRITABLE) {
             news |= WRITABLE;

@@ -127,40 +127,49 @@ impl Outbox {
         let sent = if flusher {
             self.flush(word, sink)
         } else {
-            Sent::Parked
+            match self.unless_over(word, sink, Sent::Parked) {
+                // Another flusher had sent it before the end.
+                Sent::Failed(_) if self.passed(mark) => Sent::Parked,
+                sent => sent,
+            }
         };
         Ok((mark, sent))
     }
 
-    /// One call to the sink with the caller's own slices, if nothing is before them. Returns how
-    /// many bytes were taken.
+    /// Sends the caller's own slices in one call to the sink, as one message, if nothing is before
+    /// them; otherwise `None`, and nothing has happened. What the sink did not take is copied and
+    /// sent or queued before anybody else's turn. Returns what [`send`](Self::send) does.
     pub(crate) fn send_slices(
         &self,
         word: &Word,
         sink: &impl Sink,
         slices: &[IoSlice<'_>],
-    ) -> (usize, Sent) {
+    ) -> Option<(Mark, Sent)> {
         if !word.try_flush_first() {
-            return (0, Sent::Parked);
+            return None;
         }
         if word.has(OVER) {
             let end = Sent::Failed(io::ErrorKind::NotConnected);
-            return (0, self.fail(word, sink, end));
+            return Some((Mark(i64::MIN), self.fail(word, sink, end)));
         }
+        self.messages.fetch_add(1, Ordering::Relaxed);
         let taken = match sink.send(slices) {
-            Ok(n) => Ok(n),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            Err(e) => Err(e.kind()),
-        };
-        let n = match taken {
             Ok(n) => n,
-            Err(kind) => return (0, self.fail(word, sink, Sent::Failed(kind))),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(e) => {
+                let end = Sent::Failed(e.kind());
+                return Some((Mark(i64::MIN), self.fail(word, sink, end)));
+            }
         };
-        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
-        if word.give_back_flush() {
-            return (n, Sent::All);
+        self.bytes.fetch_add(taken as u64, Ordering::Relaxed);
+        let mut rest = LinkBuffer::new();
+        let mut skip = taken;
+        for slice in slices {
+            rest.write_slice(&slice[skip.min(slice.len())..]);
+            skip = skip.saturating_sub(slice.len());
         }
-        (n, self.flush(word, sink))
+        rest.flush();
+        Some(self.direct(word, sink, &mut rest))
     }
 
     /// Sends what is queued if nobody does: for the poller when the sink has room again.
@@ -346,7 +355,9 @@ impl Outbox {
         Sent::Failed(io::ErrorKind::NotConnected)
     }
 
+    /// Sending is over: said before the role is free, so that no message follows a cut one.
     fn fail(&self, word: &Word, guard: &impl Contain, end: Sent) -> Sent {
+        word.set(BROKEN);
         let chain = self
             .queue
             .lock()

@@ -20,8 +20,8 @@ use super::{
     input::End,
     shared::Shared,
     state::{
-        ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, POISONED, READABLE,
-        WROTE,
+        ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, HUNG_UP, POISONED,
+        READABLE, WROTE,
     },
 };
 use crate::{
@@ -332,10 +332,16 @@ impl Owner {
                 if !promised && !limits.half_open {
                     return self.close(shared, CloseReason::Peer);
                 }
+                if shared.word.has(HUNG_UP) {
+                    // There is nobody to keep it open for.
+                    let error = self.conn.rx.socket.take_error().ok().flatten();
+                    let reason = error.map_or(CloseReason::Peer, |e| CloseReason::Error(e.kind()));
+                    return Turn::Over(reason);
+                }
             }
             None => {}
         }
-        if shared.word.has(BROKEN) && !rx.readable {
+        if shared.word.has(BROKEN) && (!rx.readable || rx.end.is_some()) {
             return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
         }
         // Asked anew: the callback or the pump may have changed its mind.
@@ -385,7 +391,9 @@ impl Owner {
     fn close(&mut self, shared: &Arc<Shared>, reason: CloseReason) -> Turn {
         let reason = shared.ending.lock().decide(reason);
         shared.word.set(CLOSE);
-        if shared.word.has(BROKEN | ABORT) || shared.outbox.queued() == 0 {
+        // Over only with the flusher's role, and for good: nobody is in the middle of a message
+        // then, and nobody begins one. Whoever has the role now posts news when it is done.
+        if shared.word.has(BROKEN | ABORT) || shared.word.try_flush_first() {
             return Turn::Over(reason);
         }
         match shared.close_is_due() {
@@ -399,7 +407,7 @@ impl Owner {
             None => {
                 shared.close_within(shared.context.limits.linger);
                 // What drained before the close was visible posts no more news.
-                if shared.outbox.queued() == 0 {
+                if shared.word.try_flush_first() {
                     Turn::Over(reason)
                 } else {
                     Turn::Idle

@@ -127,6 +127,22 @@ fn whole_messages(got: &[u8]) -> usize {
 }
 
 #[test]
+fn shuttle_blocked_producers_go_on_when_there_is_room() {
+    check_schedules(|| {
+        let (link, peer) = Link::new();
+        let consumer = link.consume(peer);
+        let producers: Vec<_> = (1..=3).map(|value| link.produce(value, 3)).collect();
+        let accepted: usize = producers.into_iter().map(|t| t.join().unwrap()).sum();
+        link.over.store(true, Ordering::Release);
+        let got = consumer.join().unwrap();
+        assert_eq!(accepted, 9);
+        assert_eq!(got.len(), 9 * MESSAGE);
+        assert_eq!(whole_messages(&got), 9);
+        assert_eq!(link.shared.outbox.lost().bytes, 0);
+    });
+}
+
+#[test]
 fn shuttle_an_abort_frees_every_blocked_producer() {
     check_schedules(|| {
         let (link, peer) = Link::new();

@@ -149,6 +149,11 @@ impl Shared {
         drop(old);
     }
 
+    /// Whether no poller knows the connection yet, as in `on_prepare`: nobody would end a wait.
+    pub(crate) fn is_unwatched(&self) -> bool {
+        self.registration().is_none()
+    }
+
     /// Asks the poller to look at this connection again.
     pub(crate) fn wake_poller(&self) {
         if let Some(registration) = self.registration.get() {

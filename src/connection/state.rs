@@ -80,6 +80,9 @@ pub(crate) const BEGIN: u32 = 1 << 22;
 /// A relay waits for room in the socket on behalf of another connection.
 pub(crate) const PIPED: u32 = 1 << 23;
 
+/// The peer takes no output any more: a reset, or it closed both directions.
+pub(crate) const HUNG_UP: u32 = 1 << 24;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 

@@ -342,7 +342,7 @@ fn a_broken_sink_loses_what_is_queued_and_says_so() {
     assert_eq!(line.drive(), Sent::Failed(ErrorKind::BrokenPipe));
     let lost = line.outbox.lost();
     assert_eq!((lost.bytes, lost.messages), (4, 2));
-    assert_eq!((line.outbox.queued(), line.bits()), (0, 0));
+    assert_eq!((line.outbox.queued(), line.bits()), (0, BROKEN));
 }
 
 #[test]
@@ -404,17 +404,36 @@ fn a_turn_has_a_share() {
 #[test]
 fn slices_go_out_only_past_an_empty_queue() {
     let two = [IoSlice::new(b"ab"), IoSlice::new(b"cd")];
-    let line = Line::new(&[Answer::Take(3), Answer::Full, Answer::Broken]);
-    let send = || line.outbox.send_slices(&line.word, &line, &two);
-    assert_eq!(send(), (3, Sent::All));
-    assert_eq!((line.outbox.bytes_sent(), line.bits()), (3, 0));
-    assert_eq!(send(), (0, Sent::All), "full: nothing was taken");
-    assert_eq!(send(), (0, Sent::Failed(ErrorKind::BrokenPipe)));
-    assert_eq!(line.bits(), 0);
-    line.script.lock().extend([Answer::Full, Answer::Full]);
-    line.send("queued");
-    assert_eq!(send(), (0, Sent::Parked));
+    let line = Line::new(&[Answer::Take(3), Answer::Take(1)]);
+    let send = |line: &Line| {
+        let sent = line.outbox.send_slices(&line.word, line, &two);
+        sent.map(|(_, sent)| sent)
+    };
+    assert_eq!(
+        send(&line),
+        Some(Sent::All),
+        "the rest behind the first part"
+    );
+    assert_eq!((line.outbox.bytes_sent(), line.bits()), (4, 0));
+    assert_eq!(*line.taken.lock(), b"abcd");
+
+    line.script
+        .lock()
+        .extend([Answer::Take(1), Answer::Full, Answer::Full]);
+    assert_eq!(send(&line), Some(Sent::Parked));
+    assert_eq!((line.outbox.queued(), line.bits()), (3, QUEUED));
+    assert_eq!(send(&line), None, "something is before it");
     assert_eq!(*line.calls.lock(), 5);
+
+    let line = Line::new(&[Answer::Broken]);
+    assert_eq!(send(&line), Some(Sent::Failed(ErrorKind::BrokenPipe)));
+    assert_eq!(line.bits(), BROKEN, "before the role is free");
+    assert_eq!(
+        send(&line),
+        Some(Sent::Failed(ErrorKind::NotConnected)),
+        "nothing follows"
+    );
+    assert_eq!(*line.calls.lock(), 1);
 }
 
 #[test]

@@ -223,7 +223,7 @@ impl Shared {
     }
 
     /// Goes on until a flusher's turn has an end.
-    fn settle_send(self: &Arc<Self>, socket: &Socket, mut sent: Sent) -> Sent {
+    pub(super) fn settle_send(self: &Arc<Self>, socket: &Socket, mut sent: Sent) -> Sent {
         while sent == Sent::Share {
             sent = self.outbox.drive(&self.word, &self.line(socket));
         }
@@ -269,14 +269,19 @@ impl Shared {
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
     ) -> io::Result<()> {
-        if poller::must_not_block() {
+        if poller::must_not_block() || self.is_unwatched() {
             return Err(Error::WouldDeadlock.into());
         }
         poller::before_blocking();
         // A close too: whoever waits is told at once, what was accepted is still sent.
         let over = ABORT | BROKEN | CLOSE | CLOSED | POISONED;
-        let in_time = self.wait(For::Output, deadline, || self.word.has(over) || ready());
-        if ready() {
+        // What was true when the wait ended counts: room may have been taken by others since.
+        let mut was_ready = false;
+        let in_time = self.wait(For::Output, deadline, || {
+            was_ready = ready();
+            was_ready || self.word.has(over)
+        });
+        if was_ready {
             Ok(())
         } else if in_time {
             Err(self.write_error())

@@ -8,39 +8,33 @@ impl Tx {
     pub(crate) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.check()?;
         let len: usize = slices.iter().map(|slice| slice.len()).sum();
-        let mut done = 0;
-        if self
-            .buffer
-            .as_ref()
-            .is_none_or(|b| b.is_empty() && b.malloc_len() == 0)
-        {
-            done = self.direct(slices)?;
+        if len == 0 || self.direct(slices)? {
+            return Ok(len);
         }
-        if done < len {
-            let buffer = self.buffer()?;
-            let mut skip = done;
-            for slice in slices {
-                let rest = &slice[skip.min(slice.len())..];
-                skip = skip.saturating_sub(slice.len());
-                buffer.write_slice(rest);
-            }
-            self.flush()?;
+        let buffer = self.buffer()?;
+        for slice in slices {
+            buffer.write_slice(slice);
         }
+        self.flush()?;
         Ok(len)
     }
 
-    /// Sends straight from the caller's memory if nothing is before it; what was taken.
-    fn direct(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let shared = &self.shared;
-        let (taken, sent) =
-            shared
-                .outbox
-                .send_slices(&shared.word, &shared.line(&self.socket), slices);
-        shared.after_send(sent);
-        match sent {
-            Sent::Failed(_) => Err(shared.closed_error()),
-            _ => Ok(taken),
+    /// Sends straight from the caller's memory if nothing is before it, and waits until the kernel
+    /// has all of it. `false`: something is before it.
+    fn direct(&mut self, slices: &[IoSlice<'_>]) -> io::Result<bool> {
+        if self.pending() > 0 {
+            return Ok(false);
         }
+        let shared = &self.shared;
+        let line = shared.line(&self.socket);
+        let Some((mark, sent)) = shared.outbox.send_slices(&shared.word, &line, slices) else {
+            return Ok(false);
+        };
+        if let Sent::Failed(_) = shared.settle_send(&self.socket, sent) {
+            return Err(shared.closed_error());
+        }
+        shared.wait_sent(mark, &self.patience)?;
+        Ok(true)
     }
 }
 

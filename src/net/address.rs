@@ -140,10 +140,33 @@ impl fmt::Display for Address {
                 write!(f, "unix:./{}", path.display())
             }
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Abstract(name) => write!(f, "unix:@{}", name.escape_ascii()),
+            Self::Abstract(name) => {
+                f.write_str("unix:@")?;
+                write_name(f, name)
+            }
             Self::Unnamed => f.write_str("unix:(unnamed)"),
         }
     }
+}
+
+/// The name as it is, but for bytes that are no text and characters that cannot be seen.
+fn write_name(f: &mut fmt::Formatter<'_>, name: &[u8]) -> fmt::Result {
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() {
+                let bytes = c
+                    .encode_utf8(&mut [0; 4])
+                    .as_bytes()
+                    .escape_ascii()
+                    .to_string();
+                f.write_str(&bytes)?;
+            } else {
+                write!(f, "{c}")?;
+            }
+        }
+        write!(f, "{}", chunk.invalid().escape_ascii())?;
+    }
+    Ok(())
 }
 
 impl FromStr for Address {
@@ -612,6 +635,18 @@ mod tests {
         let unix = parsed("unix:/x");
         assert_eq!((unix.port(), unix.as_path()), (None, Some(Path::new("/x"))));
         assert!(unix.is_unix() && Address::Unnamed.is_unix() && parsed("unix:@x").is_unix());
+    }
+
+    #[test]
+    fn printable_abstract_names_parse_back() {
+        for name in ["it's", "a\"b\\c", "é", "with space", "@twice"] {
+            let address = Address::Abstract(name.as_bytes().into());
+            let text = address.to_string();
+            assert_eq!(text, format!("unix:@{name}"));
+            assert_eq!(text.parse::<Address>().unwrap(), address);
+        }
+        let odd = Address::Abstract([b'a', 0, 0xff, b'b'].as_slice().into());
+        assert_eq!(odd.to_string(), r"unix:@a\x00\xffb");
     }
 
     proptest! {
