@@ -44,7 +44,9 @@ pub trait Handler: Send + Sync + 'static {
     type State: Send + 'static;
 
     /// Before the connection is polled: set options or timeouts, add close callbacks, or refuse
-    /// it by returning an error. There is no data yet.
+    /// it by returning an error. There is no data yet, and nothing to wait for: a call that would
+    /// wait fails with [`Error::WouldDeadlock`](crate::Error::WouldDeadlock), and what it was to send
+    /// goes out once the connection is polled.
     ///
     /// # Errors
     ///

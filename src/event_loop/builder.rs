@@ -138,8 +138,9 @@ impl Builder {
         self
     }
 
-    /// After a close: how long queued output may take and input is drained, and how many unwanted
-    /// bytes are drained. Default 5 s and 256 KiB; zero closes at once.
+    /// After a close: how long queued output may stand still and how long input is drained, and how
+    /// many unwanted bytes are drained. A peer that reads slowly gets everything as long as it reads.
+    /// Default 5 s and 256 KiB; zero closes at once.
     pub fn linger(mut self, time: Duration, bytes: usize) -> Self {
         self.limits.linger = time;
         self.limits.linger_bytes = bytes;
