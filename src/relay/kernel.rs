@@ -42,6 +42,9 @@ impl KernelPath {
 
     /// Moves input of side `index` if this is the way it goes. `false`: through memory.
     pub(super) fn pump(&mut self, core: &Core, index: usize, conn: &mut Connection) -> bool {
+        if !self.role && self.pipe.is_none() && (self.refused || self.streak < BULK) {
+            return false;
+        }
         let target = Arc::clone(&core.lanes[1 - index].shared);
         let Some(socket) = target.socket() else {
             return false;

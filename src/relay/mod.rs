@@ -20,8 +20,9 @@ pub use side::{RelaySide, Verdict};
 use crate::{
     connection::Connection,
     error::{CloseReason, Error},
-    sync::{AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
+    sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
 };
+use poller::coarse_millis;
 use session::RelaySession;
 use side::{Lane, Returned};
 use std::{
@@ -118,6 +119,7 @@ impl RelayBuilder {
             idle_timeout: self.idle_timeout,
             keep_b: self.keep_b,
             epoch: Instant::now(),
+            coarse_epoch: coarse_millis(),
             moved_at: AtomicU64::new(0),
             last: AtomicU32::new(0),
             progress: Mutex::new(Progress {
@@ -128,6 +130,7 @@ impl RelayBuilder {
                 callbacks: Vec::new(),
                 settled: false,
             }),
+            stopped: AtomicBool::new(false),
             changed: Condvar::new(),
             this: OnceLock::new(),
         });
@@ -238,17 +241,24 @@ pub struct Outcome {
 
 type Callback = Box<dyn FnOnce(Outcome) + Send>;
 
+/// How far the coarse clock may be behind, in milliseconds.
+const COARSE: u64 = 10;
+
 pub(crate) struct Core {
     pub(crate) lanes: [Lane; 2],
     pub(crate) in_flight: usize,
     idle_timeout: Option<Duration>,
     pub(crate) keep_b: bool,
     epoch: Instant,
+    /// The same moment by the coarse clock, which is looked at for every message.
+    coarse_epoch: u64,
     /// When something last moved, in milliseconds since `epoch`.
     moved_at: AtomicU64,
     /// From which side.
     last: AtomicU32,
     progress: Mutex<Progress>,
+    /// The relay has an end; spares each message the lock.
+    stopped: AtomicBool,
     changed: Condvar,
     this: OnceLock<Weak<Self>>,
 }
@@ -271,6 +281,7 @@ impl Core {
                 return;
             }
             progress.end = Some(end);
+            self.stopped.store(true, Ordering::Release);
         }
         for (index, lane) in self.lanes.iter().enumerate() {
             match end {
@@ -287,6 +298,9 @@ impl Core {
 
     /// Whether side `index` is to be given back instead of served.
     pub(crate) fn gives_back(&self, index: usize) -> bool {
+        if !self.stopped.load(Ordering::Acquire) {
+            return false;
+        }
         match self.progress.lock().end {
             Some(RelayEnd::Interrupted | RelayEnd::IdleTimeout | RelayEnd::Released) => true,
             Some(RelayEnd::Drained) => self.keeps(index),
@@ -308,7 +322,9 @@ impl Core {
 
     /// The relay is not idle.
     pub(crate) fn renew(&self) {
-        self.moved_at.store(self.now(), Ordering::Relaxed);
+        // As late as the coarse clock may mean.
+        let at = coarse_millis() - self.coarse_epoch + COARSE;
+        self.moved_at.store(at, Ordering::Relaxed);
     }
 
     /// Milliseconds since `epoch`.

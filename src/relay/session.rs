@@ -4,7 +4,7 @@
 use super::kernel::KernelPath;
 use super::{Core, RelayEnd, side::Returned};
 use crate::{
-    connection::{Connection, ConnectionHandle, DRAIN},
+    connection::{Connection, ConnectionHandle, DRAIN, QUEUED},
     error::CloseReason,
     handler::{Hooks, Session},
     sync::Ordering,
@@ -155,7 +155,7 @@ impl Core {
             self.touch(index);
             to.shared.push(&mut chain)?;
             from.count(n);
-            if to.shared.outbox.queued() > self.in_flight {
+            if to.shared.word.has(QUEUED) && to.shared.outbox.queued() > self.in_flight {
                 from.paused.store(true, Ordering::SeqCst);
                 // It may have drained before the pause was visible.
                 if to.shared.outbox.queued() <= self.in_flight {
