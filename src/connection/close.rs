@@ -260,7 +260,8 @@ fn say_farewell(shared: &Shared, socket: &Socket, end: Option<End>, cut: bool) -
 /// Tells when a connection is over, and how it ended.
 ///
 /// Obtained from [`ConnectionHandle::done`](crate::ConnectionHandle::done); any number of
-/// threads may wait. Once it has a result every read and write of the connection fails.
+/// threads may wait. Once it has a result every read and write of the connection fails, and
+/// `on_disconnect` has returned; close callbacks may still be running.
 #[derive(Clone)]
 pub struct Done {
     pub(crate) shared: Arc<Shared>,
