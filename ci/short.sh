@@ -57,8 +57,9 @@ skip_of() {
         echo a_write_deadline_in_the_past_fails_only_what_has_to_wait
         ;;
     later:event_fn_events)
-        # Expects no write completion of its own, which a send that was put off has.
+        # Expect no write completion of their own, which a send that was put off has.
         echo a_value_lives_as_long_as_its_connection
+        echo events_come_in_order_with_the_state_that_belongs_to_them
         ;;
     later:connection_write)
         # Reads the figures at the end of the connection, where a flusher may still be counting.
