@@ -330,10 +330,11 @@ fn completed_writes_come_in_turn() {
                         "{MUCH} bytes do not fit into the sockets"
                     );
                 }
-                Event::WriteComplete => {
+                Event::WriteComplete if conn.stats().messages_out == 1 => {
                     assert_eq!(conn.stats().queued, 0);
                     conn.write_str("done")?;
-                    conn.flush()?;
+                    // Not all of it may fit: then this event comes again.
+                    conn.try_flush()?;
                 }
                 _ => {}
             }
