@@ -25,7 +25,7 @@ const STARVED: u64 = 10;
 const IDLE_STEP: u64 = 10;
 
 /// How far the coarse clock may be behind, in milliseconds.
-const COARSE: u64 = 10;
+pub(crate) const COARSE: u64 = 10;
 
 /// A deadline that is further away than time goes.
 const NEVER: u64 = u64::MAX;

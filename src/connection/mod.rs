@@ -33,6 +33,7 @@ pub use reader::Line;
 pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 pub use state::State;
 
+pub(crate) use alarms::COARSE;
 pub(crate) use input::End;
 pub(crate) use process::{in_callback, run};
 pub(crate) use shared::{For, Shared};

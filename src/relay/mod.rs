@@ -18,7 +18,7 @@ mod side;
 pub use side::{RelaySide, Verdict};
 
 use crate::{
-    connection::Connection,
+    connection::{COARSE, Connection},
     error::{CloseReason, Error},
     sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
 };
@@ -240,9 +240,6 @@ pub struct Outcome {
 }
 
 type Callback = Box<dyn FnOnce(Outcome) + Send>;
-
-/// How far the coarse clock may be behind, in milliseconds.
-const COARSE: u64 = 10;
 
 pub(crate) struct Core {
     pub(crate) lanes: [Lane; 2],
