@@ -54,13 +54,22 @@ fn held(idle_timeout: Option<Duration>) -> usize {
 #[test]
 fn an_idle_check_costs_no_more_than_32_bytes() {
     in_child("an_idle_check_costs_no_more_than_32_bytes", || {
-        let without = held(None);
-        let with = held(Some(LONG));
-        // The four bytes of the timeout itself are in both. (The time of the last activity is a
-        // statistic, kept for everybody.)
-        let each = with.saturating_sub(without) / CONNECTIONS + 4;
-        println!("{each} bytes per connection ({without} without, {with} with idle timeout)");
-        assert!(each <= 32, "{each} bytes");
+        // Every thread that has read keeps a chunk of 64 KiB for the next time, and how many have is
+        // chance. The least of several is without such a chunk.
+        let without = (0..8).map(|_| held(None)).min().unwrap();
+        let mut least = usize::MAX;
+        for _ in 0..30 {
+            let with = held(Some(LONG));
+            // The four bytes of the timeout itself are in both. (The time of the last activity is
+            // a statistic, kept for everybody.)
+            let each = with.saturating_sub(without) / CONNECTIONS + 4;
+            println!("{each} bytes per connection ({without} without, {with} with idle timeout)");
+            least = least.min(each);
+            if least <= 32 {
+                return;
+            }
+        }
+        panic!("{least} bytes");
     });
 }
 
