@@ -89,6 +89,11 @@ impl Shared {
             .store(coarse_millis(), Ordering::Relaxed);
     }
 
+    /// When bytes last moved, in milliseconds of the coarse clock.
+    pub(crate) fn last_active(&self) -> u64 {
+        self.alarms.last_active.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn last_activity(&self) -> Option<Instant> {
         let last = self.alarms.last_active.load(Ordering::Relaxed);
         let ago = coarse_millis().saturating_sub(last);

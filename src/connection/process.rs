@@ -280,26 +280,19 @@ impl Owner {
             if let Some(turn) = self.ending(shared) {
                 return turn;
             }
-            let session = self.session.as_deref();
-            let share = session.map_or(limits.pause_at, |s| s.input_share(limits.pause_at));
-            let wants_end = session.is_some_and(|session| session.wants_end());
-            if !received && share > 0 {
-                // One share of input a turn; the mark may ask for more than the pause limit.
-                received = true;
-                let session = self.session.as_mut();
-                if !session.is_some_and(|session| session.pump(&mut self.conn)) {
-                    self.conn.rx.receive(share.max(self.conn.rx.mark));
-                }
+            if !received {
+                received = self.take_input(limits.pause_at);
             }
-            let rx = &mut self.conn.rx;
+            let rx = &self.conn.rx;
             let available = rx.len();
             let enough = available >= rx.mark.max(1);
             let unseen_end = rx.end.is_some() && !self.end_shown;
             let run = (enough && (rx.fresh || again))
-                || (unseen_end && (available > 0 || limits.half_open || wants_end));
+                || (unseen_end && (available > 0 || limits.half_open || self.wants_end()));
             if !run {
                 return self.rest(shared, available);
             }
+            let rx = &mut self.conn.rx;
             rx.fresh = false;
             rx.mark = 0;
             self.end_shown = rx.end.is_some();
@@ -312,6 +305,26 @@ impl Owner {
                 Ok(After::Replaced) => again = true,
             }
         }
+    }
+
+    /// Receives one share of input; the mark may ask for more than that. `false`: none is wanted.
+    fn take_input(&mut self, pause_at: usize) -> bool {
+        let conn = &mut self.conn;
+        let share = match &mut self.session {
+            None => pause_at,
+            Some(session) => match session.input_share(pause_at) {
+                0 => return false,
+                _ if session.pump(conn) => return true,
+                share => share,
+            },
+        };
+        conn.rx.receive(share.max(conn.rx.mark));
+        true
+    }
+
+    fn wants_end(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| session.wants_end())
     }
 
     /// Whether the handler consumed something and left bytes it has not asked more of.
@@ -345,11 +358,9 @@ impl Owner {
             return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
         }
         // Asked anew: the callback or the pump may have changed its mind.
-        let wanted = self
-            .session
-            .as_ref()
-            .is_none_or(|s| s.input_share(limits.pause_at) > 0);
-        if rx.readable && rx.end.is_none() && wanted {
+        let session = self.session.as_ref();
+        let wanted = || session.is_none_or(|s| s.input_share(limits.pause_at) > 0);
+        if rx.readable && rx.end.is_none() && wanted() {
             let paused = available >= limits.pause_at.max(rx.mark);
             return if paused {
                 Turn::Over(CloseReason::InputLimit)

@@ -233,7 +233,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 24] = [
+        const NAMES: [&str; 25] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -258,6 +258,7 @@ impl fmt::Debug for Word {
             "GONE",
             "BEGIN",
             "PIPED",
+            "HUNG_UP",
         ];
         let bits = self.load();
         let names = NAMES

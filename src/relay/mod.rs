@@ -312,15 +312,24 @@ impl Core {
 
     /// Something that came from side `index` moved.
     pub(crate) fn touch(&self, index: usize) {
-        self.last.store(index as u32, Ordering::Relaxed);
-        self.renew();
+        self.passed(index, coarse_millis());
         self.hold_again(index);
+    }
+
+    /// Something that came from side `index` was passed on at that time of the coarse clock.
+    fn passed(&self, index: usize, at: u64) {
+        self.last.store(index as u32, Ordering::Relaxed);
+        self.active_at(at);
     }
 
     /// The relay is not idle.
     pub(crate) fn renew(&self) {
+        self.active_at(coarse_millis());
+    }
+
+    fn active_at(&self, at: u64) {
         // As late as the coarse clock may mean.
-        let at = coarse_millis() - self.coarse_epoch + COARSE;
+        let at = at.saturating_sub(self.coarse_epoch) + COARSE;
         self.moved_at.store(at, Ordering::Relaxed);
     }
 
