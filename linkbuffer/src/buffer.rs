@@ -168,7 +168,7 @@ impl LinkBuffer {
     /// owner of some [`Bytes`](bytes::Bytes). May be `false` without need.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        !matches!(self.front, Node::Shared(_)) && !self.has_rest()
+        matches!(self.front, Node::Own(..) | Node::Piece(_)) && !self.has_rest()
     }
 
     /// Bytes of memory that this buffer covers: consumed, readable and unflushed bytes and spare

@@ -1,6 +1,8 @@
 //! From one buffer to another.
 
-use std::io;
+use std::{io, mem};
+
+use bytes::Buf;
 
 use crate::buffer::LinkBuffer;
 use crate::node::Node;
@@ -10,9 +12,10 @@ impl LinkBuffer {
     /// Moves the next `n` bytes to the end of `to`, as unflushed bytes: what
     /// `to.append(self.slice(n)?)` does, without a buffer in between.
     ///
-    /// Fewer than 512 bytes are copied, which is as cheap and pins nothing; more are linked. Pieces
-    /// that lie behind each other in one chunk, such as the messages of one receive, become one
-    /// piece again, so that a run of them is sent from one address.
+    /// Fewer than 512 bytes are copied, which is as cheap and pins nothing; more are linked. Messages
+    /// that lie behind each other in one chunk, as those of one receive do, are one piece again: from
+    /// the second on forwarding moves two numbers, however long the message, and a run of them is
+    /// sent from one address. So short messages are linked too if at least 1 KiB lies behind them.
     ///
     /// # Errors
     ///
@@ -34,19 +37,34 @@ impl LinkBuffer {
     #[inline]
     pub fn forward(&mut self, n: usize, to: &mut Self) -> io::Result<()> {
         self.check(n)?;
-        if n >= COPY_BELOW {
-            self.forward_links(n, to);
-        } else if self.front.len() - self.off >= n {
-            to.write_slice(&self.front.as_slice()[self.off..self.off + n]);
+        let Some(next) = self.front.as_slice()[self.off..].get(..n) else {
+            self.forward_across(n, to);
+            return Ok(());
+        };
+        if to.last_filled().extend_run(next) {
+            to.pending += n;
+            to.written += n as u64;
+            self.advance_by(n);
+        } else if n < COPY_BELOW && self.front.len() - self.off < n + RUN_WORTH {
+            to.write_slice(next);
             self.advance_by(n);
         } else {
-            self.forward_copies(n, to);
+            self.forward_links(n, to);
         }
         Ok(())
     }
 
+    /// The bytes are not all in the front node.
     #[cold]
     #[inline(never)]
+    fn forward_across(&mut self, n: usize, to: &mut Self) {
+        if n < COPY_BELOW {
+            self.forward_copies(n, to);
+        } else {
+            self.forward_links(n, to);
+        }
+    }
+
     fn forward_copies(&mut self, n: usize, to: &mut Self) {
         let mut left = n;
         for chunk in self.chunks() {
@@ -60,6 +78,7 @@ impl LinkBuffer {
         self.advance_by(n);
     }
 
+    #[inline(never)]
     fn forward_links(&mut self, n: usize, to: &mut Self) {
         to.pending += n;
         to.written += n as u64;
@@ -69,11 +88,29 @@ impl LinkBuffer {
                 self.settle();
             }
             let k = left.min(self.front.len() - self.off);
-            let node = self.split_front(k);
+            let node = self.begin_run(k).unwrap_or_else(|| self.split_front(k));
             self.len -= k;
             left -= k;
             to.link_behind(node);
         }
+    }
+
+    /// The first `k` bytes of the front node as the begin of a run, if more lies behind them that
+    /// may follow: what was received together often leaves together.
+    fn begin_run(&mut self, k: usize) -> Option<Node> {
+        if cfg!(feature = "leak-detect") || self.front.len() - self.off == k {
+            return None;
+        }
+        let Node::Piece(piece) = &mut self.front else {
+            return None;
+        };
+        let len = u32::try_from(k).ok()?;
+        u32::try_from(piece.len()).ok()?;
+        let mut rest = mem::take(piece).freeze();
+        rest.advance(self.off);
+        self.off = k;
+        self.front = Node::Shared(rest.clone());
+        Some(Node::Run(rest, len))
     }
 
     /// Puts a node to the end, joined with the last one if it continues it. Lengths are the
@@ -93,8 +130,145 @@ impl LinkBuffer {
                 },
                 _ => Node::Piece(piece),
             },
+            other if self.last_filled().extend_run(other.as_slice()) => return,
             other => other,
         };
         self.link(node);
+    }
+}
+
+/// Bytes behind a short message from which a run of such messages is to be expected.
+const RUN_WORTH: usize = 1024;
+
+#[cfg(all(test, not(feature = "leak-detect")))]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+
+    fn received(n: usize) -> (BytesMut, LinkBuffer) {
+        let mut chunk = BytesMut::with_capacity(n + 100);
+        chunk.extend((0..n).map(|i| (i * 31) as u8));
+        let mut input = LinkBuffer::new();
+        input.push_chunk(chunk.split());
+        (chunk, input)
+    }
+
+    fn sizes(buf: &LinkBuffer) -> Vec<usize> {
+        buf.chunks().map(<[u8]>::len).collect()
+    }
+
+    #[test]
+    fn a_run_grows_only_by_what_lies_behind_it() {
+        let (mut chunk, mut input) = received(9000);
+        let all = input.peek(9000).unwrap().to_vec();
+        let mut out = LinkBuffer::new();
+        for n in [700, 64, 1, 2000] {
+            input.forward(n, &mut out).unwrap();
+        }
+        out.flush();
+        assert_eq!(sizes(&out), [2765]);
+        // A message that is not passed on.
+        input.skip(35).unwrap();
+        for n in [100, 100] {
+            input.forward(n, &mut out).unwrap();
+        }
+        out.flush();
+        assert_eq!(sizes(&out), [2765, 200]);
+        // Something else between two messages.
+        out.write_slice(b"between");
+        input.forward(600, &mut out).unwrap();
+        out.flush();
+        assert_eq!(sizes(&out), [2765, 200, 7, 600]);
+        // To another buffer in between.
+        let mut other = LinkBuffer::new();
+        input.forward(500, &mut other).unwrap();
+        input.forward(600, &mut out).unwrap();
+        out.flush();
+        assert_eq!(sizes(&out), [2765, 200, 7, 600, 600]);
+
+        let left = input.len();
+        let mut expected = all[..2765].to_vec();
+        expected.extend_from_slice(&all[2800..3000]);
+        expected.extend_from_slice(b"between");
+        expected.extend_from_slice(&all[3000..3600]);
+        expected.extend_from_slice(&all[4100..4700]);
+        assert_eq!(out, expected);
+        assert_eq!(input, all[9000 - left..]);
+        drop((out, input));
+        assert!(!chunk.try_reclaim(9100), "another buffer has 500 bytes");
+        drop(other);
+        assert!(chunk.try_reclaim(9100));
+    }
+
+    #[test]
+    fn a_run_grows_while_its_front_is_sent() {
+        let (_, mut input) = received(5000);
+        let all = input.peek(5000).unwrap().to_vec();
+        let mut out = LinkBuffer::new();
+        let mut sent = Vec::new();
+        while !input.is_empty() {
+            input.forward(input.len().min(100), &mut out).unwrap();
+            out.flush();
+            let part = out.next(60.min(out.len())).unwrap();
+            sent.extend_from_slice(part);
+        }
+        assert_eq!(out.chunks().count(), 1);
+        sent.extend_from_slice(out.peek(out.len()).unwrap());
+        assert_eq!(sent, all);
+    }
+
+    #[test]
+    fn few_bytes_pin_nothing() {
+        let (mut chunk, mut input) = received(64 + RUN_WORTH - 1);
+        let mut out = LinkBuffer::new();
+        input.forward(64, &mut out).unwrap();
+        input.skip(RUN_WORTH - 1).unwrap();
+        drop(input);
+        assert!(chunk.try_reclaim(1000), "copied");
+        assert_eq!(out.malloc_len(), 64);
+
+        let (mut chunk, mut input) = received(64 + RUN_WORTH);
+        input.forward(64, &mut out).unwrap();
+        drop(input);
+        assert!(!chunk.try_reclaim(1000), "linked");
+    }
+
+    #[test]
+    fn a_run_is_read_cut_and_shared_as_any_bytes() {
+        let (_, mut input) = received(8000);
+        let all = input.peek(8000).unwrap().to_vec();
+        let run = |input: &mut LinkBuffer| {
+            let mut out = LinkBuffer::new();
+            input.forward(600, &mut out).unwrap();
+            input.forward(400, &mut out).unwrap();
+            out.flush();
+            out
+        };
+        let mut a = run(&mut input);
+        let whole = a.next_bytes(1000).unwrap();
+        let mut b = run(&mut input);
+        let (first, second) = (b.next_bytes(600).unwrap(), b.slice(400).unwrap());
+        let mut c = run(&mut input);
+        c.write_slice(b"x");
+        c.flush();
+        let joined = c.peek(1001).unwrap().to_vec();
+        let mut d = LinkBuffer::new();
+        input.forward(1000, &mut d).unwrap();
+        d.malloc_ack(700);
+        d.flush();
+        assert_eq!(whole, all[..1000]);
+        assert_eq!((&first[..], second.len()), (&all[1000..1600], 400));
+        assert_eq!(second, all[1600..2000]);
+        assert_eq!((&joined[..1000], joined[1000]), (&all[2000..3000], b'x'));
+        assert_eq!(d, all[3000..3700]);
+        // What was cut is not part of it again by chance: the next bytes are other ones.
+        input.forward(100, &mut d).unwrap();
+        d.flush();
+        assert_eq!(d.len(), 800);
+        let both = d.peek(800).unwrap();
+        assert_eq!(
+            (&both[..700], &both[700..]),
+            (&all[3000..3700], &all[4000..4100])
+        );
     }
 }

@@ -247,6 +247,7 @@ pub(crate) fn view(node: Node) -> Bytes {
     let bytes = match node {
         Node::Own(chunk, _) | Node::Piece(chunk) => chunk.freeze(),
         Node::Shared(bytes) => return bytes,
+        Node::Run(mut bytes, n) => return bytes.split_to(n as usize),
     };
     let (len, pinned) = (bytes.len(), pinned(&bytes));
     Bytes::from_owner(View {
@@ -258,7 +259,8 @@ pub(crate) fn view(node: Node) -> Bytes {
 impl LinkBuffer {
     /// Records a slice, unless it has nothing to share.
     pub(crate) fn track_slice(&mut self) {
-        let shares = |node: &&Node| node.len() > 0 && !matches!(node, Node::Shared(_));
+        let shares =
+            |node: &&Node| node.len() > 0 && !matches!(node, Node::Shared(_) | Node::Run(..));
         let first = self
             .nodes()
             .find(shares)

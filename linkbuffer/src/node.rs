@@ -15,6 +15,9 @@ pub(crate) enum Node {
     Piece(BytesMut),
     /// Read-only memory shared with others.
     Shared(Bytes),
+    /// The first bytes of such memory; the ones behind may become part of it, see
+    /// [`extend_run`](Self::extend_run).
+    Run(Bytes, u32),
 }
 
 impl Node {
@@ -26,6 +29,7 @@ impl Node {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b,
             Self::Shared(b) => b,
+            Self::Run(b, n) => &b[..*n as usize],
         }
     }
 
@@ -34,6 +38,7 @@ impl Node {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b.len(),
             Self::Shared(b) => b.len(),
+            Self::Run(_, n) => *n as usize,
         }
     }
 
@@ -42,7 +47,7 @@ impl Node {
     pub(crate) fn spare(&self) -> usize {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b.capacity() - b.len(),
-            Self::Shared(_) => 0,
+            Self::Shared(_) | Self::Run(..) => 0,
         }
     }
 
@@ -51,6 +56,7 @@ impl Node {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b.capacity(),
             Self::Shared(b) => b.len(),
+            Self::Run(_, n) => *n as usize,
         }
     }
 
@@ -64,7 +70,7 @@ impl Node {
     pub(crate) fn as_mut(&mut self) -> Option<&mut BytesMut> {
         match self {
             Self::Own(b, _) | Self::Piece(b) => Some(b),
-            Self::Shared(_) => None,
+            Self::Shared(_) | Self::Run(..) => None,
         }
     }
 
@@ -73,6 +79,10 @@ impl Node {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b.advance(n),
             Self::Shared(b) => b.advance(n),
+            Self::Run(b, len) => {
+                b.advance(n);
+                *len -= n as u32;
+            }
         }
     }
 
@@ -80,6 +90,7 @@ impl Node {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b.truncate(n),
             Self::Shared(b) => b.truncate(n),
+            Self::Run(_, len) => *len = (*len).min(u32::try_from(n).unwrap_or(u32::MAX)),
         }
     }
 
@@ -95,6 +106,50 @@ impl Node {
             }
             Self::Piece(b) => Self::Piece(b.split_off(n)),
             Self::Shared(b) => Self::Shared(b.split_off(n)),
+            Self::Run(b, len) => {
+                let right = Self::Run(b.split_off(n), *len - n as u32);
+                *len = n as u32;
+                right
+            }
         }
+    }
+
+    /// Cuts off the first `n` bytes, which are there; for nodes that are read-only.
+    pub(crate) fn split_shared(&mut self, n: usize) -> Bytes {
+        match self {
+            Self::Own(b, _) | Self::Piece(b) => b.split_to(n).freeze(),
+            Self::Shared(b) => b.split_to(n),
+            Self::Run(b, len) => {
+                *len -= n as u32;
+                b.split_to(n)
+            }
+        }
+    }
+
+    /// As [`split_shared`](Self::split_shared), but what is cut off may grow again by what follows.
+    pub(crate) fn split_run(&mut self, n: usize) -> Self {
+        match self {
+            Self::Shared(b) if b.len() <= u32::MAX as usize => {
+                let run = Self::Run(b.clone(), n as u32);
+                b.advance(n);
+                run
+            }
+            other => Self::Shared(other.split_shared(n)),
+        }
+    }
+
+    /// Makes a run that ends where `next` begins, in the same memory, longer by `next`. `false`:
+    /// it is something else.
+    #[inline]
+    pub(crate) fn extend_run(&mut self, next: &[u8]) -> bool {
+        if let Self::Run(all, len) = self {
+            let end = *len as usize;
+            // Both are alive, so the same address is the same memory.
+            if all.len() - end >= next.len() && all[end..].as_ptr() == next.as_ptr() {
+                *len += next.len() as u32;
+                return true;
+            }
+        }
+        false
     }
 }

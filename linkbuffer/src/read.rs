@@ -171,16 +171,21 @@ impl LinkBuffer {
     /// Makes the next `n` bytes lie in the front node.
     #[inline]
     fn contiguous(&mut self, n: usize) -> io::Result<()> {
-        self.check(n)?;
-        if self.front.len() - self.off < n {
-            self.join(n);
+        if n <= self.len && n <= self.front.len() - self.off {
+            return Ok(());
         }
+        self.gathered(n)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn gathered(&mut self, n: usize) -> io::Result<()> {
+        self.check(n)?;
+        self.join(n);
         Ok(())
     }
 
     /// Copies the next `n` readable bytes together into the front node.
-    #[cold]
-    #[inline(never)]
     pub(crate) fn join(&mut self, n: usize) {
         self.settle();
         let mut have = self.front.len() - self.off;
@@ -243,15 +248,15 @@ impl LinkBuffer {
     /// Cuts `n` bytes, which are there, off the front node. Lengths are the caller's business.
     fn view_front(&mut self, n: usize) -> Bytes {
         #[cfg(feature = "leak-detect")]
-        if !matches!(self.front, Node::Shared(_)) {
+        if !matches!(self.front, Node::Shared(_) | Node::Run(..)) {
             return crate::leak::view(self.split_front(n));
         }
         self.trim_front();
         match &mut self.front {
             Node::Piece(chunk) if chunk.len() == n => mem::take(chunk).freeze(),
             Node::Piece(chunk) => chunk.split_to(n).freeze(),
-            Node::Shared(bytes) => bytes.split_to(n),
             Node::Own(..) => self.split_own(n).freeze(),
+            shared => shared.split_shared(n),
         }
     }
 
@@ -261,8 +266,8 @@ impl LinkBuffer {
         match &mut self.front {
             Node::Piece(chunk) if chunk.len() == n => Node::Piece(mem::take(chunk)),
             Node::Piece(chunk) => Node::Piece(chunk.split_to(n)),
-            Node::Shared(bytes) => Node::Shared(bytes.split_to(n)),
             Node::Own(..) => Node::Piece(self.split_own(n)),
+            shared => shared.split_run(n),
         }
     }
 

@@ -156,6 +156,7 @@ impl LinkBuffer {
     }
 
     /// The last node, not counting an empty one that is kept as room for the next write.
+    #[inline]
     pub(crate) fn last_filled(&mut self) -> &mut Node {
         if let Some(links) = &mut self.rest {
             let is_room = links

@@ -234,6 +234,7 @@ impl Connection {
     /// # Errors
     ///
     /// As [`fill`](Self::fill), or [`Error::Closed`] if nothing may be written any more.
+    #[inline]
     pub fn forward(&mut self, n: usize) -> io::Result<()> {
         self.rx.fill(n)?;
         let output = self.tx.buffer()?;

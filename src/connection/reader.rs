@@ -134,6 +134,7 @@ pub struct Line {
 macro_rules! reading {
     () => {
         /// Bytes that can be read without waiting and without a system call.
+        #[inline]
         pub fn available(&self) -> usize {
             self.rx.len()
         }
@@ -148,6 +149,7 @@ macro_rules! reading {
         /// limit, [`Error::Closed`](crate::Error::Closed) when this side closed,
         /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) on a poller's thread that must
         /// not wait (inline dispatch).
+        #[inline]
         pub fn fill(&mut self, n: usize) -> io::Result<()> {
             self.rx.fill(n)
         }
@@ -160,6 +162,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`], without the timeout; input that ended inside the `n` bytes is
         /// [`Error::PeerClosed`](crate::Error::PeerClosed).
+        #[inline]
         pub fn try_fill(&mut self, n: usize) -> io::Result<bool> {
             self.rx.try_fill(n)
         }
@@ -169,6 +172,7 @@ macro_rules! reading {
         /// # Errors
         ///
         /// As [`Self::fill`].
+        #[inline]
         pub fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
             self.rx.fill(n)?;
             self.rx.buffer().peek(n)
@@ -180,6 +184,7 @@ macro_rules! reading {
         /// # Errors
         ///
         /// As [`Self::fill`].
+        #[inline]
         pub fn next(&mut self, n: usize) -> io::Result<&[u8]> {
             self.rx.fill(n)?;
             self.rx.buffer().next(n)
@@ -190,6 +195,7 @@ macro_rules! reading {
         /// # Errors
         ///
         /// As [`Self::fill`].
+        #[inline]
         pub fn skip(&mut self, n: usize) -> io::Result<()> {
             self.rx.fill(n)?;
             self.rx.buffer().skip(n)
@@ -283,6 +289,7 @@ macro_rules! reading {
         /// # Errors
         ///
         /// As [`Self::try_fill`].
+        #[inline]
         pub fn try_peek(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
             if self.rx.try_fill(n)? {
                 self.rx.buffer().peek(n).map(Some)
@@ -296,6 +303,7 @@ macro_rules! reading {
         /// # Errors
         ///
         /// As [`Self::try_fill`].
+        #[inline]
         pub fn try_next(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
             if self.rx.try_fill(n)? {
                 self.rx.buffer().next(n).map(Some)

@@ -39,6 +39,7 @@ impl Tx {
     }
 
     /// The output buffer, if the connection may still write.
+    #[inline]
     pub(crate) fn buffer(&mut self) -> io::Result<&mut LinkBuffer> {
         self.check()?;
         Ok(self.buffer.get_or_insert_with(spare::output))
@@ -88,12 +89,10 @@ impl Tx {
         self.spent = true;
     }
 
+    #[inline]
     pub(super) fn check(&self) -> io::Result<()> {
         if self.spent {
-            return Err(io::Error::new(
-                io::ErrorKind::NotConnected,
-                "the connection was taken: use the value that `hijack` returned",
-            ));
+            return Err(spent());
         }
         self.shared.check_writable()
     }
@@ -118,13 +117,27 @@ impl Drop for Tx {
     }
 }
 
+#[cold]
+fn spent() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the connection was taken: use the value that `hijack` returned",
+    )
+}
+
 impl Shared {
     /// Why nothing may be written any more, as an error.
+    #[inline]
     pub(crate) fn check_writable(&self) -> io::Result<()> {
         let bits = self.word.load();
         if bits & (ABORT | BROKEN | CLOSED | POISONED | WRITE_SHUT | CLOSE) == 0 {
             return Ok(());
         }
+        self.why_not_writable(bits)
+    }
+
+    #[cold]
+    fn why_not_writable(&self, bits: u32) -> io::Result<()> {
         if bits & POISONED != 0 && bits & CLOSED == 0 {
             return Err(Error::Poisoned.into());
         }
