@@ -213,6 +213,9 @@ fn a_pooled_call_allocates_little() {
                 call();
             }
             fewest = fewest.min(counting::calls() - before);
+            if fewest == 0 {
+                break;
+            }
         }
         assert_eq!(fewest, 0, "allocations in 1000 calls");
         pool.close();

@@ -147,7 +147,7 @@ pub(crate) static ALL: &[Peer] = &[
     Peer {
         name: "netpoll",
         design: "netpoll with default options: Adaptive, one poller per four cores; zero-copy echo by \
-            slice and append",
+            forward",
         handlers: "block the thread that polls, which hands its poller over",
         serve: ours::adaptive,
     },
@@ -156,6 +156,12 @@ pub(crate) static ALL: &[Peer] = &[
         design: "as netpoll, but a handler waits in `fill` for the rest of a frame that came in part",
         handlers: "block the thread that polls, which hands its poller over",
         serve: ours::filling,
+    },
+    Peer {
+        name: "netpoll-busy",
+        design: "as netpoll, with one poller that looks for events for 100 us before it sleeps",
+        handlers: "block the thread that polls, which hands its poller over",
+        serve: ours::busy,
     },
     Peer {
         name: "netpoll-workers",

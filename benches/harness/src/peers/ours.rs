@@ -4,13 +4,15 @@ use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use netpoll::{Builder, Connection, Dispatch, EventLoop, handler_fn};
+use netpoll::{Builder, Connection, Dispatch, EventLoop, PollerGroup, handler_fn};
 
 use crate::frame::{self, HEADER, Kind, MAX_PAYLOAD};
 use crate::work;
 
 /// Threads of [`Dispatch::Workers`], as many as the hand-off peer has.
 const WORKERS: usize = 64;
+/// How long the busy poller looks for events before it sleeps.
+const SPIN: Duration = Duration::from_micros(100);
 
 /// A loop with default options: handlers run where they are polled, and may block.
 pub(crate) fn adaptive(listener: TcpListener) -> io::Result<()> {
@@ -39,6 +41,16 @@ pub(crate) fn workers(listener: TcpListener) -> io::Result<()> {
 pub(crate) fn inline(listener: TcpListener) -> io::Result<()> {
     serve(
         EventLoop::builder().dispatch(Dispatch::Inline),
+        answer_whole,
+        listener,
+    )
+}
+
+/// As [`adaptive`], with a poller that looks for events for a while before it sleeps.
+pub(crate) fn busy(listener: TcpListener) -> io::Result<()> {
+    let pollers = PollerGroup::builder().pollers(1).busy_poll(Some(SPIN));
+    serve(
+        EventLoop::builder().pollers(pollers.build()?),
         answer_whole,
         listener,
     )

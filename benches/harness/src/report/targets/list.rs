@@ -65,6 +65,7 @@ const fn proxy(mode: &'static str, scenario: &'static str, figure: &'static str)
 pub(super) const TARGETS: &[Target] = &[
     cpu("pinned", "pp-1-1k", 1.10),
     cpu("free", "pp-1-1k", 1.10),
+    variant("netpoll-busy", of("pinned", "pp-1-1k", metric::P50, Against::Reference, AtMost, 1.0)),
     cpu("pinned", "pp-10-1k", 1.10),
     cpu("free", "pp-10-1k", 1.10),
     cpu("pinned", "pp-100-1k", 1.10),
