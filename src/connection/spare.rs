@@ -5,49 +5,84 @@
 #![allow(clippy::vec_box)]
 
 use linkbuffer::LinkBuffer;
-use std::cell::RefCell;
+use std::{
+    cell::{Cell, RefCell},
+    thread::LocalKey,
+};
 
 /// Buffers a thread keeps; more than this many connections at work on one thread is rare.
 const KEPT: usize = 16;
 
+/// Empty buffers: the one that was used last, and others for callbacks within callbacks.
+struct Spare {
+    last: Cell<Option<Box<LinkBuffer>>>,
+    others: RefCell<Vec<Box<LinkBuffer>>>,
+}
+
 thread_local! {
-    static INPUT: RefCell<Vec<Box<LinkBuffer>>> = const { RefCell::new(Vec::new()) };
-    static OUTPUT: RefCell<Vec<Box<LinkBuffer>>> = const { RefCell::new(Vec::new()) };
+    static INPUT: Spare = const { Spare::new() };
+    static OUTPUT: Spare = const { Spare::new() };
 }
 
 /// An empty buffer for received chunks.
 pub(crate) fn input() -> Box<LinkBuffer> {
-    INPUT
-        .try_with(|kept| kept.borrow_mut().pop())
-        .ok()
-        .flatten()
-        .unwrap_or_default()
+    Spare::take(&INPUT)
 }
 
 /// An empty buffer for output, with the tail chunk of its last user.
 pub(crate) fn output() -> Box<LinkBuffer> {
-    OUTPUT
-        .try_with(|kept| kept.borrow_mut().pop())
-        .ok()
-        .flatten()
-        .unwrap_or_default()
+    Spare::take(&OUTPUT)
 }
 
 /// Keeps an empty input buffer.
 pub(crate) fn put_input(mut buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty());
     buffer.release();
-    let _ = INPUT.try_with(|kept| keep(&mut kept.borrow_mut(), buffer));
+    Spare::put(&INPUT, buffer);
 }
 
 /// Keeps an empty output buffer.
 pub(crate) fn put_output(buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty() && buffer.malloc_len() == 0);
-    let _ = OUTPUT.try_with(|kept| keep(&mut kept.borrow_mut(), buffer));
+    Spare::put(&OUTPUT, buffer);
 }
 
-fn keep(kept: &mut Vec<Box<LinkBuffer>>, buffer: Box<LinkBuffer>) {
-    if kept.len() < KEPT {
-        kept.push(buffer);
+impl Spare {
+    const fn new() -> Self {
+        Self {
+            last: Cell::new(None),
+            others: RefCell::new(Vec::new()),
+        }
+    }
+
+    #[inline]
+    fn take(of: &'static LocalKey<Self>) -> Box<LinkBuffer> {
+        // A thread that ends has none.
+        of.try_with(|spare| spare.last.take().or_else(|| spare.another()))
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+
+    #[inline]
+    fn put(of: &'static LocalKey<Self>, buffer: Box<LinkBuffer>) {
+        let _ = of.try_with(|spare| {
+            if let Some(before) = spare.last.replace(Some(buffer)) {
+                spare.keep(before);
+            }
+        });
+    }
+
+    #[cold]
+    fn another(&self) -> Option<Box<LinkBuffer>> {
+        self.others.borrow_mut().pop()
+    }
+
+    #[cold]
+    fn keep(&self, buffer: Box<LinkBuffer>) {
+        let mut others = self.others.borrow_mut();
+        if others.len() < KEPT {
+            others.push(buffer);
+        }
     }
 }
