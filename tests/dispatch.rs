@@ -192,6 +192,101 @@ impl Drop for SetOnDrop {
     }
 }
 
+/// A server on one poller that has a single thread for everything.
+fn on_one_thread(handler: impl netpoll::Handler) -> (Server, PollerGroup) {
+    let group = PollerGroup::builder()
+        .pollers(1)
+        .max_threads(1)
+        .build()
+        .unwrap();
+    let builder = EventLoop::builder().pollers(group.clone());
+    (Server::start(Transport::Tcp, builder, handler), group)
+}
+
+#[test]
+fn handlers_on_the_last_thread_get_the_input_they_wait_for() {
+    bounded("input", || {
+        let (server, group) = on_one_thread(handler_fn(|conn| {
+            let head = conn.peek(4)?;
+            let length = 4 + u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+            conn.fill(length)?;
+            conn.forward(length)?;
+            conn.flush()
+        }));
+        let mut halves = [server.connect(), server.connect()];
+        let whole = frame(b"comes in parts");
+        for cut in [2, 4, 9] {
+            // Both wait for the one thread or for their second part, whoever gets the thread.
+            for peer in &mut halves {
+                peer.write_all(&whole[..cut]).unwrap();
+            }
+            eventually("a wait", || group.stats().total().stand_ins > 0);
+            for peer in &mut halves {
+                peer.write_all(&whole[cut..]).unwrap();
+            }
+            for peer in &mut halves {
+                assert_eq!(read_frame(peer).unwrap(), b"comes in parts");
+            }
+        }
+        assert_eq!(group.stats().workers.peak_threads, 1);
+        drop(halves);
+        server.stop();
+        group.close();
+    });
+}
+
+#[test]
+fn handlers_on_the_last_thread_get_the_room_they_wait_for() {
+    bounded("room", || {
+        const MUCH: usize = 24 << 20;
+        let flushed = Log::new();
+        let done = flushed.clone();
+        let (server, group) = on_one_thread(handler_fn(move |conn| {
+            conn.skip(1)?;
+            conn.write_bytes(vec![7; MUCH].into())?;
+            let sent = conn.flush();
+            done.push(sent.is_ok());
+            sent
+        }));
+        let mut peer = server.connect();
+        peer.write_all(b"x").unwrap();
+        eventually("a wait", || group.stats().total().stand_ins > 0);
+        let mut got = vec![0; MUCH];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(flushed.wait_len(1), [true]);
+        drop(peer);
+        server.stop();
+        group.close();
+    });
+}
+
+#[test]
+fn handlers_on_the_last_thread_learn_of_timeouts_and_of_the_end() {
+    bounded("ends", || {
+        let ends = Log::new();
+        let seen = ends.clone();
+        let (server, group) = on_one_thread(handler_fn(move |conn| {
+            if conn.next(1)? == b"t" {
+                conn.set_read_timeout(Some(Duration::from_millis(20)));
+            }
+            let error = conn.fill(1000).unwrap_err();
+            seen.push(matches!(Error::from_io(&error), Some(Error::ReadTimeout)));
+            Err(error)
+        }));
+        let mut peer = server.connect();
+        peer.write_all(b"t").unwrap();
+        assert_eq!(ends.wait_len(1), [true], "a timeout");
+        let mut peer = server.connect();
+        let looks = group.stats().total().stand_ins;
+        peer.write_all(b"e").unwrap();
+        eventually("a wait", || group.stats().total().stand_ins > looks);
+        drop(peer);
+        assert_eq!(ends.wait_len(2), [true, false]);
+        server.stop();
+        group.close();
+    });
+}
+
 #[test]
 fn handlers_that_compute_for_long_do_not_hold_others_up() {
     // No call of ours tells that it will take long.

@@ -522,6 +522,41 @@ fn row_085_without_further_threads_those_that_run_serve() {
 }
 
 #[test]
+fn row_085_without_further_threads_a_handler_gets_the_input_it_waits_for() {
+    in_child(
+        "row_085_without_further_threads_a_handler_gets_the_input_it_waits_for",
+        || {
+            let case = Case::new(Transport::Tcp, Kind::Adaptive);
+            let server = case.serve(handler_fn(|conn| {
+                let head = conn.peek(4)?;
+                let length = 4 + u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+                conn.fill(length)?;
+                conn.forward(length)?;
+                conn.flush()
+            }));
+            let mut peers: Vec<Peer> = (0..6).map(|_| server.connect()).collect();
+            for peer in &mut peers {
+                peer.ping(b"up");
+            }
+            let before = no_room_for_threads();
+            let count = threads();
+            let whole = frame(b"held");
+            for peer in &mut peers {
+                peer.write_all(&whole[..6]).unwrap();
+            }
+            for peer in &mut peers {
+                peer.write_all(&whole[6..]).unwrap();
+                assert_eq!(read_frame(peer).unwrap(), b"held");
+            }
+            assert!(threads() <= count + 1, "the limit did not hold");
+            limit_memory(&before);
+            drop(peers);
+            server.stop();
+        },
+    );
+}
+
+#[test]
 fn row_079_with_every_thread_blocked_requests_wait_and_are_counted() {
     bounded("all blocked", || {
         const MOST: usize = 4;

@@ -203,7 +203,8 @@ impl GroupBuilder {
     }
 
     /// The most threads at once, leaders included; 512 by default and never fewer than pollers.
-    /// Once as many callbacks wait as there are threads, polling stops until one returns.
+    /// Once as many callbacks wait as there are threads, further ones wait for one to return;
+    /// the monitor polls meanwhile, at each tick ([`slow_after`](Self::slow_after)).
     pub fn max_threads(mut self, threads: usize) -> Self {
         self.max_threads = threads;
         self

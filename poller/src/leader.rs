@@ -1,6 +1,7 @@
 //! The leader's loop: a thread of the pool while it holds, or has just released, the role.
 
 use std::{
+    collections::VecDeque,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -27,23 +28,18 @@ const LOOKS: u32 = 8;
 /// A thread of the pool takes the role, if it is still to be had.
 impl Job for Poller {
     fn run(self: Arc<Self>) {
-        let Some(core) = self.role.accept().or_else(|| find_shared(&self)) else {
-            return;
-        };
-        let leader = Leader {
-            context: context::lead(self.clone()),
-            thread: sys::thread_id(),
-            poller: &self,
-        };
-        let outcome = catch_unwind(AssertUnwindSafe(|| leader.lead(core)));
-        if outcome.is_err() && must_not_block() {
-            // Callbacks are contained; this was an operator's `fd`, or a mistake of our own. The
-            // core is lost, which must not go unnoticed.
-            leader.end(
-                Vec::new(),
-                Some(io::Error::other("a panic outside of callbacks")),
-            );
+        if let Some(core) = self.role.accept().or_else(|| find_shared(&self)) {
+            Leader::run(&self, |leader| leader.lead(core));
         }
+    }
+}
+
+/// Polls once for a poller whose runs all wait, on a thread that is not of the pool, because the
+/// pool has nobody to send: those who wait for input, room, timers or the end of a connection are
+/// told. Runs and closures are left to the first thread that is free.
+pub(crate) fn stand_in(poller: &Arc<Poller>) {
+    if let Some(core) = poller.role.lend() {
+        Leader::run(poller, |leader| leader.stand_in(core));
     }
 }
 
@@ -68,7 +64,25 @@ struct Leader<'a> {
     thread: u32,
 }
 
-impl Leader<'_> {
+impl<'a> Leader<'a> {
+    /// Makes the calling thread a leader for a while.
+    fn run(poller: &'a Arc<Poller>, lead: impl FnOnce(&Self)) {
+        let leader = Self {
+            context: context::lead(poller.clone()),
+            thread: sys::thread_id(),
+            poller,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| lead(&leader)));
+        if outcome.is_err() && must_not_block() {
+            // Callbacks are contained; this was an operator's `fd`, or a mistake of our own. The
+            // core is lost, which must not go unnoticed.
+            leader.end(
+                Vec::new(),
+                Some(io::Error::other("a panic outside of callbacks")),
+            );
+        }
+    }
+
     /// Polls until the poller closes or the role is gone.
     fn lead(&self, mut core: Box<Core>) {
         loop {
@@ -90,6 +104,46 @@ impl Leader<'_> {
             if let Err(error) = core.turn(self.poller) {
                 return self.end(core.close(), Some(error));
             }
+        }
+    }
+
+    /// Does what can be done without calling anything that may block.
+    fn stand_in(&self, mut core: Box<Core>) {
+        let poller = self.poller;
+        let mut left = VecDeque::new();
+        // An end, and an error that will come again, are for a leader.
+        let looked = !poller.is_closing() && core.look(poller).is_ok();
+        if looked {
+            poller.counters.stand_ins.add(1);
+        } else {
+            left.append(&mut core.work);
+        }
+        while let Some(work) = core.work.pop_front() {
+            match work {
+                Work::Ready(entry, readiness) => {
+                    if self.attend(&mut core, &entry, readiness) {
+                        left.push_back(Work::Run(entry));
+                    }
+                }
+                Work::Timer(entry, judged) => {
+                    if core.timer_is_due(&entry, judged) {
+                        poller.counters.timers.add(1);
+                        if self.attend(&mut core, &entry, Readiness::TIMER) {
+                            left.push_back(Work::Run(entry));
+                        }
+                    }
+                }
+                work @ (Work::Run(_) | Work::Call(_)) => left.push_back(work),
+            }
+        }
+        core.work = left;
+        if looked {
+            for entry in std::mem::take(&mut core.detached) {
+                poller.announce(&entry);
+            }
+        }
+        if poller.role.put_back(core) {
+            poller.send_leader();
         }
     }
 
@@ -132,16 +186,26 @@ impl Leader<'_> {
         entry: Arc<Entry>,
         readiness: Readiness,
     ) -> Option<Box<Core>> {
+        if self.attend(&mut core, &entry, readiness) {
+            self.run_operator(core, entry)
+        } else {
+            Some(core)
+        }
+    }
+
+    /// Tells an operator; whether it is to be run.
+    #[inline]
+    fn attend(&self, core: &mut Core, entry: &Arc<Entry>, readiness: Readiness) -> bool {
         if readiness.contains(Readiness::WAKE) {
             // A wake from here on is another one.
             entry.control.wake.serve();
         }
         if entry.is_detached() {
-            return Some(core);
+            return false;
         }
         if entry.is_paused() {
             entry.remember(readiness);
-            return Some(core);
+            return false;
         }
         let mut requests = Requests::default();
         let mut budget = Budget::new(core.now, &mut requests);
@@ -149,7 +213,7 @@ impl Leader<'_> {
             .poller
             .contain(|| entry.operator.on_ready(readiness, &mut budget));
         if let Some(deadline) = requests.timer {
-            core.set_timer(self.poller, &entry, deadline);
+            core.set_timer(self.poller, entry, deadline);
         }
         match progress {
             Some(Progress::Drained) => {}
@@ -160,14 +224,10 @@ impl Leader<'_> {
             Some(Progress::Detach) => self.poller.detach(entry.control.token),
             None => {
                 self.poller.detach(entry.control.token);
-                return Some(core);
+                return false;
             }
         }
-        if requests.run {
-            self.run_operator(core, entry)
-        } else {
-            Some(core)
-        }
+        requests.run
     }
 
     fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {

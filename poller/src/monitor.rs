@@ -5,6 +5,10 @@
 //! does: one that waits loses the role at once; one that computes loses it after it has really
 //! computed for a while; one that was merely not scheduled keeps it.
 //!
+//! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
+//! then [stands in](stand_in) at each tick: it polls and tells operators, so that a run that waits
+//! for input, room or a timer gets what it waits for.
+//!
 //! When nothing was deposited for some ticks the monitor parks, leaving a flag in each role; the
 //! next deposit starts it again.
 
@@ -15,6 +19,7 @@ use std::{
 };
 
 use crate::{
+    leader::stand_in,
     poller::Poller,
     sync::{Condvar, Mutex, Ordering, thread},
     sys::{Activity, thread_activity},
@@ -114,6 +119,9 @@ impl Monitor {
             for (poller, suspect) in pollers.iter().zip(&mut suspects) {
                 if let Some(poller) = poller.upgrade() {
                     moved |= suspect.look(&poller);
+                    if poller.workers.is_stuck() {
+                        stand_in(&poller);
+                    }
                     if poller.waiting_often.load(Ordering::Relaxed) {
                         tick = self.tick / WORRIED;
                     }

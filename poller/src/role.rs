@@ -12,6 +12,11 @@
 //!
 //! A run whose core was taken by somebody else is *abroad*; it is kept in a list until it returns.
 //!
+//! **Lending.** The promoted thread may not come: no more threads are allowed, or the system has
+//! none. Whoever finds that out [borrows](Role::lend) the core, polls once without calling anything
+//! that may block, and [puts it back](Role::put_back). What lies in the slot then belongs to no run:
+//! the first thread that is free takes it.
+//!
 //! **Sharing.** A leader that expects runs to wait, or to keep more than one processor busy, marks
 //! its deposits as shared. A shared deposit may be taken by anybody: threads that return from
 //! abroad take it and go on with the batch, and so does a promoted thread. Each shared deposit has
@@ -35,6 +40,8 @@ struct Slot<C> {
     core: Option<Box<C>>,
     /// The latest deposit; its run is under way if the core is here.
     latest: Run,
+    /// The core here is nobody's deposit: it is the first leader's, or was put back.
+    ownerless: bool,
     /// The deposit may be taken by anybody.
     shared: bool,
     /// The number of the deposit that should be taken over.
@@ -97,6 +104,7 @@ impl<C> Role<C> {
                     since: Instant::now(),
                     waiting: true,
                 },
+                ownerless: true,
                 shared: false,
                 wanted: 1,
                 promoting: true,
@@ -124,6 +132,7 @@ impl<C> Role<C> {
             since: now,
             waiting: false,
         };
+        slot.ownerless = false;
         slot.shared = shared;
         let unwatched = slot.unwatched;
         slot.unwatched = false;
@@ -202,6 +211,29 @@ impl<C> Role<C> {
         self.slot.lock().promoting = false;
     }
 
+    /// The core of a deposit that waits for a promoted thread, for a caller who knows that none
+    /// will come soon; to be [put back](Self::put_back) after a moment.
+    pub(crate) fn lend(&self) -> Option<Box<C>> {
+        let mut slot = self.slot.lock();
+        if slot.promoting && slot.wanted == slot.latest.number {
+            slot.take_over()
+        } else {
+            None
+        }
+    }
+
+    /// The end of a [loan](Self::lend). `true`: as for [`want`](Self::want), a thread has to be
+    /// sent, since the one that was under way has come in vain.
+    pub(crate) fn put_back(&self, core: Box<C>) -> bool {
+        let mut slot = self.slot.lock();
+        debug_assert!(slot.core.is_none());
+        slot.core = Some(core);
+        slot.latest.number += 1;
+        slot.latest.waiting = true;
+        slot.ownerless = true;
+        slot.ask()
+    }
+
     /// A thread without the core begins to look for a shared deposit. `false`: there is no point.
     pub(crate) fn look(&self) -> bool {
         let mut slot = self.slot.lock();
@@ -271,10 +303,8 @@ impl<C> Slot<C> {
     /// Takes somebody else's deposit, whose run is abroad from then on.
     fn take_over(&mut self) -> Option<Box<C>> {
         let core = self.core.take()?;
-        let run = self.latest;
-        // The first core is nobody's deposit.
-        if run.number > 1 {
-            self.abroad.push(run);
+        if !self.ownerless {
+            self.abroad.push(self.latest);
         }
         Some(core)
     }
@@ -376,6 +406,41 @@ mod tests {
         assert!(role.want_any());
         role.give_up();
         assert!(role.want(number));
+    }
+
+    #[test]
+    fn a_core_that_nobody_comes_for_is_lent_and_put_back() {
+        let (role, core) = led();
+        let first = alone(&role, core).number;
+        assert!(role.lend().is_none(), "nobody is waited for");
+        assert!(role.want(first));
+        let core = role.lend().expect("the promoted thread is not here");
+        assert!(role.lend().is_none());
+        assert!(!role.put_back(core), "it is still to come");
+        // Lent once more, while it comes in vain.
+        let core = role.lend().unwrap();
+        assert!(role.accept().is_none());
+        assert!(role.put_back(core), "another has to be sent");
+        assert!(role.observe().unwrap().runner.is_none());
+        // The first run returns before that one: it leads.
+        let core = back(&role, first).unwrap();
+        assert!(role.accept().is_none());
+        assert!(back(&role, first).is_none());
+        let second = alone(&role, core).number;
+        assert!(back(&role, second).is_some());
+    }
+
+    #[test]
+    fn a_run_that_returns_during_a_loan_leaves_nothing_behind() {
+        let (role, core) = led();
+        let first = alone(&role, core).number;
+        assert!(role.want(first));
+        let core = role.lend().unwrap();
+        assert!(back(&role, first).is_none());
+        assert!(!role.put_back(core));
+        let core = role.accept().expect("the thread that was under way");
+        // No run is abroad that could cover this.
+        assert!(role.deposit(core, 1, true, Instant::now()).uncovered);
     }
 
     #[test]

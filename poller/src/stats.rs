@@ -66,6 +66,8 @@ counters! {
     helpers,
     /// Times a role could not be passed on because the thread cap was reached.
     cap_hits,
+    /// Times the monitor polled because every thread was in a run that waits.
+    stand_ins,
     /// Panics caught in callbacks.
     panics,
     /// Timers delivered, scheduled closures included.

@@ -116,7 +116,17 @@ impl Core {
 
     /// Waits if there is nothing left to do, and gathers the work of the next turn.
     pub(crate) fn turn(&mut self, poller: &Poller) -> io::Result<()> {
-        let mut full = self.wait(poller)?;
+        let full = self.wait(poller)?;
+        self.gather(poller, full)
+    }
+
+    /// Adds what there is to do now to what is left, without a wait.
+    pub(crate) fn look(&mut self, poller: &Poller) -> io::Result<()> {
+        let full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
+        self.gather(poller, full)
+    }
+
+    fn gather(&mut self, poller: &Poller, mut full: bool) -> io::Result<()> {
         poller.commands.drain(&mut self.commands);
         self.now = Instant::now();
         let tick = poller.clock.tick_before(self.now);

@@ -179,6 +179,15 @@ impl WorkerPool {
         state.idle + state.looking == 0 && state.threads >= self.shared.config.max_threads
     }
 
+    /// Whether jobs wait and nobody is free, or on the way, to take them.
+    pub(crate) fn is_stuck(&self) -> bool {
+        if self.shared.pending.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let state = self.shared.state.lock();
+        !state.queue.is_empty() && state.idle + state.looking == 0 && !state.waking
+    }
+
     /// Counts.
     pub fn stats(&self) -> WorkerStats {
         let state = self.shared.state.lock();

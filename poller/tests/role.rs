@@ -225,7 +225,7 @@ fn scheduled_closures_may_wait() {
 }
 
 #[test]
-fn at_the_thread_cap_polling_waits_for_a_run_to_return() {
+fn at_the_thread_cap_runs_wait_for_a_thread_and_polling_goes_on() {
     let group = PollerGroup::builder()
         .pollers(1)
         .max_threads(2)
@@ -244,13 +244,21 @@ fn at_the_thread_cap_polling_waits_for_a_run_to_return() {
     slow.registration().wake();
     until("the second run", || slow.runs() == 2);
     until("the cap", || group.stats().total().cap_hits == 1);
+    // Both threads are inside runs: the monitor polls, and delivers timers.
     let before = echo.calls();
-    (&peer).write_all(b"ping").unwrap();
-    // Both threads are inside runs: nobody can have polled.
-    assert_eq!(echo.calls(), before);
+    ping(&peer);
+    assert!(echo.calls() > before);
+    echo.registration().set_timer(Some(Instant::now()));
+    until("the timer", || group.stats().total().timers == 1);
+    assert!(group.stats().total().stand_ins > 0);
+    // A third run has to wait, also beyond some looks of the monitor.
+    slow.registration().wake();
+    let looks = group.stats().total().stand_ins;
+    until("more looks", || group.stats().total().stand_ins > looks + 3);
+    assert_eq!(slow.runs(), 2);
     release.send(()).unwrap();
-    let mut back = [0; 4];
-    (&peer).read_exact(&mut back).unwrap();
+    until("the third run", || slow.runs() == 3);
+    release.send(()).unwrap();
     release.send(()).unwrap();
     until("both runs' end", || group.stats().total().slow_runs >= 1);
     ping(&peer);

@@ -141,6 +141,39 @@ fn loom_a_returning_runner_replaces_a_promotion_that_does_not_arrive() {
     });
 }
 
+/// The monitor borrows the core while the promoted thread arrives after all and the run returns.
+#[test]
+fn loom_a_core_that_is_lent_is_lost_to_nobody() {
+    loom::model(|| {
+        let (role, core) = led();
+        let first = deposit(&role, core);
+        assert!(role.want(first));
+        let promoted = thread::spawn({
+            let role = role.clone();
+            move || accept(&role).is_some()
+        });
+        let monitor = thread::spawn({
+            let role = role.clone();
+            move || {
+                let core = role.lend()?;
+                core.take();
+                core.leave();
+                Some(role.put_back(core))
+            }
+        });
+        let returned = back(&role, first).inspect(|core| core.take()).is_some();
+        let promoted = promoted.join().unwrap();
+        match monitor.join().unwrap() {
+            // Who was under way came during the loan: another is sent.
+            Some(true) => {
+                assert!(!promoted);
+                assert!(returned ^ accept(&role).is_some());
+            }
+            lent => assert!(returned ^ promoted, "{returned} {promoted} {lent:?}"),
+        }
+    });
+}
+
 #[test]
 fn loom_no_deposit_goes_unwatched() {
     loom::model(|| {
