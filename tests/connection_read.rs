@@ -671,3 +671,45 @@ fn a_wait_ends_with_the_other_loops_end() {
         assert_eq!(waiting.join().unwrap().kind(), io::ErrorKind::UnexpectedEof);
     });
 }
+
+#[test]
+fn the_first_part_is_lent_as_it_lies() {
+    both(|conn, peer| {
+        peer.write_all(b"abc").unwrap();
+        // Waits, as nothing is here yet.
+        assert_eq!(conn.fill_buf().unwrap()[0], b'a');
+        conn.fill(3).unwrap();
+        assert_eq!(conn.fill_buf().unwrap(), b"abc");
+        BufRead::consume(conn, 2);
+        assert_eq!(
+            conn.fill_buf().unwrap(),
+            b"c",
+            "what was not consumed stays"
+        );
+        // More of it, however it lies: nothing is lost or joined.
+        peer.write_all(&[7; 100_000]).unwrap();
+        conn.fill(100_001).unwrap();
+        BufRead::consume(conn, 1);
+        let (mut parts, mut all) = (0, 0);
+        while conn.available() > 0 {
+            let part = conn.fill_buf().unwrap();
+            assert!(!part.is_empty() && part.iter().all(|&b| b == 7));
+            let n = part.len();
+            BufRead::consume(conn, n);
+            (parts, all) = (parts + 1, all + n);
+        }
+        assert!(parts > 0 && all == 100_000);
+        peer.write_all(b"rest").unwrap();
+        peer.shutdown_write();
+        conn.fill(4).unwrap();
+        assert_eq!(conn.fill_buf().unwrap(), b"rest");
+        BufRead::consume(conn, 4);
+        for _ in 0..2 {
+            assert_eq!(
+                conn.fill_buf().unwrap(),
+                b"",
+                "the end, as often as one asks"
+            );
+        }
+    });
+}

@@ -52,6 +52,19 @@ impl Rx {
         self.read_at_least(dst, 1)
     }
 
+    /// The first contiguous input; waits for it, and is empty only at the end of input.
+    #[inline]
+    pub(crate) fn first(&mut self) -> io::Result<&[u8]> {
+        if self.len() == 0 {
+            match self.fill(1) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(&[]),
+                Err(e) => return Err(e),
+            }
+        }
+        io::BufRead::fill_buf(self.buffer())
+    }
+
     /// Waits for `min` bytes, copies as many as are here and fit.
     pub(crate) fn read_at_least(&mut self, dst: &mut [u8], min: usize) -> io::Result<usize> {
         if min > dst.len() {
@@ -369,7 +382,7 @@ macro_rules! reading {
     };
 }
 
-/// `Reader` and `std::io::Read` for a type with a field `rx`.
+/// `Reader`, `std::io::Read` and `BufRead` for a type with a field `rx`.
 macro_rules! reading_traits {
     ($($name:tt)+) => {
         impl linkbuffer::Reader for $($name)+ {
@@ -394,6 +407,23 @@ macro_rules! reading_traits {
         impl io::Read for $($name)+ {
             fn read(&mut self, dst: &mut [u8]) -> io::Result<usize> {
                 self.rx.read(dst)
+            }
+        }
+
+        /// The input as it lies in memory: `fill_buf` lends the first contiguous part without
+        /// copying, and waits only if there is none. So a handler looks at all messages of a
+        /// receive at once.
+        ///
+        /// Where this trait is imported its `split` shadows the one of the connection.
+        impl io::BufRead for $($name)+ {
+            #[inline]
+            fn fill_buf(&mut self) -> io::Result<&[u8]> {
+                self.rx.first()
+            }
+
+            #[inline]
+            fn consume(&mut self, n: usize) {
+                io::BufRead::consume(self.rx.buffer(), n);
             }
         }
     };

@@ -158,6 +158,13 @@ pub(crate) static ALL: &[Peer] = &[
         serve: ours::filling,
     },
     Peer {
+        name: "netpoll-frames",
+        design: "as netpoll, but the handler takes one frame after the other by peek and forward, \
+            where the others look at all that lie in one piece",
+        handlers: "block the thread that polls, which hands its poller over",
+        serve: ours::frames,
+    },
+    Peer {
         name: "netpoll-busy",
         design: "as netpoll, with one poller that looks for events for 100 us before it sleeps",
         handlers: "block the thread that polls, which hands its poller over",

@@ -1,12 +1,12 @@
 //! netpoll, in each of its dispatches.
 
-use std::io;
+use std::io::{self, BufRead};
 use std::net::TcpListener;
 use std::time::Duration;
 
 use netpoll::{Builder, Connection, Dispatch, EventLoop, PollerGroup, handler_fn};
 
-use crate::frame::{self, HEADER, Kind, MAX_PAYLOAD};
+use crate::frame::{self, Front, HEADER, Kind, MAX_PAYLOAD};
 use crate::work;
 
 /// Threads of [`Dispatch::Workers`], as many as the hand-off peer has.
@@ -46,6 +46,11 @@ pub(crate) fn inline(listener: TcpListener) -> io::Result<()> {
     )
 }
 
+/// As [`adaptive`], frame by frame.
+pub(crate) fn frames(listener: TcpListener) -> io::Result<()> {
+    serve(EventLoop::builder(), answer_each, listener)
+}
+
 /// As [`adaptive`], with a poller that looks for events for a while before it sleeps.
 pub(crate) fn busy(listener: TcpListener) -> io::Result<()> {
     let pollers = PollerGroup::builder().pollers(1).busy_poll(Some(SPIN));
@@ -64,8 +69,28 @@ fn serve(
     builder.build(handler_fn(handler))?.serve(listener)
 }
 
-/// Answers every frame that is whole; called again once the next one is.
+/// Answers every frame that is whole; called again once the next one is. Frames that lie in one
+/// piece are looked at together, as in the other servers.
 fn answer_whole(conn: &mut Connection) -> io::Result<()> {
+    while conn.available() > 0 {
+        match frame::front(conn.fill_buf()?) {
+            Front::Echo(length) => conn.forward(length)?,
+            Front::Special(kind, length) => answer_special(conn, kind, length)?,
+            Front::Partial(need) => {
+                if !conn.try_fill(need)? {
+                    break;
+                }
+                // It is in several pieces.
+                conn.peek(need)?;
+            }
+            Front::TooLong => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+    conn.flush()
+}
+
+/// The same frame by frame, as a handler of calls does it.
+fn answer_each(conn: &mut Connection) -> io::Result<()> {
     while let Some(head) = conn.try_peek(HEADER)? {
         let frame = length(head)?;
         if !conn.try_fill(frame)? {
@@ -109,15 +134,19 @@ fn answer(conn: &mut Connection, frame: usize) -> io::Result<()> {
         Kind::Echo
     };
     match kind {
-        Kind::Echo => {}
-        Kind::Sink => {
-            conn.skip(frame)?;
-            return conn.write_slice(&frame::ACK);
-        }
-        Kind::Sleep | Kind::Compute => {
-            conn.flush()?;
-            work::block_for(kind);
-        }
+        Kind::Echo => conn.forward(frame),
+        _ => answer_special(conn, kind, frame),
     }
+}
+
+/// Answers a frame that asks for more than an echo.
+fn answer_special(conn: &mut Connection, kind: Kind, frame: usize) -> io::Result<()> {
+    if kind == Kind::Sink {
+        conn.skip(frame)?;
+        return conn.write_slice(&frame::ACK);
+    }
+    // What is answered already need not wait along.
+    conn.flush()?;
+    work::block_for(kind);
     conn.forward(frame)
 }
