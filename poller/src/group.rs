@@ -216,9 +216,9 @@ impl GroupBuilder {
         self
     }
 
-    /// How often callbacks are looked at, and so (once to twice) how long one may wait without a
-    /// call of [`before_blocking`](crate::before_blocking) before the role goes to another thread;
-    /// 1 ms by default, at least 100 us.
+    /// How often callbacks are looked at, and so (half to one and a half times) how long one may
+    /// wait without a call of [`before_blocking`](crate::before_blocking) before the role goes to
+    /// another thread; 1 ms by default, at least 100 us.
     pub fn slow_after(mut self, time: Duration) -> Self {
         self.slow_after = time.max(Duration::from_micros(100));
         self

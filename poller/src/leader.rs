@@ -5,7 +5,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -22,8 +22,9 @@ use crate::{
     workers::Job,
 };
 
-/// How often a thread without the core looks for a shared deposit before it goes back to the pool.
-const LOOKS: u32 = 8;
+/// How long a thread without the core looks for a shared deposit before it goes back to the pool:
+/// about what it costs to sleep and to be woken, so that the choice is never wrong by much.
+const LOOK_FOR: Duration = Duration::from_micros(50);
 
 /// A thread of the pool takes the role, if it is still to be had.
 impl Job for Poller {
@@ -43,12 +44,13 @@ pub(crate) fn stand_in(poller: &Arc<Poller>) {
     }
 }
 
-/// A shared deposit, looked for a few times.
+/// A shared deposit, looked for a while.
 fn find_shared(poller: &Poller) -> Option<Box<Core>> {
     if !poller.role.look() {
         return None;
     }
-    for _ in 0..LOOKS {
+    let begin = Instant::now();
+    while begin.elapsed() < LOOK_FOR {
         if let Some(core) = poller.role.find(false) {
             return Some(core);
         }
@@ -194,7 +196,7 @@ impl<'a> Leader<'a> {
     }
 
     /// Tells an operator; whether it is to be run.
-    #[inline]
+    #[inline(always)]
     fn attend(&self, core: &mut Core, entry: &Arc<Entry>, readiness: Readiness) -> bool {
         if readiness.contains(Readiness::WAKE) {
             // A wake from here on is another one.
@@ -261,8 +263,8 @@ impl<'a> Leader<'a> {
         foreign: impl FnOnce() -> T,
     ) -> (Option<Box<Core>>, Option<T>) {
         let poller = self.poller;
-        let (begin, shared) = (core.now, core.learner.share(core.work.len()));
-        let deposit = poller.role.deposit(core, self.thread, shared, begin);
+        let (begin, terms) = (core.now, core.learner.terms(core.work.len()));
+        let deposit = poller.role.deposit(core, self.thread, terms, begin);
         if deposit.unwatched {
             poller.monitor.watch();
         }
@@ -276,27 +278,39 @@ impl<'a> Leader<'a> {
                 core.ran(begin);
                 Some(core)
             }
-            None => {
-                poller.counters.slow_runs.add(1);
-                poller.role.rejoin(deposit.number)
-            }
+            None => self.returned(deposit.number, begin),
         };
         self.context.returned(core.is_some());
         (core, value)
     }
 
-    /// Sees to it that somebody is there to take a shared deposit, should this thread's run wait.
+    /// A run that began at `begin` has returned and its deposit is gone: the core, if this thread is
+    /// to lead nevertheless.
+    #[inline(never)]
+    fn returned(&self, number: u64, begin: Instant) -> Option<Box<Core>> {
+        let poller = self.poller;
+        poller.counters.slow_runs.add(1);
+        let now = Instant::now();
+        let (core, waited) = poller.role.rejoin(number, now);
+        if waited {
+            poller.counters.waits.add(1);
+        }
+        let mut core = core?;
+        core.rejoined(begin, now);
+        Some(core)
+    }
+
+    /// Sees to it that enough others are there to take shared deposits.
     fn cover(&self, number: u64, now: Instant) {
         let poller = self.poller;
         if let Some(run) = poller.role.suspect(now) {
             let waits = !matches!(sys::thread_activity(run.thread), Activity::Computing(_));
             poller.role.judge(run.number, waits, now);
-            if !waits {
-                return;
+            if waits {
+                poller.counters.waits.add(1);
             }
-            poller.counters.waits.add(1);
         }
-        if poller.role.want_help(number) {
+        if poller.role.want_help(number, now) {
             poller.counters.helpers.add(1);
             poller.send_leader();
         }

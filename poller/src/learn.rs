@@ -1,16 +1,21 @@
 //! When to share the role: what a poller learns from its runs.
 //!
 //! Running inline costs nothing as long as runs are short; the monitor deals with the odd one that
-//! waits, at the price of a stall of a tick or two. Two situations want more than one thread on a
-//! batch:
+//! waits, at the price of a stall of about a tick. Two situations want more than one thread:
 //!
 //! * **Runs often wait** without saying so: the stalls add up. From [`WAITS_TO_SHARE`] such runs
-//!   per [`WINDOW`] on, batches are shared until they have become rare.
-//! * **A long batch of long runs**: a backlog worth more than [`HELP_FROM`] of runs that take
-//!   [`LONG_RUN`] or more each is worth waking another processor for. Short runs are not, however
-//!   many: sharing costs them more than it gains.
+//!   per [`WINDOW`] on, until they have become rare, deposits are open to whoever is free, the last
+//!   of a batch too: nobody polls while it waits. There are to be [`HANDS_FOR_WAITS`] others, not
+//!   one: a run of the only other may be waiting as well, and until that is
+//!   [noticed](crate::role::SUSPECT_AFTER) nobody would poll.
+//! * **Runs are long**, [`LONG_RUN`] or more each: deposits are open to whoever is free, down to
+//!   the last of a batch, so that nobody leaves in the middle. Help is called for when the backlog
+//!   is worth more than [`HELP_FROM`], one thread for each such amount up to [`MOST_HANDS`]. Short
+//!   runs are not shared, however many: it costs them more than it gains.
 
 use std::time::{Duration, Instant};
+
+use crate::role::Terms;
 
 /// Over which waits are counted.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -20,12 +25,15 @@ const WAITS_TO_SHARE: u64 = 12;
 const WAITS_TO_STOP: u64 = 4;
 /// Windows in a row with few waits before sharing ends.
 const CALM_WINDOWS: u32 = 5;
-/// A backlog below this is shared with nobody.
-const MIN_BACKLOG: usize = 2;
+/// Others that should be there then.
+const HANDS_FOR_WAITS: usize = 2;
 /// Typical time of a run from which help pays.
 const LONG_RUN: Duration = Duration::from_micros(25);
-/// A batch's estimated time from which help pays.
+/// Another thread is called for each such amount of estimated work: some times what it costs to
+/// wake one.
 const HELP_FROM: Duration = Duration::from_micros(500);
+/// Others that help at most. By default a group has one poller per four processors.
+const MOST_HANDS: usize = 3;
 /// A single run counts with at most this: a thread may have been off the processor.
 const CLIP: Duration = Duration::from_micros(200);
 
@@ -39,7 +47,8 @@ pub(crate) struct Learner {
     waits_before: u64,
     calm: u32,
     waiting_often: bool,
-    can_help: bool,
+    /// Others that can help with long runs.
+    helpers: usize,
 }
 
 impl Learner {
@@ -50,17 +59,26 @@ impl Learner {
             waits_before: 0,
             calm: 0,
             waiting_often: false,
-            can_help: processors > 1,
+            helpers: processors.saturating_sub(1).min(MOST_HANDS),
         }
     }
 
-    /// A run took this long (only of runs that kept the role).
+    /// A run that kept the role took this long.
+    #[inline]
     pub(crate) fn ran(&mut self, took: Duration) {
         let took = took.min(CLIP).as_nanos() as u64;
         self.typical = (self.typical * 31 + took) / 32;
     }
 
-    /// A turn begins; `waits` is the number of runs found waiting so far. `true`: batches are
+    /// A run whose deposit was taken by somebody took this long. Those that waited say nothing about
+    /// what there is to compute.
+    pub(crate) fn shared(&mut self, took: Duration) {
+        if took < CLIP {
+            self.ran(took);
+        }
+    }
+
+    /// A turn begins; `waits` is the number of runs found waiting so far. `true`: deposits are
     /// shared from now on because of them, and were not before.
     pub(crate) fn turn(&mut self, now: Instant, waits: u64) -> bool {
         if now < self.window_ends {
@@ -89,15 +107,26 @@ impl Learner {
         self.waiting_often
     }
 
-    /// Whether the next run's deposit is shared, with `backlog` more things to do behind it.
-    pub(crate) fn share(&self, backlog: usize) -> bool {
-        if backlog < MIN_BACKLOG {
-            return false;
+    /// The terms of the next run's deposit, with `backlog` more things to do behind it.
+    #[inline]
+    pub(crate) fn terms(&self, backlog: usize) -> Terms {
+        let long = self.helpers > 0 && self.typical >= LONG_RUN.as_nanos() as u64;
+        if !long && !self.waiting_often {
+            return Terms::ALONE;
         }
-        self.waiting_often
-            || (self.can_help
-                && self.typical >= LONG_RUN.as_nanos() as u64
-                && self.typical.saturating_mul(backlog as u64) >= HELP_FROM.as_nanos() as u64)
+        self.sharing(backlog, long)
+    }
+
+    fn sharing(&self, backlog: usize, long: bool) -> Terms {
+        let mut terms = Terms::shared(0);
+        if long {
+            let work = self.typical.saturating_mul(backlog as u64);
+            terms.hands = ((work / HELP_FROM.as_nanos() as u64) as usize).min(self.helpers);
+        }
+        if self.waiting_often {
+            terms.hands = terms.hands.max(HANDS_FOR_WAITS);
+        }
+        terms
     }
 }
 
@@ -116,16 +145,33 @@ mod tests {
     #[test]
     fn help_is_for_long_batches_of_long_runs() {
         let long = taught(Duration::from_micros(50));
-        assert!(long.share(20));
-        assert!(!long.share(5), "a short batch");
+        assert_eq!(long.terms(20), Terms::shared(1));
+        assert_eq!(long.terms(5), Terms::shared(0), "those who are there go on");
         let short = taught(Duration::from_micros(8));
-        assert!(!short.share(1000), "short runs");
+        assert_eq!(short.terms(1000), Terms::ALONE, "short runs");
         let mut preempted = short;
         preempted.ran(Duration::from_millis(5));
-        assert!(!preempted.share(100), "a thread off its processor once");
+        assert_eq!(
+            preempted.terms(100),
+            Terms::ALONE,
+            "a thread off its processor once"
+        );
         let mut single = Learner::new(Instant::now(), 1);
         (0..200).for_each(|_| single.ran(Duration::from_micros(50)));
-        assert!(!single.share(1000), "nobody there to help");
+        assert_eq!(single.terms(1000), Terms::ALONE, "nobody there to help");
+        let mut several = Learner::new(Instant::now(), 64);
+        (0..200).for_each(|_| several.ran(Duration::from_micros(100)));
+        assert_eq!(several.terms(11), Terms::shared(2));
+        assert_eq!(several.terms(1000), Terms::shared(MOST_HANDS));
+    }
+
+    #[test]
+    fn sharing_long_runs_ends_when_they_become_short() {
+        let mut learner = taught(Duration::from_micros(50));
+        (0..100).for_each(|_| learner.shared(Duration::from_millis(10)));
+        assert!(learner.terms(20).shared, "waits tell nothing");
+        (0..100).for_each(|_| learner.shared(Duration::from_micros(8)));
+        assert_eq!(learner.terms(20), Terms::ALONE);
     }
 
     #[test]
@@ -140,10 +186,14 @@ mod tests {
         };
         for _ in 0..20 {
             assert!(!window(&mut learner, WAITS_TO_SHARE - 1));
-            assert!(!learner.share(100), "now and then is no reason");
+            assert_eq!(
+                learner.terms(100),
+                Terms::ALONE,
+                "now and then is no reason"
+            );
         }
         assert!(window(&mut learner, WAITS_TO_SHARE));
-        assert!(learner.share(MIN_BACKLOG) && !learner.share(MIN_BACKLOG - 1));
+        assert_eq!(learner.terms(0), Terms::shared(HANDS_FOR_WAITS));
         assert!(!window(&mut learner, 100), "no news");
         for _ in 1..CALM_WINDOWS {
             window(&mut learner, 0);
@@ -155,5 +205,6 @@ mod tests {
             window(&mut learner, WAITS_TO_STOP - 1);
         }
         assert!(!learner.waiting_often());
+        assert_eq!(learner.terms(100), Terms::ALONE);
     }
 }

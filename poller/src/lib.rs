@@ -12,10 +12,10 @@
 //! core lies in a slot where another thread may take it:
 //!
 //! * at once, if the run calls [`before_blocking`] before it waits;
-//! * one to two ticks later (1 ms each by default, [`GroupBuilder::slow_after`]) if the group's
+//! * half a tick to one and a half later (1 ms each by default, [`GroupBuilder::slow_after`]) if the group's
 //!   monitor finds the run waiting without a word, or having computed for more than 5 ms;
-//! * right away, where runs have often waited lately, or where a long batch of long runs lies
-//!   ahead and there is another processor: then several threads share the batch.
+//! * right away, where runs have often waited lately, or where runs are long and there is another
+//!   processor: then several threads share the batch.
 //!
 //! If nobody took it, the run's thread goes on as if nothing had been: the usual case, which costs
 //! two uncontended locks.

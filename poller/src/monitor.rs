@@ -1,7 +1,7 @@
 //! The monitor: finds callbacks that wait (or compute for long) without having said so.
 //!
 //! One thread per group. Each tick it looks at the number of every role's latest deposit. The same
-//! deposit twice in a row makes its runner a suspect, and the system is asked what that thread
+//! deposit twice in a row, or one that has lain there for half a tick, makes its runner a suspect, and the system is asked what that thread
 //! does: one that waits loses the role at once; one that computes loses it after it has really
 //! computed for a while; one that was merely not scheduled keeps it.
 //!
@@ -115,10 +115,10 @@ impl Monitor {
         while let Some(pollers) = self.wait(tick) {
             suspects.resize_with(pollers.len(), Suspect::default);
             let mut moved = false;
-            tick = self.tick;
+            let tick_before = std::mem::replace(&mut tick, self.tick);
             for (poller, suspect) in pollers.iter().zip(&mut suspects) {
                 if let Some(poller) = poller.upgrade() {
-                    moved |= suspect.look(&poller);
+                    moved |= suspect.look(&poller, tick_before / 2);
                     if poller.workers.is_stuck() {
                         stand_in(&poller);
                     }
@@ -200,8 +200,9 @@ struct Suspect {
 }
 
 impl Suspect {
-    /// Looks at a role; whether anything is or was deposited since the last look.
-    fn look(&mut self, poller: &Arc<Poller>) -> bool {
+    /// Looks at a role; whether anything is or was deposited since the last look. What lies there
+    /// for `long` is suspected at first sight.
+    fn look(&mut self, poller: &Arc<Poller>, long: Duration) -> bool {
         let Some(sight) = poller.role.observe() else {
             return true;
         };
@@ -219,7 +220,9 @@ impl Suspect {
                 seen: true,
                 ..Self::default()
             };
-            return true;
+            if sight.since.elapsed() < long {
+                return true;
+            }
         }
         if self.wanted {
             return true;

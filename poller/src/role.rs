@@ -18,10 +18,10 @@
 //! the first thread that is free takes it.
 //!
 //! **Sharing.** A leader that expects runs to wait, or to keep more than one processor busy, marks
-//! its deposits as shared. A shared deposit may be taken by anybody: threads that return from
-//! abroad take it and go on with the batch, and so does a promoted thread. Each shared deposit has
-//! to be *covered*: another thread must be at work (abroad and not known to wait), looking for the
-//! core, or on its way; otherwise the depositor sends one before it runs.
+//! its deposits as shared, on [`Terms`]. A shared deposit may be taken by anybody: threads that
+//! return from abroad take it and go on with the batch, and so does a promoted thread. The terms say by how many others a deposit has to be *covered*: threads
+//! at work (abroad and not known to wait), looking for the core, or on their way. If there are
+//! fewer, the depositor sends one before it runs.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,33 @@ use crate::sync::Mutex;
 /// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
 /// said that it computes.
 pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
+/// A run that was abroad for longer than this, and was not found computing, has waited.
+const LONG_ABSENCE: Duration = Duration::from_millis(1);
+
+/// What others may do with a deposit, and how many of them should be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Anybody may take it unasked.
+    pub(crate) shared: bool,
+    /// How many others should be at work, looking, or on their way.
+    pub(crate) hands: usize,
+}
+
+impl Terms {
+    /// Nobody takes it unasked.
+    pub(crate) const ALONE: Self = Self {
+        shared: false,
+        hands: 0,
+    };
+
+    /// Taken by whoever is free, of whom there should be so many.
+    pub(crate) const fn shared(hands: usize) -> Self {
+        Self {
+            shared: true,
+            hands,
+        }
+    }
+}
 
 /// Where the core is while its leader runs foreign code.
 pub(crate) struct Role<C> {
@@ -42,14 +69,14 @@ struct Slot<C> {
     latest: Run,
     /// The core here is nobody's deposit: it is the first leader's, or was put back.
     ownerless: bool,
-    /// The deposit may be taken by anybody.
-    shared: bool,
+    /// Those of the latest deposit.
+    terms: Terms,
     /// The number of the deposit that should be taken over.
     wanted: u64,
     /// A promoted thread is under way (or queued until a thread is free).
     promoting: bool,
     /// Threads looking for a shared deposit.
-    looking: u32,
+    looking: usize,
     /// Runs whose core has been taken by somebody else.
     abroad: Vec<Run>,
     /// The monitor does not look: the next deposit has to start it.
@@ -88,6 +115,8 @@ pub(crate) struct Deposit {
 pub(crate) struct Sight {
     /// The number of the latest deposit.
     pub(crate) number: u64,
+    /// When it was made.
+    pub(crate) since: Instant,
     /// Who made it, if the core still lies in the slot and nobody was asked to take it.
     pub(crate) runner: Option<ThreadId>,
 }
@@ -105,7 +134,7 @@ impl<C> Role<C> {
                     waiting: true,
                 },
                 ownerless: true,
-                shared: false,
+                terms: Terms::ALONE,
                 wanted: 1,
                 promoting: true,
                 looking: 0,
@@ -120,7 +149,7 @@ impl<C> Role<C> {
         &self,
         core: Box<C>,
         thread: ThreadId,
-        shared: bool,
+        terms: Terms,
         now: Instant,
     ) -> Deposit {
         let mut slot = self.slot.lock();
@@ -133,13 +162,13 @@ impl<C> Role<C> {
             waiting: false,
         };
         slot.ownerless = false;
-        slot.shared = shared;
+        slot.terms = terms;
         let unwatched = slot.unwatched;
         slot.unwatched = false;
         Deposit {
             number: slot.latest.number,
             unwatched,
-            uncovered: shared && !slot.is_covered(now),
+            uncovered: terms.hands > 0 && !slot.is_covered(now),
         }
     }
 
@@ -153,21 +182,26 @@ impl<C> Role<C> {
         }
     }
 
-    /// After a deposit that could not be reclaimed: the core, if the caller is to lead nevertheless.
+    /// After a deposit that could not be reclaimed, at the time `now`: the core, if the caller is to
+    /// lead nevertheless, and whether the run was abroad for so long that it must have waited, which
+    /// nobody has noticed.
     ///
-    /// That is the case if a later deposit waits for a promotion that has not arrived, because the
+    /// The caller leads if a later deposit waits for a promotion that has not arrived, because the
     /// caller is here already; and if a later deposit is shared.
-    pub(crate) fn rejoin(&self, number: u64) -> Option<Box<C>> {
+    pub(crate) fn rejoin(&self, number: u64, now: Instant) -> (Option<Box<C>>, bool) {
         let mut slot = self.slot.lock();
+        let mut waited = false;
         if let Some(place) = slot.abroad.iter().position(|run| run.number == number) {
-            slot.abroad.swap_remove(place);
+            let run = slot.abroad.swap_remove(place);
+            waited = !run.waiting && now.saturating_duration_since(run.since) >= LONG_ABSENCE;
         }
-        let wanted = slot.promoting && slot.wanted == slot.latest.number;
-        if slot.shared || wanted {
+        let wanted = slot.promoting && slot.is_wanted();
+        let core = if slot.terms.shared || wanted {
             slot.take_over()
         } else {
             None
-        }
+        };
+        (core, waited)
     }
 
     /// Asks for the deposit of this number to be taken over, because its run waits. `true`: the
@@ -189,17 +223,21 @@ impl<C> Role<C> {
         slot.core.is_some() && slot.ask()
     }
 
-    /// As [`want`](Self::want), but the run is not known to wait: more hands are wanted.
-    pub(crate) fn want_help(&self, number: u64) -> bool {
+    /// As [`want`](Self::want), but the run is not known to wait: more hands are wanted, if they
+    /// (still) are at the time `now`.
+    pub(crate) fn want_help(&self, number: u64, now: Instant) -> bool {
         let mut slot = self.slot.lock();
-        slot.core.is_some() && slot.latest.number == number && slot.ask()
+        slot.core.is_some()
+            && slot.latest.number == number
+            && !slot.is_covered(now)
+            && !std::mem::replace(&mut slot.promoting, true)
     }
 
     /// The promoted thread is here: the core, if it is still wanted.
     pub(crate) fn accept(&self) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
         slot.promoting = false;
-        if slot.shared || slot.wanted == slot.latest.number {
+        if slot.terms.shared || slot.is_wanted() {
             slot.take_over()
         } else {
             None
@@ -215,7 +253,7 @@ impl<C> Role<C> {
     /// will come soon; to be [put back](Self::put_back) after a moment.
     pub(crate) fn lend(&self) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
-        if slot.promoting && slot.wanted == slot.latest.number {
+        if slot.promoting && slot.is_wanted() {
             slot.take_over()
         } else {
             None
@@ -237,16 +275,20 @@ impl<C> Role<C> {
     /// A thread without the core begins to look for a shared deposit. `false`: there is no point.
     pub(crate) fn look(&self) -> bool {
         let mut slot = self.slot.lock();
-        if slot.shared {
+        if slot.terms.shared {
             slot.looking += 1;
         }
-        slot.shared
+        slot.terms.shared
     }
 
     /// Looks once. After a core or, with `last`, a final look the thread is not looking any more.
     pub(crate) fn find(&self, last: bool) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
-        let core = if slot.shared { slot.take_over() } else { None };
+        let core = if slot.terms.shared {
+            slot.take_over()
+        } else {
+            None
+        };
         if last || core.is_some() {
             slot.looking -= 1;
         }
@@ -277,6 +319,7 @@ impl<C> Role<C> {
         let runner = alone.then_some(slot.latest.thread);
         Some(Sight {
             number: slot.latest.number,
+            since: slot.latest.since,
             runner,
         })
     }
@@ -314,6 +357,10 @@ impl<C> Slot<C> {
         !std::mem::replace(&mut self.promoting, true)
     }
 
+    fn is_wanted(&self) -> bool {
+        self.wanted == self.latest.number
+    }
+
     fn waits(&mut self, number: u64) {
         if let Some(run) = self.abroad.iter_mut().find(|run| run.number == number) {
             run.waiting = true;
@@ -321,12 +368,11 @@ impl<C> Slot<C> {
     }
 
     fn is_covered(&self, now: Instant) -> bool {
-        self.promoting
-            || self.looking > 0
-            || self
-                .abroad
-                .iter()
-                .any(|run| !run.waiting && !run.is_suspect(now))
+        let at_work = self
+            .abroad
+            .iter()
+            .filter(|run| !run.waiting && !run.is_suspect(now));
+        usize::from(self.promoting) + self.looking + at_work.count() >= self.terms.hands
     }
 }
 
@@ -348,11 +394,12 @@ mod tests {
 
     /// What a thread does when its run returned.
     fn back(role: &Role<i32>, number: u64) -> Option<Box<i32>> {
-        role.reclaim(number).or_else(|| role.rejoin(number))
+        role.reclaim(number)
+            .or_else(|| role.rejoin(number, Instant::now()).0)
     }
 
     fn alone(role: &Role<i32>, core: Box<i32>) -> Deposit {
-        role.deposit(core, 1, false, Instant::now())
+        role.deposit(core, 1, Terms::ALONE, Instant::now())
     }
 
     #[test]
@@ -364,19 +411,13 @@ mod tests {
         assert!(!deposit.uncovered, "nobody else is to take it");
         let Deposit { number, .. } = deposit;
         assert_eq!(
-            role.observe(),
-            Some(Sight {
-                number,
-                runner: Some(1)
-            })
+            role.observe().map(|sight| (sight.number, sight.runner)),
+            Some((number, Some(1)))
         );
         let core = back(&role, number).unwrap();
         assert_eq!(
-            role.observe(),
-            Some(Sight {
-                number,
-                runner: None
-            })
+            role.observe().map(|sight| (sight.number, sight.runner)),
+            Some((number, None))
         );
         assert!(!alone(&role, core).unwatched);
     }
@@ -440,7 +481,10 @@ mod tests {
         assert!(!role.put_back(core));
         let core = role.accept().expect("the thread that was under way");
         // No run is abroad that could cover this.
-        assert!(role.deposit(core, 1, true, Instant::now()).uncovered);
+        assert!(
+            role.deposit(core, 1, Terms::shared(1), Instant::now())
+                .uncovered
+        );
     }
 
     #[test]
@@ -462,11 +506,11 @@ mod tests {
     fn shared_deposits_are_covered_by_those_at_work() {
         let (role, core) = led();
         let start = Instant::now();
-        let share = |core, thread, now| role.deposit(core, thread, true, now);
+        let share = |core, thread, now| role.deposit(core, thread, Terms::shared(1), now);
         let first = share(core, 1, start);
         assert!(first.uncovered);
-        assert!(role.want_help(first.number));
-        assert!(!role.want_help(first.number), "one is on its way");
+        assert!(role.want_help(first.number, start));
+        assert!(!role.want_help(first.number, start), "one is on its way");
         let core = role
             .accept()
             .expect("a promoted thread takes a shared deposit");
@@ -503,14 +547,59 @@ mod tests {
     }
 
     #[test]
+    fn as_many_are_asked_for_as_the_terms_say() {
+        let (role, core) = led();
+        let now = Instant::now();
+        let share = |core, thread| role.deposit(core, thread, Terms::shared(2), now);
+        let first = share(core, 1);
+        assert!(first.uncovered && role.want_help(first.number, now));
+        let core = role.accept().unwrap();
+        let second = share(core, 2);
+        assert!(second.uncovered, "one of two is there");
+        assert!(role.want_help(second.number, now));
+        let core = role.accept().unwrap();
+        let third = share(core, 3);
+        assert!(!third.uncovered);
+        assert!(!role.want_help(third.number, now), "enough are there");
+        // Without a demand those who are there go on all the same.
+        let core = back(&role, third.number).unwrap();
+        let fourth = role.deposit(core, 3, Terms::shared(0), now);
+        assert!(!fourth.uncovered);
+        assert!(back(&role, first.number).is_some());
+    }
+
+    #[test]
+    fn a_wait_that_nobody_noticed_is_noticed_when_it_is_over() {
+        let (role, core) = led();
+        let start = Instant::now();
+        let away = |core, wait: fn(&Role<i32>, u64, Instant), back| {
+            let number = role.deposit(core, 1, Terms::shared(1), start).number;
+            assert!(role.want_help(number, start));
+            let core = role.accept().unwrap();
+            wait(&role, number, start + LONG_ABSENCE / 2);
+            let (none, waited) = role.rejoin(number, start + back);
+            assert!(none.is_none());
+            (core, waited)
+        };
+        let (core, waited) = away(core, |_, _, _| {}, LONG_ABSENCE);
+        assert!(waited);
+        let (core, waited) = away(core, |_, _, _| {}, LONG_ABSENCE / 2);
+        assert!(!waited, "a short one");
+        let (core, waited) = away(core, |role, n, at| role.judge(n, true, at), LONG_ABSENCE);
+        assert!(!waited, "counted before");
+        let (_, waited) = away(core, |role, n, at| role.judge(n, false, at), LONG_ABSENCE);
+        assert!(!waited, "it computes");
+    }
+
+    #[test]
     fn a_run_that_says_it_waits_covers_nothing() {
         let (role, core) = led();
         let now = Instant::now();
-        let first = role.deposit(core, 1, true, now);
-        assert!(role.want_help(first.number));
+        let first = role.deposit(core, 1, Terms::shared(1), now);
+        assert!(role.want_help(first.number, now));
         let core = role.accept().unwrap();
         assert!(!role.want(first.number), "its core is in good hands");
-        assert!(role.deposit(core, 2, true, now).uncovered);
+        assert!(role.deposit(core, 2, Terms::shared(1), now).uncovered);
     }
 
     #[test]
@@ -518,14 +607,14 @@ mod tests {
         let (role, core) = led();
         assert!(!role.look(), "nothing is shared");
         let now = Instant::now();
-        let number = role.deposit(core, 1, true, now).number;
+        let number = role.deposit(core, 1, Terms::shared(1), now).number;
         let core = back(&role, number).unwrap();
         assert!(role.look());
         assert!(role.find(false).is_none());
-        assert!(!role.deposit(core, 1, true, now).uncovered);
+        assert!(!role.deposit(core, 1, Terms::shared(1), now).uncovered);
         let core = role.find(false).unwrap();
         assert!(back(&role, number + 1).is_none());
-        assert!(role.deposit(core, 1, true, now).uncovered);
+        assert!(role.deposit(core, 1, Terms::shared(1), now).uncovered);
         assert!(role.look());
         assert!(role.find(true).is_some());
     }

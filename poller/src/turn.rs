@@ -114,6 +114,12 @@ impl Core {
         self.learner.ran(self.now.saturating_duration_since(begin));
     }
 
+    /// A run that began at `begin` has returned at `now`, and found the core elsewhere first.
+    pub(crate) fn rejoined(&mut self, begin: Instant, now: Instant) {
+        self.now = now;
+        self.learner.shared(now.saturating_duration_since(begin));
+    }
+
     /// Waits if there is nothing left to do, and gathers the work of the next turn.
     pub(crate) fn turn(&mut self, poller: &Poller) -> io::Result<()> {
         let full = self.wait(poller)?;

@@ -4,7 +4,9 @@
 //!
 //! * A worker that runs out of jobs looks around for a moment (a few yields) before it parks; it
 //!   stays with the queue, so a steady stream of jobs costs no wake-ups.
-//! * At most one wake-up is in flight. It ends when the woken worker takes a job or parks again.
+//! * The worker that parked last is woken first: its stack and its share of the caches are warm, and
+//!   those that are not needed any more stay parked until they leave.
+//! * At most one wake-up is in flight. It ends when the woken worker looks at the queue.
 //! * Whoever takes a job and leaves others behind passes the wake-up on, unless somebody is
 //!   looking around already.
 //! * With nobody to wake, a thread is started, up to the cap. If the system refuses one, the
@@ -99,7 +101,7 @@ impl WorkerPoolBuilder {
         WorkerPool {
             shared: Arc::new(Shared {
                 state: Mutex::new(State::default()),
-                wake: Condvar::new(),
+                ended: Condvar::new(),
                 pending: AtomicUsize::new(0),
                 config: self,
             }),
@@ -176,7 +178,7 @@ impl WorkerPool {
     /// Whether every thread allowed is there and busy.
     pub(crate) fn is_exhausted(&self) -> bool {
         let state = self.shared.state.lock();
-        state.idle + state.looking == 0 && state.threads >= self.shared.config.max_threads
+        state.parked.len() + state.looking == 0 && state.threads >= self.shared.config.max_threads
     }
 
     /// Whether jobs wait and nobody is free, or on the way, to take them.
@@ -185,7 +187,7 @@ impl WorkerPool {
             return false;
         }
         let state = self.shared.state.lock();
-        !state.queue.is_empty() && state.idle + state.looking == 0 && !state.waking
+        !state.queue.is_empty() && state.parked.is_empty() && state.looking == 0 && !state.waking
     }
 
     /// Counts.
@@ -193,7 +195,7 @@ impl WorkerPool {
         let state = self.shared.state.lock();
         WorkerStats {
             threads: state.threads,
-            idle: state.idle,
+            idle: state.parked.len(),
             queued: state.queue.len(),
             ..state.stats
         }
@@ -211,7 +213,8 @@ impl fmt::Debug for WorkerPool {
 
 struct Shared {
     state: Mutex<State>,
-    wake: Condvar,
+    /// A thread has left, was started or was joined: for those that join.
+    ended: Condvar,
     /// Length of the queue, for looking around without the lock.
     pending: AtomicUsize,
     config: WorkerPoolBuilder,
@@ -221,8 +224,8 @@ struct Shared {
 struct State {
     queue: VecDeque<Arc<dyn Job>>,
     threads: usize,
-    /// Parked threads.
-    idle: usize,
+    /// Parked threads, the latest last. Whoever wakes one takes it out.
+    parked: Vec<Arc<Bed>>,
     /// Threads looking around before they park.
     looking: usize,
     /// A parked thread was notified, or a thread is being started.
@@ -241,6 +244,12 @@ struct State {
     stats: WorkerStats,
     /// Why the latest thread could not be started.
     start_error: Option<io::Error>,
+}
+
+/// Where a thread parks.
+struct Bed {
+    id: u64,
+    wake: Condvar,
 }
 
 impl Shared {
@@ -265,11 +274,11 @@ impl Shared {
         if state.queue.is_empty() || state.looking > 0 || state.waking {
             return;
         }
-        if state.idle > 0 {
+        if let Some(bed) = state.parked.pop() {
             state.waking = true;
             state.stats.wakes += 1;
             drop(state);
-            self.wake.notify_one();
+            bed.wake.notify_one();
         } else if state.threads < self.config.max_threads {
             self.start_thread(state);
         } else {
@@ -302,12 +311,16 @@ impl Shared {
             }
         }
         if state.closed {
-            self.wake.notify_all();
+            self.ended.notify_all();
         }
     }
 
     /// A thread's life.
     fn work(self: Arc<Self>, id: u64) {
+        let bed = Arc::new(Bed {
+            id,
+            wake: Condvar::new(),
+        });
         let mut state = self.state.lock();
         // This thread is what the wake-up in flight was about.
         state.waking = false;
@@ -345,25 +358,43 @@ impl Shared {
             if !state.queue.is_empty() || state.closed {
                 continue;
             }
-            state.idle += 1;
-            // Woken without a job, for another's end for example, it does not stay any longer.
+            // Woken when another has taken the job already, it does not stay any longer.
             let until =
                 *leave_at.get_or_insert_with(|| Instant::now().checked_add(self.config.keep_alive));
-            let late = match until {
-                Some(until) => self.wake.wait_until(&mut state, until).timed_out(),
-                None => {
-                    self.wake.wait(&mut state);
-                    false
-                }
-            };
-            state.idle -= 1;
-            // Also when the time was up: a notification that came in between found nobody.
-            state.waking = false;
-            if late && state.queue.is_empty() {
+            if !self.park(&mut state, &bed, until) {
                 break;
             }
         }
         self.leave(state, id);
+    }
+
+    /// Sleeps until somebody wakes this thread; `false` if nobody has when the time was up, and there
+    /// is nothing to do.
+    fn park(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        bed: &Arc<Bed>,
+        until: Option<Instant>,
+    ) -> bool {
+        state.parked.push(Arc::clone(bed));
+        loop {
+            let late = match until {
+                Some(until) => bed.wake.wait_until(state, until).timed_out(),
+                None => {
+                    bed.wake.wait(state);
+                    false
+                }
+            };
+            let Some(place) = state.parked.iter().position(|other| other.id == bed.id) else {
+                // Woken, if only just before the time was up: this is what the wake-up was about.
+                state.waking = false;
+                return true;
+            };
+            if late {
+                state.parked.remove(place);
+                return !state.queue.is_empty();
+            }
+        }
     }
 
     /// The thread ends; it joins those that left before it.
@@ -378,15 +409,22 @@ impl Shared {
         let own = thread::current().id();
         state.members.retain(|&member| member != own);
         drop(state);
-        self.wake.notify_all();
+        self.ended.notify_all();
         for (_, handle) in gone {
             let _ = handle.join();
         }
     }
 
     fn close(&self) {
-        self.state.lock().closed = true;
-        self.wake.notify_all();
+        let parked = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            std::mem::take(&mut state.parked)
+        };
+        for bed in parked {
+            bed.wake.notify_one();
+        }
+        self.ended.notify_all();
     }
 
     fn join(&self) -> bool {
@@ -402,9 +440,9 @@ impl Shared {
                 let _ = handle.join();
                 state = self.state.lock();
                 state.joining -= 1;
-                self.wake.notify_all();
+                self.ended.notify_all();
             } else if state.starting + state.joining > 0 {
-                self.wake.wait(&mut state);
+                self.ended.wait(&mut state);
             } else {
                 return true;
             }

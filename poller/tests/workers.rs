@@ -63,14 +63,19 @@ fn every_job_runs_once_whatever_the_number_of_submitters() {
 #[test]
 fn waiting_jobs_make_the_pool_grow_to_its_cap_and_no_further() {
     let pool = WorkerPool::builder().max_threads(8).build();
-    let barrier = Barrier::new(8);
+    let (barrier, all_there) = (Barrier::new(8), Arc::new(Barrier::new(9)));
+    let (begun, submitted) = (AtomicUsize::new(0), all_there.clone());
     let together = job(move || {
+        if begun.fetch_add(1, Ordering::SeqCst) < 8 {
+            submitted.wait();
+        }
         barrier.wait();
     });
-    // Eight runs that need each other, twice.
+    // Eight runs that need each other, twice; none ends before all are submitted.
     for _ in 0..16 {
         assert!(pool.submit(together.clone()).is_ok());
     }
+    all_there.wait();
     pool.close();
     let stats = pool.stats();
     assert_eq!(stats.peak_threads, 8);

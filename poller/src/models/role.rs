@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    role::Role,
+    role::{Role, Terms},
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
 };
 
@@ -38,12 +38,13 @@ fn led() -> (Arc<Role<Core>>, Box<Core>) {
 
 fn deposit(role: &Role<Core>, core: Box<Core>) -> u64 {
     core.leave();
-    role.deposit(core, 1, false, Instant::now()).number
+    role.deposit(core, 1, Terms::ALONE, Instant::now()).number
 }
 
 /// What a thread does when its run returned.
 fn back(role: &Role<Core>, number: u64) -> Option<Box<Core>> {
-    role.reclaim(number).or_else(|| role.rejoin(number))
+    role.reclaim(number)
+        .or_else(|| role.rejoin(number, Instant::now()).0)
 }
 
 /// A promoted thread.
@@ -193,7 +194,9 @@ fn loom_no_deposit_goes_unwatched() {
             }
         });
         core.leave();
-        let unwatched = role.deposit(core, 1, false, Instant::now()).unwatched;
+        let unwatched = role
+            .deposit(core, 1, Terms::ALONE, Instant::now())
+            .unwatched;
         if unwatched {
             *called.0.lock() = true;
             called.1.notify_one();
@@ -231,7 +234,7 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
         let now = Instant::now();
         // The batch is shared already, so that there is something to look for.
         core.leave();
-        let first = role.deposit(core, 1, true, now).number;
+        let first = role.deposit(core, 1, Terms::shared(1), now).number;
         let core = back(&role, first).expect("nobody is there yet");
         let looker = thread::spawn({
             let role = role.clone();
@@ -243,9 +246,9 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
                 core.inspect(|core| core.take()).is_some()
             }
         });
-        let deposit = role.deposit(core, 1, true, now);
+        let deposit = role.deposit(core, 1, Terms::shared(1), now);
         let mut sent = false;
-        if deposit.uncovered && role.want_help(deposit.number) {
+        if deposit.uncovered && role.want_help(deposit.number, now) {
             sent = accept(&role).is_some();
         }
         let found = looker.join().unwrap();
@@ -260,8 +263,8 @@ fn loom_a_returning_run_takes_the_deposit_it_covered() {
         let (role, core) = led();
         let now = Instant::now();
         core.leave();
-        let first = role.deposit(core, 1, true, now).number;
-        assert!(role.want_help(first));
+        let first = role.deposit(core, 1, Terms::shared(1), now).number;
+        assert!(role.want_help(first, now));
         let core = accept(&role).expect("shared");
         // The first run is abroad and ends now, while the second begins to wait.
         let returning = thread::spawn({
@@ -273,9 +276,9 @@ fn loom_a_returning_run_takes_the_deposit_it_covered() {
             }
         });
         core.leave();
-        let second = role.deposit(core, 2, true, now);
+        let second = role.deposit(core, 2, Terms::shared(1), now);
         let mut sent = false;
-        if second.uncovered && role.want_help(second.number) {
+        if second.uncovered && role.want_help(second.number, now) {
             sent = accept(&role).is_some();
         }
         let took = returning.join().unwrap();
