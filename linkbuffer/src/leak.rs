@@ -259,8 +259,7 @@ pub(crate) fn view(node: Node) -> Bytes {
 impl LinkBuffer {
     /// Records a slice, unless it has nothing to share.
     pub(crate) fn track_slice(&mut self) {
-        let shares =
-            |node: &&Node| node.len() > 0 && !matches!(node, Node::Shared(_) | Node::Run(..));
+        let shares = |node: &&Node| !matches!(node, Node::Shared(_) | Node::Run(..));
         let first = self
             .nodes()
             .find(shares)
@@ -316,3 +315,40 @@ static MEMORY: Registry<Kind> = Registry::new();
 /// Where chunks lie: address and size. Chunks that were freed stay until their address is used
 /// again.
 static CHUNKS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_replaces_those_it_overlaps_and_no_others() {
+        let mut whole = BytesMut::with_capacity(4096);
+        whole.resize(4096, 0);
+        chunk(&whole);
+        assert_eq!(pinned(&whole[1000..1100]), 4096);
+        let mut last = whole.split_off(2048);
+        chunk(&last);
+        assert_eq!(pinned(&whole[1000..1100]), 100, "the first half was freed");
+        assert_eq!(pinned(&last[..100]), 2048);
+        chunk(&whole);
+        assert_eq!(pinned(&whole[1000..1100]), 2048);
+        assert_eq!(pinned(&last[..100]), 2048, "beside it, not below it");
+        chunk(&last);
+        assert_eq!(pinned(&whole[1000..1100]), 2048, "before it, not below it");
+        last.truncate(0);
+        whole.unsplit(last);
+        chunk(&whole);
+        assert_eq!(pinned(&whole[1000..1100]), 4096);
+    }
+
+    #[test]
+    fn what_lies_behind_a_chunk_is_not_in_it() {
+        let mut first = BytesMut::with_capacity(4096);
+        first.resize(4096, 0);
+        chunk(&first);
+        let other = first.split_off(2048);
+        chunk(&first);
+        assert_eq!(pinned(&first[1948..]), 2048, "its last bytes");
+        assert_eq!(pinned(&other[..100]), 100);
+    }
+}

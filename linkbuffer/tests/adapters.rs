@@ -293,3 +293,113 @@ fn a_whole_stream_through_both_adapters() {
     }
     assert_eq!(w.get_ref(), &data);
 }
+
+/// Everything a writer can do, some of it only to be undone.
+fn write_in_every_way(w: &mut dyn Writer) -> io::Result<()> {
+    w.malloc(8)?.copy_from_slice(b"headtail");
+    assert_eq!(w.malloc_len(), 8);
+    w.write_direct(Bytes::from_static(b"-middle-"), 4)?;
+    w.write_str("undone")?;
+    assert_eq!(w.malloc_len(), 22);
+    w.malloc_ack(16)?;
+    let slot = Slot::<2>::reserve(w)?;
+    w.write_u8(b'!')?;
+    w.append(LinkBuffer::from("appended"))?;
+    slot.fill(w, *b"42")?;
+    assert_eq!(w.malloc_len(), 27);
+    w.flush()?;
+    assert_eq!(w.malloc_len(), 0);
+    Ok(())
+}
+
+#[test]
+fn every_way_to_write_leads_to_the_inner_writer() {
+    let mut buf = LinkBuffer::new();
+    write_in_every_way(&mut buf).unwrap();
+    assert_eq!(buf, "head-middle-tail42!appended");
+    let mut out = IoWriter::new(Vec::new());
+    write_in_every_way(&mut out).unwrap();
+    assert_eq!(buf, *out.get_ref());
+    assert_eq!(
+        Writer::malloc_ack(&mut out, 1).unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+}
+
+/// A source that is interrupted before every read and remembers the largest room it was given.
+struct Interrupted<'a> {
+    data: &'a [u8],
+    interrupt: bool,
+    room: usize,
+}
+
+impl Read for Interrupted<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.interrupt = !self.interrupt;
+        if self.interrupt {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        self.room = self.room.max(out.len());
+        self.data.read(out)
+    }
+}
+
+#[test]
+fn an_interrupted_read_is_tried_again() {
+    let mut r = IoReader::new(Interrupted {
+        data: b"abc",
+        interrupt: false,
+        room: 0,
+    });
+    assert_eq!(Reader::next(&mut r, 3).unwrap(), b"abc");
+}
+
+#[test]
+fn room_is_made_for_what_is_missing_only() {
+    const HAVE: usize = 100_000;
+    let data = vec![1; HAVE + 10];
+    let mut r = IoReader::new(Interrupted {
+        data: &data[..HAVE],
+        interrupt: false,
+        room: 0,
+    });
+    r.fill(HAVE).unwrap();
+    r.get_mut().data = &data[HAVE..];
+    r.get_mut().room = 0;
+    r.fill(HAVE + 1).unwrap();
+    let room = r.get_ref().room;
+    assert!(room < HAVE, "room for {room} bytes, wanted was one");
+}
+
+/// Bytes that are all there already; it notes what it was asked for.
+struct Marks(LinkBuffer, Vec<usize>);
+
+impl Reader for Marks {
+    fn available(&self) -> usize {
+        self.0.len()
+    }
+
+    fn fill(&mut self, n: usize) -> io::Result<()> {
+        self.0.fill(n)
+    }
+
+    fn try_fill(&mut self, n: usize) -> io::Result<bool> {
+        self.1.push(n);
+        self.0.try_fill(n)
+    }
+
+    fn chain(&mut self) -> &mut LinkBuffer {
+        &mut self.0
+    }
+}
+
+#[test]
+fn a_mark_that_is_not_there_yet_asks_for_one_byte_more() {
+    let mut r = Marks(LinkBuffer::from("no end yet"), Vec::new());
+    assert_eq!(r.try_until(b'\n').unwrap(), None);
+    assert_eq!(r.try_read_line(100).unwrap(), None);
+    assert_eq!(r.1, [11, 11]);
+    r.0.write_str("\n");
+    r.0.flush();
+    assert_eq!(r.try_until(b'\n').unwrap().unwrap(), b"no end yet\n");
+}

@@ -318,3 +318,19 @@ fn lengths_that_are_not_there_allocate_nothing() {
     let room = buf.landing(usize::MAX);
     assert!(room.capacity() <= 9 << 20, "{}", room.capacity());
 }
+
+#[test]
+fn a_long_list_of_chunks_is_not_kept_for_the_next_buffer() {
+    let pool = ChunkPool::new();
+    let body = Bytes::from(vec![1; 5000]);
+    for (chunks, kept) in [(200, true), (2000, false)] {
+        let build = || {
+            let before = ALLOCATIONS.with(Cell::get);
+            let mut buf = LinkBuffer::with_pool(&pool);
+            (0..chunks).for_each(|_| buf.write_bytes(body.clone()));
+            ALLOCATIONS.with(Cell::get) - before
+        };
+        build();
+        assert_eq!(build() == 0, kept, "{chunks} chunks");
+    }
+}
