@@ -11,9 +11,14 @@ use linkbuffer::LinkBuffer;
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, IoSlice},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-const ALL: [u32; 24] = [
+const ALL: [u32; 25] = [
     READABLE,
     WRITABLE,
     ATTEND,
@@ -38,6 +43,7 @@ const ALL: [u32; 24] = [
     GONE,
     BEGIN,
     PIPED,
+    HUNG_UP,
 ];
 /// Facts that no role or news may touch.
 const FACTS: u32 = CONNECTED | PEER_CLOSED | DRAIN | OWNED;
@@ -52,8 +58,8 @@ fn every_bit_is_one_bit_of_its_own_and_has_its_name() {
     }
     assert_eq!(format!("{:?}", Word::new(READABLE)), "{\"READABLE\"}");
     assert_eq!(
-        format!("{:?}", Word::new(PIPED | ABORT)),
-        "{\"ABORT\", \"PIPED\"}"
+        format!("{:?}", Word::new(HUNG_UP | PIPED | ABORT)),
+        "{\"ABORT\", \"PIPED\", \"HUNG_UP\"}"
     );
     assert_eq!(format!("{:?}", Word::new(0)), "{}");
 }
@@ -454,4 +460,146 @@ fn a_chain_of_many_pieces_goes_out_whole() {
     let sent = line.outbox.send(&line.word, &line, &mut chain, bound);
     assert_eq!(sent.map(|(_, sent)| sent), Ok(Sent::All));
     assert!(chain.is_empty() && *line.taken.lock() == all);
+}
+
+#[test]
+fn slices_for_a_full_sink_wait_like_everything_else() {
+    let line = Line::new(&[Answer::Full, Answer::Full, Answer::Full]);
+    let (_, sent) = line
+        .outbox
+        .send_slices(&line.word, &line, &[IoSlice::new(b"abc")])
+        .unwrap();
+    assert_eq!((sent, line.outbox.queued()), (Sent::Parked, 3));
+    assert_eq!(line.drive(), Sent::All);
+    assert_eq!(line.taken(), "abc");
+}
+
+const NO_BOUND: Bound = Bound {
+    bytes: usize::MAX,
+    messages: usize::MAX,
+};
+
+/// A line on which others act while something is sent or dropped.
+struct Busy<'a> {
+    line: &'a Line,
+    /// Called once, before the next send.
+    sending: Mutex<Option<&'a dyn Fn()>>,
+    /// Called once, before the next payload is dropped.
+    dropping: Mutex<Option<&'a dyn Fn()>>,
+}
+
+impl<'a> Busy<'a> {
+    fn new(line: &'a Line, sending: Option<&'a dyn Fn()>, dropping: Option<&'a dyn Fn()>) -> Self {
+        Self {
+            line,
+            sending: Mutex::new(sending),
+            dropping: Mutex::new(dropping),
+        }
+    }
+
+    fn send(&self, text: &'static str) -> Sent {
+        let mut chain = LinkBuffer::from(Bytes::from_static(text.as_bytes()));
+        let Line { word, outbox, .. } = self.line;
+        outbox.send(word, self, &mut chain, NO_BOUND).unwrap().1
+    }
+}
+
+impl Contain for Busy<'_> {
+    fn contain(&self, code: impl FnOnce()) -> bool {
+        let others = self.dropping.lock().take();
+        others.into_iter().for_each(|others| others());
+        catch_unwind(AssertUnwindSafe(code)).is_ok()
+    }
+}
+
+impl Sink for Busy<'_> {
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let others = self.sending.lock().take();
+        others.into_iter().for_each(|others| others());
+        Sink::send(self.line, slices)
+    }
+}
+
+#[test]
+fn what_is_queued_while_the_flusher_sends_goes_behind_what_it_has_left() {
+    let line = Line::new(&[Answer::Full, Answer::Full]);
+    assert_eq!(line.send("first"), Sent::Parked);
+    line.script
+        .lock()
+        .extend([Answer::Take(2), Answer::Full, Answer::Full]);
+    let other = || assert_eq!(line.send("second"), Sent::Parked);
+    let busy = Busy::new(&line, Some(&other), None);
+    assert_eq!(line.outbox.drive(&line.word, &busy), Sent::Parked);
+    assert_eq!((line.outbox.queued(), line.bits()), (9, QUEUED));
+    assert_eq!(line.drive(), Sent::All);
+    assert_eq!((line.taken().as_str(), line.bits()), ("firstsecond", 0));
+    assert_eq!(line.outbox.queued(), 0);
+}
+
+#[test]
+fn a_message_queued_behind_the_end_fails_unless_it_was_sent_before() {
+    // Another thread has the flusher's role, and the end comes while it sends.
+    let line = Line::new(&[]);
+    let late = || {
+        line.word.set(ABORT);
+        assert_eq!(line.send("late"), Sent::Failed(ErrorKind::NotConnected));
+    };
+    assert_eq!(Busy::new(&line, Some(&late), None).send("sent"), Sent::All);
+    assert_eq!(
+        (line.taken().as_str(), line.outbox.lost().bytes),
+        ("sent", 4)
+    );
+
+    // It sends what was just queued, then comes the end: that is no failure of this message.
+    let line = Line::new(&[]);
+    line.word.set(FLUSHING);
+    let flusher = || {
+        line.word.clear(FLUSHING);
+        assert_eq!(line.drive(), Sent::All);
+        line.word.set(CLOSED);
+    };
+    let busy = Busy::new(&line, None, Some(&flusher));
+    assert_eq!(busy.send("in time"), Sent::Parked);
+    assert_eq!(
+        (line.taken().as_str(), line.outbox.lost().bytes),
+        ("in time", 0)
+    );
+}
+
+/// A payload whose drop is counted, and fails.
+struct Fragile(Vec<u8>, Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Fragile {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        panic!("dropped on purpose");
+    }
+}
+
+#[test]
+fn what_is_discarded_is_dropped_payload_by_payload_whatever_their_drops_do() {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let line = Line::new(&[Answer::Full, Answer::Full]);
+    let busy = Busy::new(&line, None, None);
+    let mut chain = LinkBuffer::new();
+    for _ in 0..3 {
+        let payload = Fragile(vec![1; 5000], Arc::clone(&dropped));
+        chain.write_bytes(Bytes::from_owner(payload));
+    }
+    chain.flush();
+    let sent = line.outbox.send(&line.word, &busy, &mut chain, NO_BOUND);
+    assert_eq!(sent.map(|(_, sent)| sent), Ok(Sent::Parked));
+    line.word.set(ABORT);
+    line.outbox.discard(&line.word, &busy);
+    assert_eq!(dropped.load(Ordering::Relaxed), 3);
+    assert_eq!(
+        (line.outbox.lost().bytes, line.outbox.queued()),
+        (15_000, 0)
+    );
 }
