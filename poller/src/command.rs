@@ -6,10 +6,7 @@
 
 use std::{mem, sync::Arc};
 
-use crate::{
-    registry::{Entry, Token},
-    sync::Mutex,
-};
+use crate::{member::Entry, registry::Token, sync::Mutex};
 
 /// What other threads ask of a poller.
 pub(crate) enum Command {

@@ -1,28 +1,98 @@
-//! The part of a registration that outlives its operator: what other threads reach without a lock.
+//! What a poller keeps about one operator: everybody who holds the member reaches it without a lock.
 
 use crate::{
+    readiness::Readiness,
     registry::Token,
-    sync::{AtomicBool, AtomicU64, Ordering},
+    sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
-/// What a [`Registration`](crate::Registration) and its poller share.
+/// The poller's part of a [`Member`](crate::Member).
 #[derive(Debug)]
 pub(crate) struct Control {
-    pub(crate) token: Token,
-    pub(crate) wake: Coalesced,
+    /// [`UNNAMED`] until it is registered.
+    token: AtomicUsize,
     pub(crate) alarm: Alarm,
+    pub(crate) wake: Coalesced,
     /// `resume` was called since the present run began.
     resumed: AtomicBool,
+    /// Out of the registry: deliver nothing any more.
+    detached: AtomicBool,
+    /// `on_detached` was called or is about to be.
+    announced: AtomicBool,
+    /// Paused: remember instead of delivering. Written by the role's holder only.
+    paused: AtomicBool,
+    /// Readiness bits that arrived while paused. Written by the role's holder only.
+    remembered: AtomicU8,
 }
 
+/// No token has its highest bit set.
+const UNNAMED: usize = usize::MAX;
+
 impl Control {
-    pub(crate) fn new(token: Token) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            token,
-            wake: Coalesced::new(),
+            token: AtomicUsize::new(UNNAMED),
             alarm: Alarm::new(),
+            wake: Coalesced::new(),
             resumed: AtomicBool::new(false),
+            detached: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            remembered: AtomicU8::new(0),
         }
+    }
+
+    /// The registration's name. It names nothing before there is one.
+    #[inline]
+    pub(crate) fn token(&self) -> Token {
+        // Whoever asks learned of the registration through a lock or a queue.
+        Token::from_raw(self.token.load(Ordering::Relaxed))
+    }
+
+    /// Names the registration; `false` if it has a name already.
+    pub(crate) fn name(&self, token: Token) -> bool {
+        self.token
+            .compare_exchange(UNNAMED, token.raw(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// The registration failed: it has no name after all.
+    pub(crate) fn unname(&self) {
+        self.token.store(UNNAMED, Ordering::Release);
+    }
+
+    pub(crate) fn detach(&self) {
+        self.detached.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Acquire)
+    }
+
+    /// Whether the caller is the one to call `on_detached`.
+    pub(crate) fn announce(&self) -> bool {
+        !self.announced.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Delivers nothing from now on; `readiness` counts as not delivered.
+    pub(crate) fn pause(&self, readiness: Readiness) {
+        self.remember(readiness);
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remember(&self, readiness: Readiness) {
+        self.remembered
+            .fetch_or(readiness.bits(), Ordering::Relaxed);
+    }
+
+    /// Ends the pause and hands out what was remembered.
+    pub(crate) fn unpause(&self) -> Readiness {
+        self.paused.store(false, Ordering::Relaxed);
+        Readiness::from_bits(self.remembered.swap(0, Ordering::Relaxed))
     }
 
     /// A run begins: only a `resume` from here on counts for a pause that it asks for.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    Interest, Operator, PollerHandle, Registration,
+    Interest, Member, Operator, PollerHandle, Registration,
     balance::{Balance, Picker},
     monitor::Monitor,
     poller::Poller,
@@ -97,6 +97,20 @@ impl PollerGroup {
         interest: Interest,
     ) -> io::Result<Registration> {
         self.pick().register(operator, interest)
+    }
+
+    /// Registers a member with the poller the balance picks; see
+    /// [`PollerHandle::register_member`].
+    ///
+    /// # Errors
+    ///
+    /// As [`PollerHandle::register_member`].
+    pub fn register_member(
+        &self,
+        member: Arc<Member>,
+        interest: Interest,
+    ) -> io::Result<Registration> {
+        self.pick().register_member(member, interest)
     }
 
     /// The poller the balance picks next. One that has died is left out as long as another lives.

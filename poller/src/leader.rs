@@ -11,10 +11,10 @@ use std::{
 use crate::{
     command::Command,
     context::{self, must_not_block},
+    member::Entry,
     operator::{Budget, Progress, Requests},
     poller::Poller,
     readiness::Readiness,
-    registry::Entry,
     schedule::Call,
     sync::thread,
     sys::{self, Activity},
@@ -161,7 +161,7 @@ impl<'a> Leader<'a> {
         match work {
             Work::Ready(entry, readiness) => self.deliver(core, entry, readiness),
             Work::Run(entry) => {
-                if entry.is_detached() {
+                if entry.control.is_detached() {
                     Some(core)
                 } else {
                     self.run_operator(core, entry)
@@ -202,11 +202,11 @@ impl<'a> Leader<'a> {
             // A wake from here on is another one.
             entry.control.wake.serve();
         }
-        if entry.is_detached() {
+        if entry.control.is_detached() {
             return false;
         }
-        if entry.is_paused() {
-            entry.remember(readiness);
+        if entry.control.is_paused() {
+            entry.control.remember(readiness);
             return false;
         }
         let mut requests = Requests::default();
@@ -222,10 +222,10 @@ impl<'a> Leader<'a> {
             Some(Progress::Yield) => core
                 .yielded
                 .push_back(Work::Ready(entry.clone(), readiness)),
-            Some(Progress::Pause) => entry.pause(readiness),
-            Some(Progress::Detach) => self.poller.detach(entry.control.token),
+            Some(Progress::Pause) => entry.control.pause(readiness),
+            Some(Progress::Detach) => self.poller.detach(entry.control.token()),
             None => {
-                self.poller.detach(entry.control.token);
+                self.poller.detach(entry.control.token());
                 return false;
             }
         }
@@ -241,7 +241,7 @@ impl<'a> Leader<'a> {
                     Some(Progress::Drained) => {}
                     Some(Progress::Yield) => core.yielded.push_back(Work::Run(entry)),
                     Some(Progress::Pause) => core.pause_after_run(&entry),
-                    Some(Progress::Detach) | None => self.poller.detach(entry.control.token),
+                    Some(Progress::Detach) | None => self.poller.detach(entry.control.token()),
                 }
                 Some(core)
             }
@@ -342,6 +342,6 @@ pub(crate) fn finish_run(poller: &Poller, entry: Arc<Entry>, progress: Option<Pr
         Some(Progress::Drained) => {}
         Some(Progress::Yield) => poller.push(Command::Rerun(entry)),
         Some(Progress::Pause) => poller.push(Command::Pause(entry)),
-        Some(Progress::Detach) | None => poller.detach(entry.control.token),
+        Some(Progress::Detach) | None => poller.detach(entry.control.token()),
     }
 }

@@ -106,6 +106,7 @@ mod group;
 mod handle;
 mod leader;
 mod learn;
+mod member;
 #[cfg(all(test, loom))]
 mod models;
 mod monitor;
@@ -128,6 +129,7 @@ pub use balance::Balance;
 pub use context::{before_blocking, must_not_block};
 pub use group::{GroupBuilder, PollerGroup};
 pub use handle::PollerHandle;
+pub use member::Member;
 pub use operator::{Budget, Operator, Progress};
 pub use readiness::{Interest, Readiness};
 pub use registration::Registration;

@@ -1,6 +1,6 @@
 //! What the owner of a descriptor implements.
 
-use std::{fmt, os::fd::BorrowedFd, time::Instant};
+use std::{fmt, os::fd::BorrowedFd, sync::Arc, time::Instant};
 
 use crate::Readiness;
 
@@ -44,6 +44,24 @@ pub trait Operator: Send + Sync + 'static {
     /// the operator; also when the poller is closed or dies. Called with the role held: must not
     /// block. (If the poller is gone already, the detaching thread makes the call.)
     fn on_detached(&self) {}
+}
+
+impl<O: Operator + ?Sized> Operator for Arc<O> {
+    fn fd(&self) -> BorrowedFd<'_> {
+        (**self).fd()
+    }
+
+    fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
+        (**self).on_ready(readiness, budget)
+    }
+
+    fn run(&self) -> Progress {
+        (**self).run()
+    }
+
+    fn on_detached(&self) {
+        (**self).on_detached();
+    }
 }
 
 /// What an operator made of its readiness.

@@ -8,11 +8,12 @@ use std::{
 };
 
 use crate::{
-    Interest, Operator,
+    Interest,
     command::{Command, CommandQueue},
     control::Control,
+    member::Entry,
     monitor::Monitor,
-    registry::{Entry, Registry, Token, closed},
+    registry::{Registry, Token, closed},
     role::Role,
     schedule::Schedule,
     stats::Counters,
@@ -92,13 +93,13 @@ impl Poller {
 
     pub(crate) fn register(
         self: &Arc<Self>,
-        operator: Arc<dyn Operator>,
+        member: &Arc<Entry>,
         interest: Interest,
-    ) -> io::Result<Arc<Control>> {
+    ) -> io::Result<()> {
         if self.is_closing() {
             return Err(closed());
         }
-        self.registry.insert(operator, interest)
+        self.registry.insert(member, interest)
     }
 
     /// Takes an operator out; the leader tells it so after the present batch.
@@ -114,7 +115,7 @@ impl Poller {
 
     pub(crate) fn wake(&self, control: &Control) {
         if control.wake.ask() {
-            self.push(Command::Wake(control.token));
+            self.push(Command::Wake(control.token()));
         }
     }
 
@@ -124,7 +125,7 @@ impl Poller {
             .alarm
             .set(deadline.map(|deadline| self.clock.tick_after(deadline)))
         {
-            self.push(Command::Arm(control.token));
+            self.push(Command::Arm(control.token()));
         }
     }
 
@@ -207,7 +208,7 @@ impl Poller {
 
     /// Tells an operator that it is out, once.
     pub(crate) fn announce(&self, entry: &Entry) {
-        if entry.announce() {
+        if entry.control.announce() {
             self.contain(|| entry.operator.on_detached());
         }
     }

@@ -1,37 +1,47 @@
 //! The user's end of a registration.
 
-use std::{fmt, io, sync::Arc, time::Instant};
+use std::{
+    fmt, io,
+    sync::{Arc, Weak},
+    time::Instant,
+};
 
-use crate::{Interest, PollerHandle, command::Command, control::Control};
+use crate::{Interest, PollerHandle, command::Command, member::Entry, registry::detached};
 
 /// A registered operator, as seen by its owner. Dropping it detaches the operator.
 ///
 /// All methods may be called from any thread and from inside any callback; none of them blocks.
-/// After the operator is detached they do nothing (or, where they can, return an error).
+/// After the operator is detached they do nothing (or, where they can, return an error). It does not
+/// keep the operator: where a call meets the operator's end, it is the caller's thread that drops it.
 #[must_use = "dropping a registration detaches the operator"]
 pub struct Registration {
     poller: PollerHandle,
-    control: Arc<Control>,
+    member: Weak<Entry>,
 }
 
 impl Registration {
-    pub(crate) fn new(poller: PollerHandle, control: Arc<Control>) -> Self {
-        Self { poller, control }
+    pub(crate) fn new(poller: PollerHandle, member: &Arc<Entry>) -> Self {
+        let member = Arc::downgrade(member);
+        Self { poller, member }
     }
 
     /// Has [`Operator::on_ready`](crate::Operator::on_ready) called with
     /// [`Readiness::WAKE`](crate::Readiness::WAKE) soon. Many calls before that are one delivery; a
     /// call during the delivery is another one.
     pub fn wake(&self) {
-        self.poller.inner().wake(&self.control);
+        if let Some(member) = self.member.upgrade() {
+            self.poller.inner().wake(&member.control);
+        }
     }
 
     /// Ends a pause ([`Progress::Pause`](crate::Progress::Pause)) and delivers what was remembered.
     pub fn resume(&self) {
-        self.control.resume();
-        self.poller
-            .inner()
-            .push(Command::Resume(self.control.token));
+        if let Some(member) = self.member.upgrade() {
+            member.control.resume();
+            self.poller
+                .inner()
+                .push(Command::Resume(member.control.token()));
+        }
     }
 
     /// Changes what is listened for, at once. Edges are re-armed: what is ready already is
@@ -42,17 +52,20 @@ impl Registration {
     /// `NotConnected` if the operator is detached; otherwise what the system reports
     /// (`epoll_ctl(2)`, `kevent(2)`), in which case the previous interest stays.
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
+        let member = self.member.upgrade().ok_or_else(detached)?;
         self.poller
             .inner()
             .registry
-            .modify(self.control.token, interest)
+            .modify(member.control.token(), interest)
     }
 
     /// Sets (or clears) the operator's timer; see
     /// [`Budget::set_timer`](crate::Budget::set_timer). Moving a deadline further away, the common
-    /// case, costs two atomic operations.
+    /// case, costs a few atomic operations.
     pub fn set_timer(&self, deadline: Option<Instant>) {
-        self.poller.inner().set_timer(&self.control, deadline);
+        if let Some(member) = self.member.upgrade() {
+            self.poller.inner().set_timer(&member.control, deadline);
+        }
     }
 
     /// Takes the operator out: the system stops watching at once, no event is delivered any more
@@ -60,7 +73,9 @@ impl Registration {
     /// [`Operator::on_detached`](crate::Operator::on_detached) and drops the operator after the
     /// present batch. May be called again.
     pub fn detach(&self) {
-        self.poller.inner().detach(self.control.token);
+        if let Some(member) = self.member.upgrade() {
+            self.poller.inner().detach(member.control.token());
+        }
     }
 
     /// The poller the operator is registered with.
@@ -77,9 +92,10 @@ impl Drop for Registration {
 
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.member.upgrade().map(|member| member.control.token());
         f.debug_struct("Registration")
             .field("poller", &self.poller)
-            .field("token", &self.control.token)
+            .field("token", &token)
             .finish()
     }
 }

@@ -8,9 +8,9 @@
 use std::{io, sync::Arc};
 
 use crate::{
-    Interest, Operator, Readiness,
-    control::Control,
-    sync::{AtomicBool, AtomicU8, AtomicUsize, Mutex, Ordering},
+    Interest,
+    member::Entry,
+    sync::{AtomicUsize, Mutex, Ordering},
     sys,
 };
 
@@ -32,58 +32,16 @@ impl Token {
         self.0 & INDEX_MASK
     }
 
+    fn generation(self) -> usize {
+        self.0 >> INDEX_BITS
+    }
+
     pub(crate) fn raw(self) -> usize {
         self.0
     }
 
     pub(crate) fn from_raw(raw: usize) -> Self {
         Self(raw)
-    }
-}
-
-/// A registered operator.
-pub(crate) struct Entry {
-    pub(crate) operator: Arc<dyn Operator>,
-    pub(crate) control: Arc<Control>,
-    /// Out of the registry: deliver nothing any more.
-    detached: AtomicBool,
-    /// `on_detached` was called or is about to be.
-    announced: AtomicBool,
-    /// Paused: remember instead of delivering. Written by the role's holder only.
-    paused: AtomicBool,
-    /// Readiness bits that arrived while paused. Written by the role's holder only.
-    remembered: AtomicU8,
-}
-
-impl Entry {
-    pub(crate) fn is_detached(&self) -> bool {
-        self.detached.load(Ordering::Acquire)
-    }
-
-    /// Whether the caller is the one to call `on_detached`.
-    pub(crate) fn announce(&self) -> bool {
-        !self.announced.swap(true, Ordering::AcqRel)
-    }
-
-    pub(crate) fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
-    }
-
-    /// Delivers nothing from now on; `readiness` counts as not delivered.
-    pub(crate) fn pause(&self, readiness: Readiness) {
-        self.remember(readiness);
-        self.paused.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn remember(&self, readiness: Readiness) {
-        self.remembered
-            .fetch_or(readiness.bits(), Ordering::Relaxed);
-    }
-
-    /// Ends the pause and hands out what was remembered.
-    pub(crate) fn resume(&self) -> Readiness {
-        self.paused.store(false, Ordering::Relaxed);
-        Readiness::from_bits(self.remembered.swap(0, Ordering::Relaxed))
     }
 }
 
@@ -101,10 +59,17 @@ struct Table {
     selector: Option<sys::Control>,
 }
 
-struct Slot {
-    generation: usize,
-    entry: Option<Arc<Entry>>,
+/// One of the two words of a taken slot is free for a number in a vacant one.
+enum Slot {
+    Taken(Arc<Entry>),
+    Vacant {
+        /// Of the next token.
+        generation: usize,
+    },
 }
+
+/// A table grows by a part of itself: at most a fourth of it is unused. This many at least.
+const GROWTH: usize = 64;
 
 impl Registry {
     pub(crate) fn new(selector: sys::Control) -> Self {
@@ -124,11 +89,7 @@ impl Registry {
     }
 
     /// Puts the operator in and tells the kernel. On failure nothing stays behind.
-    pub(crate) fn insert(
-        &self,
-        operator: Arc<dyn Operator>,
-        interest: Interest,
-    ) -> io::Result<Arc<Control>> {
+    pub(crate) fn insert(&self, entry: &Arc<Entry>, interest: Interest) -> io::Result<()> {
         let mut guard = self.table.lock();
         let table = &mut *guard;
         let Some(selector) = &table.selector else {
@@ -144,28 +105,34 @@ impl Registry {
             }
             None => table.slots.len(),
         };
-        let generation = table.slots.get(index).map_or(0, |slot| slot.generation);
+        let generation = match table.slots.get(index) {
+            Some(Slot::Vacant { generation }) => *generation,
+            _ => 0,
+        };
         let token = Token::new(index, generation);
-        // The lock is held: an event that comes at once waits for the slot to be filled.
-        selector.add(operator.fd(), token.raw(), interest)?;
-        let control = Arc::new(Control::new(token));
-        let entry = Arc::new(Entry {
-            operator,
-            control: control.clone(),
-            detached: AtomicBool::new(false),
-            announced: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
-            remembered: AtomicU8::new(0),
-        });
-        if table.free.pop().is_none() {
-            table.slots.push(Slot {
-                generation,
-                entry: None,
-            });
+        if !entry.control.name(token) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the member was registered before; make a new one for each registration",
+            ));
         }
-        table.slots[index].entry = Some(entry);
+        // The lock is held: an event that comes at once waits for the slot to be filled.
+        if let Err(error) = selector.add(entry.operator.fd(), token.raw(), interest) {
+            entry.control.unname();
+            return Err(error);
+        }
+        let taken = Slot::Taken(Arc::clone(entry));
+        if table.free.pop().is_some() {
+            table.slots[index] = taken;
+        } else {
+            if table.slots.len() == table.slots.capacity() {
+                let more = (table.slots.len() / 4).max(GROWTH);
+                table.slots.reserve_exact(more);
+            }
+            table.slots.push(taken);
+        }
         self.len.fetch_add(1, Ordering::Relaxed);
-        Ok(control)
+        Ok(())
     }
 
     /// Changes what the kernel reports; a level that is there already is reported again.
@@ -175,10 +142,7 @@ impl Registry {
             (Some(entry), Some(selector)) => {
                 selector.modify(entry.operator.fd(), token.raw(), interest)
             }
-            _ => Err(io::Error::new(
-                io::ErrorKind::NotConnected,
-                "the operator is detached; register it again to change its interest",
-            )),
+            _ => Err(detached()),
         }
     }
 
@@ -187,11 +151,15 @@ impl Registry {
         let mut guard = self.table.lock();
         let table = &mut *guard;
         table.find(token)?;
+        let vacant = Slot::Vacant {
+            generation: token.generation().wrapping_add(1) & GENERATION_MASK,
+        };
         let slot = &mut table.slots[token.index()];
-        slot.generation = slot.generation.wrapping_add(1) & GENERATION_MASK;
-        let entry = slot.entry.take()?;
+        let Slot::Taken(entry) = std::mem::replace(slot, vacant) else {
+            return None;
+        };
         table.free.push(token.index());
-        entry.detached.store(true, Ordering::Release);
+        entry.control.detach();
         if let Some(selector) = &table.selector {
             selector.remove(entry.operator.fd());
         }
@@ -225,8 +193,8 @@ impl Registry {
         let selector = table.selector.take();
         let mut entries = Vec::with_capacity(self.len());
         for slot in table.slots.drain(..) {
-            if let Some(entry) = slot.entry {
-                entry.detached.store(true, Ordering::Release);
+            if let Slot::Taken(entry) = slot {
+                entry.control.detach();
                 if let Some(selector) = &selector {
                     selector.remove(entry.operator.fd());
                 }
@@ -241,13 +209,19 @@ impl Registry {
 
 impl Table {
     fn find(&self, token: Token) -> Option<&Arc<Entry>> {
-        let slot = self.slots.get(token.index())?;
-        if Token::new(token.index(), slot.generation) == token {
-            slot.entry.as_ref()
-        } else {
-            None
+        match self.slots.get(token.index()) {
+            Some(Slot::Taken(entry)) if entry.control.token() == token => Some(entry),
+            _ => None,
         }
     }
+}
+
+/// The error of everything that needs an operator that is registered.
+pub(crate) fn detached() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the operator is detached; register it again to change its interest",
+    )
 }
 
 /// The error of everything that needs a poller that is there.

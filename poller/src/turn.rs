@@ -13,16 +13,8 @@ use std::{
 };
 
 use crate::{
-    command::Command,
-    control::Fired,
-    learn::Learner,
-    poller::Poller,
-    readiness::Readiness,
-    registry::{Entry, Token},
-    schedule::Call,
-    sync::Ordering,
-    sys,
-    timer::Wheel,
+    command::Command, control::Fired, learn::Learner, member::Entry, poller::Poller,
+    readiness::Readiness, registry::Token, schedule::Call, sync::Ordering, sys, timer::Wheel,
 };
 
 /// Timers that fire in one turn at most, before descriptors are looked at again.
@@ -293,7 +285,7 @@ impl Core {
     fn look_at(&mut self, entry: &Entry, tick: Option<u64>) {
         if let Some(tick) = tick {
             self.wheel
-                .insert(tick, Timer::operator(entry.control.token));
+                .insert(tick, Timer::operator(entry.control.token()));
         }
     }
 
@@ -305,15 +297,15 @@ impl Core {
 
 /// A run may have been overtaken by the `resume` it waits for.
 fn pause_after_run(work: &mut VecDeque<Work>, entry: &Arc<Entry>) {
-    entry.pause(Readiness::EMPTY);
+    entry.control.pause(Readiness::EMPTY);
     if entry.control.overtaken() {
         resume(work, entry.clone());
     }
 }
 
 fn resume(work: &mut VecDeque<Work>, entry: Arc<Entry>) {
-    if entry.is_paused() {
-        let remembered = entry.resume();
+    if entry.control.is_paused() {
+        let remembered = entry.control.unpause();
         if !remembered.is_empty() {
             work.push_back(Work::Ready(entry, remembered));
         }
