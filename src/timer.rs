@@ -70,7 +70,7 @@ impl ConnectionHandle {
             // Not polled yet (`on_prepare`): any of the pollers will do.
             None => {
                 let all = shared.context.group.handles();
-                all[shared.key % all.len()].clone()
+                all[shared.key() % all.len()].clone()
             }
         };
         let connection = Arc::downgrade(&shared);

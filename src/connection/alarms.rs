@@ -11,10 +11,11 @@
 //! idle checking costs: these numbers, and one entry in the poller's wheel.
 
 use super::{
+    aside::Aside,
     shared::Shared,
     state::{CLOSE, OWNED, QUEUED, READABLE, RUNNING},
 };
-use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
+use crate::sync::Ordering;
 use poller::coarse_millis;
 use std::time::{Duration, Instant};
 
@@ -30,24 +31,6 @@ pub(crate) const COARSE: u64 = 10;
 /// A deadline that is further away than time goes.
 const NEVER: u64 = u64::MAX;
 
-#[derive(Debug)]
-pub(crate) struct Alarms {
-    /// When bytes last moved, by the coarse clock.
-    last_active: AtomicU64,
-    /// In steps of [`IDLE_STEP`], 0 for none.
-    idle_timeout: AtomicU32,
-    set: Mutex<Set>,
-}
-
-/// Deadlines that are set, 0 for none.
-#[derive(Debug, Default)]
-struct Set {
-    retry_at: u64,
-    close_at: u64,
-    /// How much had been sent when `close_at` was set.
-    sent: u64,
-}
-
 /// What [`Shared::judge_alarms`] found to be due.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Due {
@@ -59,16 +42,25 @@ pub(crate) struct Due {
     pub(crate) idle: bool,
 }
 
-impl Alarms {
-    pub(crate) fn new(idle_timeout: Option<Duration>) -> Self {
-        Self {
-            last_active: AtomicU64::new(coarse_millis()),
-            idle_timeout: AtomicU32::new(steps(idle_timeout)),
-            set: Mutex::default(),
-        }
+impl Shared {
+    /// Bytes moved.
+    #[inline]
+    pub(crate) fn touch(&self) {
+        self.last_active.store(coarse_millis(), Ordering::Relaxed);
     }
 
-    /// Milliseconds.
+    /// When bytes last moved, in milliseconds of the coarse clock.
+    pub(crate) fn last_active(&self) -> u64 {
+        self.last_active.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn last_activity(&self) -> Option<Instant> {
+        let last = self.last_active.load(Ordering::Relaxed);
+        let ago = coarse_millis().saturating_sub(last);
+        Instant::now().checked_sub(Duration::from_millis(ago))
+    }
+
+    /// Milliseconds, 0 for none.
     fn idle_timeout(&self) -> u64 {
         u64::from(self.idle_timeout.load(Ordering::Relaxed)) * IDLE_STEP
     }
@@ -78,33 +70,10 @@ impl Alarms {
         let due = self.last_active.load(Ordering::Relaxed) + timeout + COARSE;
         due.saturating_sub(coarse_millis())
     }
-}
-
-impl Shared {
-    /// Bytes moved.
-    #[inline]
-    pub(crate) fn touch(&self) {
-        self.alarms
-            .last_active
-            .store(coarse_millis(), Ordering::Relaxed);
-    }
-
-    /// When bytes last moved, in milliseconds of the coarse clock.
-    pub(crate) fn last_active(&self) -> u64 {
-        self.alarms.last_active.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn last_activity(&self) -> Option<Instant> {
-        let last = self.alarms.last_active.load(Ordering::Relaxed);
-        let ago = coarse_millis().saturating_sub(last);
-        Instant::now().checked_sub(Duration::from_millis(ago))
-    }
 
     /// The idle clock starts anew.
     pub(crate) fn set_idle_timeout(&self, timeout: Option<Duration>) {
-        self.alarms
-            .idle_timeout
-            .store(steps(timeout), Ordering::Relaxed);
+        self.idle_timeout.store(steps(timeout), Ordering::Relaxed);
         self.touch();
         self.arm();
     }
@@ -112,36 +81,38 @@ impl Shared {
     /// Has output tried again after a short pause: the kernel announces room, never memory.
     pub(crate) fn retry_output(&self) {
         let at = self.milliseconds(Instant::now()) + 1 + STARVED;
-        let mut set = self.alarms.set.lock();
-        set.retry_at = at;
-        self.arm_for(&set);
+        let mut aside = self.aside.lock();
+        aside.deadlines_mut().retry_at = at;
+        self.arm_for(&aside);
     }
 
     /// Sets when a close stops waiting.
     pub(crate) fn close_within(&self, time: Duration) {
-        let mut set = self.alarms.set.lock();
-        self.set_close(&mut set, time);
+        let mut aside = self.aside.lock();
+        self.set_close(&mut aside, time);
     }
 
-    fn set_close(&self, set: &mut Set, time: Duration) {
+    fn set_close(&self, aside: &mut Aside, time: Duration) {
         let deadline = Instant::now().checked_add(time);
+        let set = aside.deadlines_mut();
         set.close_at = deadline.map_or(NEVER, |at| {
             rounded_up(at.saturating_duration_since(self.context.epoch))
         });
         set.sent = self.outbox.bytes_sent();
-        self.arm_for(set);
+        self.arm_for(aside);
     }
 
     /// Whether a close has waited long enough; `None` if it has not begun to wait. As long as
     /// output moves the time begins anew: a peer that reads slowly gets everything.
     pub(crate) fn close_is_due(&self) -> Option<bool> {
-        let mut set = self.alarms.set.lock();
+        let mut aside = self.aside.lock();
+        let set = aside.deadlines();
         if set.close_at == 0 {
             return None;
         }
         let mut due = set.close_at <= self.milliseconds(Instant::now());
         if due && set.sent != self.outbox.bytes_sent() {
-            self.set_close(&mut set, self.context.limits.linger);
+            self.set_close(&mut aside, self.context.limits.linger);
             due = false;
         }
         Some(due)
@@ -150,7 +121,8 @@ impl Shared {
     /// The timer fired: what is due now. [`Self::arm`] must follow.
     pub(crate) fn judge_alarms(&self, now: Instant) -> Due {
         let present = self.milliseconds(now);
-        let mut set = self.alarms.set.lock();
+        let mut aside = self.aside.lock();
+        let set = aside.deadlines();
         let is_due = |at: u64| at != 0 && at <= present;
         let mut due = Due {
             retry: is_due(set.retry_at),
@@ -158,40 +130,41 @@ impl Shared {
             idle: false,
         };
         if due.retry {
-            set.retry_at = 0;
+            aside.deadlines_mut().retry_at = 0;
         }
-        drop(set);
-        let timeout = self.alarms.idle_timeout();
+        drop(aside);
+        let timeout = self.idle_timeout();
         let bits = self.word.load();
         if timeout != 0 && bits & (CLOSE | OWNED) == 0 {
             if bits & (RUNNING | READABLE | QUEUED) != 0 {
                 // Something is going on, and that is activity.
                 self.touch();
             }
-            due.idle = self.alarms.idle_left(timeout) == 0;
+            due.idle = self.idle_left(timeout) == 0;
         }
         due
     }
 
     /// Sets the timer to the nearest deadline.
     pub(crate) fn arm(&self) {
-        self.arm_for(&self.alarms.set.lock());
+        self.arm_for(&self.aside.lock());
     }
 
     /// The caller holds the lock, so the last one to set the timer knows all deadlines.
-    fn arm_for(&self, set: &Set) {
+    fn arm_for(&self, aside: &Aside) {
         let Some(registration) = self.registration() else {
             return;
         };
+        let set = aside.deadlines();
         let set_ones = [set.retry_at, set.close_at]
             .into_iter()
             .filter(|&at| at != 0);
         let mut nearest = set_ones
             .min()
             .and_then(|at| self.context.epoch.checked_add(Duration::from_millis(at)));
-        let timeout = self.alarms.idle_timeout();
+        let timeout = self.idle_timeout();
         if timeout != 0 && !self.word.has(CLOSE | OWNED) {
-            let left = Duration::from_millis(self.alarms.idle_left(timeout));
+            let left = Duration::from_millis(self.idle_left(timeout));
             let idle = Instant::now().checked_add(left);
             nearest = match (nearest, idle) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -209,7 +182,7 @@ impl Shared {
 }
 
 /// Whole steps, rounded up; 0 (never) for more than there are, which is over a year.
-fn steps(timeout: Option<Duration>) -> u32 {
+pub(super) fn steps(timeout: Option<Duration>) -> u32 {
     timeout.map_or(0, |timeout| {
         let steps = timeout
             .as_nanos()

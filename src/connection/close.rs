@@ -10,6 +10,7 @@
 //! when the peer's FIN is there, a byte limit is passed or the time is up.
 
 use super::{
+    aside::Callback,
     input::End,
     output::Loss,
     process::{Inside, Owner},
@@ -18,7 +19,6 @@ use super::{
 };
 use crate::{
     error::{CloseReason, Error},
-    handler::Session,
     net::Socket,
     sync::Ordering,
     trace,
@@ -31,53 +31,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-
-type Callback = Box<dyn FnOnce(CloseReason) + Send>;
-
-/// Why a connection ends, and who wants to hear of it.
-#[derive(Default)]
-pub(crate) struct Ending {
-    reason: Option<CloseReason>,
-    #[allow(clippy::box_collection)] // one word in every connection, used by few
-    callbacks: Option<Box<Vec<Callback>>>,
-    /// The callbacks were taken; later ones run at once.
-    over: bool,
-    /// Sessions of a connection that its handler gave away; they hear of the end.
-    #[allow(clippy::box_collection)] // one word in every connection, used by few
-    parked: Option<Box<Vec<Box<dyn Session>>>>,
-}
-
-impl Ending {
-    /// Sets the reason unless there is one.
-    pub(crate) fn decide(&mut self, reason: CloseReason) -> CloseReason {
-        *self.reason.get_or_insert(reason)
-    }
-
-    pub(crate) fn reason(&self) -> Option<CloseReason> {
-        self.reason
-    }
-
-    pub(crate) fn park(&mut self, sessions: Vec<Box<dyn Session>>) {
-        if !sessions.is_empty() {
-            self.parked.get_or_insert_default().extend(sessions);
-        }
-    }
-
-    pub(crate) fn unpark(&mut self) -> Vec<Box<dyn Session>> {
-        self.parked
-            .take()
-            .map_or_else(Vec::new, |sessions| *sessions)
-    }
-}
-
-impl fmt::Debug for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ending")
-            .field("reason", &self.reason)
-            .field("callbacks", &self.callbacks.as_ref().map_or(0, |c| c.len()))
-            .finish_non_exhaustive()
-    }
-}
 
 impl Shared {
     /// Asks for a graceful close: what was flushed is sent, then FIN.
@@ -92,11 +45,11 @@ impl Shared {
 
     fn end_with(&self, reason: CloseReason, bit: u32) {
         {
-            let mut ending = self.ending.lock();
-            if ending.over {
+            let mut aside = self.aside.lock();
+            if aside.over {
                 return;
             }
-            ending.decide(reason);
+            aside.decide(reason);
         }
         let before = self.word.set(bit);
         if before & (state::CLOSED | bit) == 0 {
@@ -113,13 +66,13 @@ impl Shared {
 
     /// Runs `callback` when the connection is over, at once if it is.
     pub(crate) fn on_close(&self, callback: Callback) {
-        let mut ending = self.ending.lock();
-        if !ending.over {
-            ending.callbacks.get_or_insert_default().push(callback);
+        let mut aside = self.aside.lock();
+        if !aside.over {
+            aside.add_callback(callback);
             return;
         }
-        let reason = ending.reason.unwrap_or(CloseReason::Local);
-        drop(ending);
+        let reason = aside.reason().unwrap_or(CloseReason::Local);
+        drop(aside);
         self.run_callback(callback, reason);
     }
 
@@ -145,11 +98,11 @@ impl Shared {
 
     /// The result that [`Done`] gives: `None` while the connection is not over.
     fn outcome(&self) -> Option<io::Result<()>> {
-        let ending = self.ending.lock();
-        if !ending.over {
+        let aside = self.aside.lock();
+        if !aside.over {
             return None;
         }
-        let reason = ending.reason.unwrap_or(CloseReason::Local);
+        let reason = aside.reason().unwrap_or(CloseReason::Local);
         Some(match reason {
             CloseReason::Local | CloseReason::Abort => Ok(()),
             other => Err(Error::Closed(other).into()),
@@ -179,7 +132,7 @@ pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseRea
 
 /// The callbacks of the end; the socket stays.
 pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseReason) {
-    let reason = shared.ending.lock().decide(reason);
+    let reason = shared.aside.lock().decide(reason);
     shared.word.set(state::CLOSE);
     let loss = shared.outbox.lost();
     if loss != Loss::default() {
@@ -196,12 +149,8 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     shared.discard_output();
     // User code runs in the drops too; nothing is locked here.
     shared.contain("drop of connection state", move || drop(owner));
-    let callbacks = {
-        let mut ending = shared.ending.lock();
-        ending.over = true;
-        std::mem::take(&mut ending.callbacks)
-    };
-    for callback in callbacks.into_iter().flat_map(|callbacks| *callbacks) {
+    let callbacks = shared.aside.lock().finish();
+    for callback in callbacks {
         shared.run_callback(callback, reason);
     }
     shared.contain("drop of handler", || shared.set_hooks(None));

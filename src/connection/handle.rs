@@ -37,7 +37,7 @@ impl ConnectionHandle {
         Self {
             #[cfg(feature = "leak-detect")]
             _leak: crate::leak::Tracked::of(crate::leak::Kind::Handle, &shared),
-            patience: Patience::new(shared.context.limits.write_timeout),
+            patience: Patience::default(),
             shared,
         }
     }
@@ -63,7 +63,7 @@ impl ConnectionHandle {
     /// ```
     #[must_use]
     pub fn with_write_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.patience = Patience::new(timeout);
+        self.patience.set_timeout(timeout);
         self
     }
 

@@ -9,6 +9,7 @@
 //! message of known size is received into one chunk of its own.
 
 use super::{
+    operator::Wire,
     patience::Patience,
     shared::{For, Shared},
     spare,
@@ -40,7 +41,7 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Rx {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) socket: Arc<Socket>,
+    pub(crate) socket: Arc<Wire>,
     buffer: Option<Box<LinkBuffer>>,
     /// The kernel may hold input that was not received yet.
     pub(crate) readable: bool,
@@ -68,18 +69,18 @@ pub(crate) enum End {
 }
 
 impl Rx {
-    pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
-        let patience = Patience::new(shared.context.limits.read_timeout);
+    pub(crate) fn new(socket: &Arc<Wire>) -> Self {
+        let shared = Arc::clone(&socket.shared);
         Self {
             shared,
-            socket,
+            socket: Arc::clone(socket),
             buffer: None,
             readable: false,
             end: None,
             mark: 0,
             fresh: false,
             owed: false,
-            patience,
+            patience: Patience::default(),
             scan_upto: 0,
             scan_for: 0,
         }
@@ -127,6 +128,11 @@ impl Rx {
         if bits & READABLE != 0 {
             self.readable = true;
         }
+    }
+
+    /// When a call that begins to wait now gives up.
+    fn until(&self) -> Option<Instant> {
+        self.patience.until(self.shared.context.limits.read_timeout)
     }
 
     /// Receives until `target` bytes are here, the kernel has no more, or the turn's share is
@@ -200,7 +206,7 @@ impl Rx {
                     self.readable = true;
                     continue;
                 }
-                let deadline = *deadline.get_or_insert_with(|| self.patience.until());
+                let deadline = *deadline.get_or_insert_with(|| self.until());
                 self.wait_input(deadline)?;
             }
         }

@@ -4,6 +4,7 @@
 //! -> `input` (receives) -> the handler -> `tx` (private output) -> `output` (to the kernel).
 
 mod alarms;
+mod aside;
 mod close;
 mod handle;
 mod input;
@@ -35,6 +36,7 @@ pub use state::State;
 
 pub(crate) use alarms::COARSE;
 pub(crate) use input::End;
+pub(crate) use operator::Wire;
 pub(crate) use process::{in_callback, run};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
@@ -76,22 +78,20 @@ use writer::{writing, writing_traits};
 pub struct Connection {
     pub(crate) rx: Rx,
     pub(crate) tx: Tx,
-    /// A handler set by a callback, put in place when the callback returns.
-    next_session: Option<Box<dyn Session>>,
+    /// Made when the first handler is replaced.
+    succession: Option<Box<Succession>>,
     /// Declared last: the connection is given up when everything else is gone.
     guard: Guard,
 }
 
 impl Connection {
-    fn new(shared: &Arc<Shared>, socket: &Arc<Socket>) -> Self {
+    fn new(wire: &Arc<Wire>) -> Self {
         Self {
-            rx: Rx::new(Arc::clone(shared), Arc::clone(socket)),
-            tx: Tx::new(Arc::clone(shared), Arc::clone(socket)),
-            next_session: None,
+            rx: Rx::new(wire),
+            tx: Tx::new(wire),
+            succession: None,
             guard: Guard {
-                shared: Arc::clone(shared),
-                socket: Arc::clone(socket),
-                spent: false,
+                wire: Some(Arc::clone(wire)),
             },
         }
     }
@@ -163,7 +163,7 @@ impl Connection {
             let text = "set_handler works in callbacks: attach a handler to your own connection";
             return Err(Error::Unsupported(text).into());
         }
-        self.next_session = Some(sessions(handler)());
+        self.succession.get_or_insert_default().next = Some(sessions(handler)());
         Ok(())
     }
 
@@ -202,7 +202,7 @@ impl Connection {
 
     /// Whether the connection was taken out of this value.
     fn is_taken(&self) -> bool {
-        self.guard.spent
+        self.guard.wire.is_none()
     }
 
     /// Shuts one or both directions down, as `shutdown(2)`. After `Write` the peer sees the end
@@ -346,18 +346,47 @@ impl fmt::Debug for Connection {
     }
 }
 
+/// Handlers that follow each other on one connection.
+#[derive(Debug, Default)]
+struct Succession {
+    /// Set by a callback, put in place when the callback returns.
+    next: Option<Box<dyn Session>>,
+    /// Sessions of replaced handlers; they hear of the end too.
+    past: Vec<Box<dyn Session>>,
+}
+
+impl Connection {
+    fn has_next(&self) -> bool {
+        self.succession
+            .as_ref()
+            .is_some_and(|succession| succession.next.is_some())
+    }
+
+    fn take_next(&mut self) -> Option<Box<dyn Session>> {
+        self.succession.as_mut()?.next.take()
+    }
+
+    fn retire(&mut self, session: Box<dyn Session>) {
+        self.succession.get_or_insert_default().past.push(session);
+    }
+
+    fn take_past(&mut self) -> Vec<Box<dyn Session>> {
+        self.succession
+            .as_mut()
+            .map_or_else(Vec::new, |succession| std::mem::take(&mut succession.past))
+    }
+}
+
 /// Gives a connection up when the user drops it.
 pub(crate) struct Guard {
-    shared: Arc<Shared>,
-    socket: Arc<Socket>,
-    /// Another value has taken the connection over.
-    spent: bool,
+    /// `None`: another value has taken the connection over.
+    wire: Option<Arc<Wire>>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if !self.spent {
-            start::abandon(&self.shared, &self.socket);
+        if let Some(wire) = &self.wire {
+            start::abandon(wire);
         }
     }
 }

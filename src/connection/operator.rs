@@ -16,9 +16,10 @@ use crate::{
     net::Socket,
     sync::{AtomicUsize, Ordering},
 };
-use poller::{Budget, Operator, Progress, Readiness};
+use poller::{Budget, Member, Operator, Progress, Readiness};
 use std::{
     io,
+    ops::Deref,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
@@ -26,17 +27,22 @@ use std::{
 /// Receives of unwanted input in one turn.
 const LINGER_READS: usize = 16;
 
-/// A connection as its poller sees it. It owns the descriptor for as long as it is registered.
+/// A connection as its poller sees it: the socket, which dereferences to itself, and what it
+/// belongs to. Whoever may use the socket holds this, and the poller's books are in the same piece of
+/// memory.
 #[derive(Debug)]
 pub(crate) struct ConnectionOperator {
-    shared: Arc<Shared>,
-    socket: Arc<Socket>,
+    pub(crate) shared: Arc<Shared>,
+    socket: Socket,
     /// Unwanted input read since the close.
     drained: AtomicUsize,
 }
 
+/// A socket and its operator.
+pub(crate) type Wire = Member<ConnectionOperator>;
+
 impl ConnectionOperator {
-    pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, socket: Socket) -> Self {
         Self {
             shared,
             socket,
@@ -96,7 +102,7 @@ impl ConnectionOperator {
             news |= ATTEND | WRITABLE;
         }
         if due.idle {
-            shared.ending.lock().decide(CloseReason::IdleTimeout);
+            shared.aside.lock().decide(CloseReason::IdleTimeout);
             news |= CLOSE | ATTEND;
         }
         news
@@ -108,6 +114,15 @@ impl ConnectionOperator {
         readiness.contains(Readiness::ERROR)
             // Not if it was this side that ended the output.
             || (readiness.contains(Readiness::WRITE_CLOSED) && bits & WRITE_SHUT == 0)
+    }
+}
+
+impl Deref for ConnectionOperator {
+    type Target = Socket;
+
+    #[inline]
+    fn deref(&self) -> &Socket {
+        &self.socket
     }
 }
 

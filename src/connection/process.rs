@@ -38,9 +38,6 @@ use std::{cell::Cell, io, sync::Arc};
 pub(crate) struct Owner {
     pub(crate) conn: Connection,
     session: Option<Box<dyn Session>>,
-    /// Sessions of replaced handlers; they hear of the end too.
-    #[allow(clippy::box_collection)] // one word in every connection, used by few
-    past: Option<Box<Vec<Box<dyn Session>>>>,
     /// `on_connect` returned Ok.
     connected: bool,
     /// The handler was run with the end of input in sight.
@@ -160,7 +157,7 @@ pub(crate) fn write_complete(shared: &Arc<Shared>) {
 impl Connection {
     /// Whether the callback that runs now gave the connection to another handler or owner.
     pub(crate) fn is_passed_on(&self) -> bool {
-        self.is_taken() || self.next_session.is_some()
+        self.is_taken() || self.has_next()
     }
 }
 
@@ -171,7 +168,6 @@ impl Owner {
             // Without callbacks there is nothing to connect.
             connected: session.is_none(),
             session,
-            past: None,
             end_shown: false,
             last_look: false,
         }
@@ -198,12 +194,8 @@ impl Owner {
             shared.contain("end of a session", || session.never_connected(reason));
         }
         let last = last.filter(|_| connected);
-        let parked = shared.ending.lock().unpark();
-        for mut session in parked
-            .into_iter()
-            .chain(self.past.take().into_iter().flat_map(|past| *past))
-            .chain(last)
-        {
+        let parked = shared.aside.lock().unpark();
+        for mut session in parked.into_iter().chain(self.conn.take_past()).chain(last) {
             shared
                 .context
                 .counters
@@ -385,7 +377,7 @@ impl Owner {
             return self.asked_to_end(shared).map(Turn::Over);
         }
         if shared.word.has(CLOSE) {
-            let reason = shared.ending.lock().reason().unwrap_or(CloseReason::Local);
+            let reason = shared.aside.lock().reason().unwrap_or(CloseReason::Local);
             return Some(self.close(shared, reason));
         }
         None
@@ -395,12 +387,12 @@ impl Owner {
         shared
             .word
             .has(ABORT | CLOSE)
-            .then(|| shared.ending.lock().reason().unwrap_or(CloseReason::Local))
+            .then(|| shared.aside.lock().reason().unwrap_or(CloseReason::Local))
     }
 
     /// A graceful close: over as soon as queued output is gone or its time is up.
     fn close(&mut self, shared: &Arc<Shared>, reason: CloseReason) -> Turn {
-        let reason = shared.ending.lock().decide(reason);
+        let reason = shared.aside.lock().decide(reason);
         shared.word.set(CLOSE);
         // Over only with the flusher's role, and for good: nobody is in the middle of a message
         // then, and nobody begins one. Whoever has the role now posts news when it is done.
@@ -434,13 +426,13 @@ impl Owner {
             if self.conn.is_taken() {
                 return Ok(After::Taken);
             }
-            let Some(next) = self.conn.next_session.take() else {
+            let Some(next) = self.conn.take_next() else {
                 return Ok(after);
             };
             after = After::Replaced;
             shared.set_hooks(next.hooks());
             if let Some(old) = self.session.replace(next) {
-                self.past.get_or_insert_default().push(old);
+                self.conn.retire(old);
             }
             self.connected = false;
             self.connect(shared)?;
@@ -451,13 +443,13 @@ impl Owner {
     /// has come already it is due now.
     fn hand_over(mut self: Box<Self>, shared: &Arc<Shared>) {
         let connected = std::mem::take(&mut self.connected);
-        let mut sessions = self.past.take().map_or_else(Vec::new, |past| *past);
+        let mut sessions = self.conn.take_past();
         sessions.extend(self.session.take().filter(|_| connected));
         sessions.retain(|session| !session.ends_when_taken());
-        shared.ending.lock().park(sessions);
+        shared.aside.lock().park(sessions);
         let meanwhile = shared.word.clear(BUSY | BEGIN);
         if meanwhile & GONE != 0 {
-            let reason = shared.ending.lock().decide(CloseReason::Local);
+            let reason = shared.aside.lock().decide(CloseReason::Local);
             conclude(shared, self, reason);
         } else if meanwhile & BEGIN != 0 {
             super::start::begin(shared);

@@ -365,7 +365,7 @@ macro_rules! reading {
 
         /// Limits how long one call waits for input from now on; `None` waits for ever.
         pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-            self.rx.patience = crate::connection::patience::Patience::new(timeout);
+            self.rx.patience.set_timeout(timeout);
         }
 
         /// Ends every wait for input at this instant; it takes the place of the timeout until

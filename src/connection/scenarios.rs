@@ -43,20 +43,15 @@ impl Link {
         let (ours, peer) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         peer.set_nonblocking(true).unwrap();
-        let socket = Arc::new(Socket::from_fd(ours.into()).unwrap());
+        let socket = Socket::from_fd(ours.into()).unwrap();
         let group = PollerGroup::builder().pollers(1).build().unwrap();
         let context = Arc::new(Context::new(limits(), Runner::Inline, group));
         let peer_address = "127.0.0.1:1".parse::<Address>().unwrap();
-        let shared = context.connections.insert(|key| {
-            Arc::new(Shared::new(
-                Arc::clone(&context),
-                key,
-                1,
-                socket,
-                peer_address,
-                RUNNING | OWNED | CONNECTED,
-            ))
+        let wire = context.connections.insert(|key| {
+            let bits = RUNNING | OWNED | CONNECTED;
+            Shared::open(Arc::clone(&context), key, 1, socket, peer_address, bits)
         });
+        let shared = Arc::clone(&wire.shared);
         let over = AtomicBool::new(false);
         (Arc::new(Self { shared, over }), peer)
     }

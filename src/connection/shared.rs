@@ -1,8 +1,12 @@
 //! What every holder of a connection shares: the poller, the owner of the callbacks, handles.
+//!
+//! An idle connection is little more than this, so every word counts, and every allocation:
+//! `tests/memory.rs` counts both.
 
 use super::{
-    alarms::Alarms,
-    close::Ending,
+    alarms,
+    aside::{Aside, Waiters, Waiting},
+    operator::{ConnectionOperator, Wire},
     output::{Bound, Contain, Outbox, Sent, Sink},
     process::Owner,
     state::{self, Word},
@@ -13,7 +17,7 @@ use crate::{
     error::CloseReason,
     handler::Hooks,
     net::{Address, Socket},
-    sync::{AtomicU32, AtomicU64, Condvar, Mutex, MutexGuard},
+    sync::{AtomicU32, AtomicU64, Mutex, MutexGuard},
 };
 use poller::{Interest, Readiness, Registration};
 use std::{
@@ -30,34 +34,23 @@ const SLICE: Duration = Duration::from_millis(25);
 /// The part of a connection that outlives its owner: handles keep it, the socket they do not.
 pub(crate) struct Shared {
     pub(crate) word: Word,
+    /// Guards that promise later output: see `ConnectionHandle::hold`.
+    pub(crate) holds: AtomicU32,
+    /// Index in the context's table of live connections.
+    key: u32,
+    /// See [`alarms`].
+    pub(super) idle_timeout: AtomicU32,
+    /// When bytes last moved, by the coarse clock.
+    pub(super) last_active: AtomicU64,
     pub(crate) id: u64,
     pub(crate) peer: Address,
     pub(crate) context: Arc<Context>,
-    /// Index in the context's table of live connections.
-    pub(crate) key: usize,
     pub(crate) outbox: Outbox,
     /// Input side and callbacks while nobody runs them.
     pub(crate) owner: Mutex<Option<Box<Owner>>>,
-    pub(crate) ending: Mutex<Ending>,
     pub(crate) bytes_in: AtomicU64,
-    /// Guards that promise later output: see `ConnectionHandle::hold`.
-    pub(crate) holds: AtomicU32,
-    pub(crate) alarms: Alarms,
-    /// Taken out when the connection is over, so that handles do not keep the descriptor.
-    socket: Mutex<Option<Arc<Socket>>>,
+    pub(crate) aside: Mutex<Aside>,
     registration: OnceLock<Registration>,
-    hooks: Mutex<Option<Arc<dyn Hooks>>>,
-    waiters: Mutex<Waiters>,
-    changed: Condvar,
-}
-
-/// How many threads wait on `changed`; the last one clears the wait bits.
-#[derive(Debug, Default)]
-struct Waiters {
-    reading: u32,
-    writing: u32,
-    /// Whoever waits for input on the descriptor itself.
-    bell: Option<Arc<Bell>>,
 }
 
 /// What a thread waits for.
@@ -92,43 +85,53 @@ impl Sink for Line<'_> {
 }
 
 impl Shared {
-    pub(crate) fn new(
+    /// A connection with its socket.
+    ///
+    /// # Panics
+    ///
+    /// From 2^32 connections in one context on: each has a descriptor, and those are 31 bits.
+    pub(crate) fn open(
         context: Arc<Context>,
         key: usize,
         id: u64,
-        socket: Arc<Socket>,
+        socket: Socket,
         peer: Address,
         bits: u32,
-    ) -> Self {
-        let alarms = Alarms::new(context.limits.idle_timeout);
-        Self {
+    ) -> Arc<Wire> {
+        let shared = Arc::new(Self {
             word: Word::new(bits),
+            holds: AtomicU32::new(0),
+            key: u32::try_from(key).expect("more connections than descriptors"),
+            idle_timeout: AtomicU32::new(alarms::steps(context.limits.idle_timeout)),
+            last_active: AtomicU64::new(poller::coarse_millis()),
             id,
             peer,
-            key,
+            context,
             outbox: Outbox::default(),
             owner: Mutex::new(None),
-            ending: Mutex::new(Ending::default()),
             bytes_in: AtomicU64::new(0),
-            holds: AtomicU32::new(0),
-            alarms,
-            socket: Mutex::new(Some(socket)),
+            aside: Mutex::default(),
             registration: OnceLock::new(),
-            hooks: Mutex::new(None),
-            waiters: Mutex::default(),
-            changed: Condvar::new(),
-            context,
-        }
+        });
+        let operator = ConnectionOperator::new(Arc::clone(&shared), socket);
+        let wire = Arc::new(Wire::new(operator));
+        shared.aside.lock().wire = Some(Arc::clone(&wire));
+        wire
+    }
+
+    /// Index in the context's table of live connections.
+    pub(crate) fn key(&self) -> usize {
+        self.key as usize
     }
 
     /// The socket, while the connection has one.
-    pub(crate) fn socket(&self) -> Option<Arc<Socket>> {
-        self.socket.lock().clone()
+    pub(crate) fn socket(&self) -> Option<Arc<Wire>> {
+        self.aside.lock().wire.clone()
     }
 
     pub(crate) fn drop_socket(&self) {
-        let socket = self.socket.lock().take();
-        drop(socket);
+        let wire = self.aside.lock().wire.take();
+        drop(wire);
     }
 
     pub(crate) fn set_registration(&self, registration: Registration) {
@@ -141,11 +144,11 @@ impl Shared {
     }
 
     pub(crate) fn hooks(&self) -> Option<Arc<dyn Hooks>> {
-        self.hooks.lock().clone()
+        self.aside.lock().hooks.clone()
     }
 
     pub(crate) fn set_hooks(&self, hooks: Option<Arc<dyn Hooks>>) {
-        let old = std::mem::replace(&mut *self.hooks.lock(), hooks);
+        let old = std::mem::replace(&mut self.aside.lock().hooks, hooks);
         drop(old);
     }
 
@@ -232,7 +235,7 @@ impl Shared {
 
     /// The socket is of no more use: readers see what was received, writers an error.
     pub(crate) fn fail(&self, reason: CloseReason) {
-        self.ending.lock().decide(reason);
+        self.aside.lock().decide(reason);
         self.attend(state::BROKEN | state::PEER_CLOSED);
         if self.word.has(state::OWNED) {
             self.ring();
@@ -252,7 +255,8 @@ impl Shared {
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
     ) -> bool {
-        let mut waiters = self.waiters.lock();
+        let waiting = self.waiting();
+        let mut waiters = waiting.waiters.lock();
         self.register_waiter(&mut waiters, what);
         let mut in_time = true;
         while !ready() {
@@ -260,9 +264,12 @@ impl Shared {
                 break;
             }
             match deadline {
-                None => self.changed.wait(&mut waiters),
+                None => waiting.changed.wait(&mut waiters),
                 Some(deadline) => {
-                    in_time = !self.changed.wait_until(&mut waiters, deadline).timed_out();
+                    in_time = !waiting
+                        .changed
+                        .wait_until(&mut waiters, deadline)
+                        .timed_out();
                 }
             }
         }
@@ -297,9 +304,17 @@ impl Shared {
     }
 
     pub(crate) fn notify_all(&self) {
-        let waiters = self.waiters.lock();
-        self.changed.notify_all();
-        drop(waiters);
+        // Who makes it after this look sees what the caller did before.
+        let waiting = self.aside.lock().waiting.clone();
+        if let Some(waiting) = waiting {
+            let waiters = waiting.waiters.lock();
+            waiting.changed.notify_all();
+            drop(waiters);
+        }
+    }
+
+    fn waiting(&self) -> Arc<Waiting> {
+        self.aside.lock().waiting()
     }
 
     /// Waits for input on the descriptor itself, until another thread ends the connection, or
@@ -312,14 +327,15 @@ impl Shared {
         let Some(bell) = Bell::mine() else {
             return self.wait_in_slices(fd, deadline);
         };
-        self.waiters.lock().bell = Some(Arc::clone(&bell));
+        let waiting = self.waiting();
+        waiting.waiters.lock().bell = Some(Arc::clone(&bell));
         // Whoever ends the connection from here on sees the bell.
         let waited = if self.word.has(state::BROKEN) || self.word.ended() {
             Ok((Readiness::EMPTY, true))
         } else {
             poller::wait_ready_or(fd, Interest::READ, bell.as_fd(), deadline)
         };
-        self.waiters.lock().bell = None;
+        waiting.waiters.lock().bell = None;
         let (ready, rung) = waited?;
         if rung {
             bell.hush();
@@ -346,7 +362,8 @@ impl Shared {
 
     /// Ends a wait on the descriptor, if there is one.
     pub(crate) fn ring(&self) {
-        let bell = self.waiters.lock().bell.clone();
+        let waiting = self.aside.lock().waiting.clone();
+        let bell = waiting.and_then(|waiting| waiting.waiters.lock().bell.clone());
         if let Some(bell) = bell {
             bell.ring();
         }

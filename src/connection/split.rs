@@ -32,13 +32,13 @@ pub struct WriteHalf<'a> {
 /// The reading side of a connection: see [`Connection::into_split`].
 pub struct OwnedReadHalf {
     rx: Rx,
-    guard: Arc<Guard>,
+    _guard: Arc<Guard>,
 }
 
 /// The writing side of a connection: see [`Connection::into_split`].
 pub struct OwnedWriteHalf {
     tx: Tx,
-    guard: Arc<Guard>,
+    _guard: Arc<Guard>,
 }
 
 pub(super) fn into_split(conn: Connection) -> (OwnedReadHalf, OwnedWriteHalf) {
@@ -47,9 +47,9 @@ pub(super) fn into_split(conn: Connection) -> (OwnedReadHalf, OwnedWriteHalf) {
     (
         OwnedReadHalf {
             rx,
-            guard: Arc::clone(&guard),
+            _guard: Arc::clone(&guard),
         },
-        OwnedWriteHalf { tx, guard },
+        OwnedWriteHalf { tx, _guard: guard },
     )
 }
 
@@ -66,7 +66,7 @@ impl OwnedReadHalf {
 
     /// A handle for other threads.
     pub fn handle(&self) -> ConnectionHandle {
-        ConnectionHandle::new(Arc::clone(&self.guard.shared))
+        ConnectionHandle::new(Arc::clone(&self.rx.shared))
     }
 }
 
@@ -75,7 +75,7 @@ impl OwnedWriteHalf {
 
     /// A handle for other threads.
     pub fn handle(&self) -> ConnectionHandle {
-        ConnectionHandle::new(Arc::clone(&self.guard.shared))
+        ConnectionHandle::new(Arc::clone(&self.tx.shared))
     }
 
     /// Ends our output: the peer sees the end after everything flushed before. Waits for queued
@@ -86,7 +86,7 @@ impl OwnedWriteHalf {
     /// As [`Self::flush`], or what `shutdown(2)` reports.
     pub fn finish(mut self) -> io::Result<()> {
         self.tx.flush()?;
-        ConnectionHandle::new(Arc::clone(&self.guard.shared)).flush()?;
+        ConnectionHandle::new(Arc::clone(&self.tx.shared)).flush()?;
         self.tx.shared.word.set(super::state::WRITE_SHUT);
         self.tx.socket.shutdown(Shutdown::Write)
     }

@@ -4,7 +4,7 @@ use super::{
     Connection,
     close::conclude,
     handle::ConnectionHandle,
-    operator::ConnectionOperator,
+    operator::Wire,
     process::Owner,
     shared::Shared,
     state::{
@@ -46,10 +46,10 @@ pub(crate) fn accepted(
     peer: Address,
     session: Box<dyn Session>,
 ) -> io::Result<ConnectionHandle> {
-    let socket = Arc::new(socket);
-    let shared = insert(context, &socket, peer, RUNNING | ATTEND);
+    let wire = insert(context, socket, peer, RUNNING | ATTEND);
+    let shared = Arc::clone(&wire.shared);
     let hooks = session.hooks();
-    let conn = Connection::new(&shared, &socket);
+    let conn = Connection::new(&wire);
     let mut owner = Box::new(Owner::new(conn, Some(session)));
     if let Err(error) = owner.prepare() {
         context.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -64,7 +64,7 @@ pub(crate) fn accepted(
     }
     shared.set_hooks(hooks);
     *shared.owner.lock() = Some(owner);
-    if let Err(error) = register(&shared, &socket, Interest::READ | Interest::WRITE) {
+    if let Err(error) = register(wire, Interest::READ | Interest::WRITE) {
         let owner = shared.owner.lock().take();
         if let Some(owner) = owner {
             conclude(&shared, owner, CloseReason::Error(error.kind()));
@@ -82,10 +82,9 @@ pub(crate) fn dialled(
     socket: Socket,
     peer: Address,
 ) -> io::Result<Connection> {
-    let socket = Arc::new(socket);
-    let shared = insert(context, &socket, peer, RUNNING | OWNED | CONNECTED);
-    let conn = Connection::new(&shared, &socket);
-    register(&shared, &socket, Interest::HANGUP)?;
+    let wire = insert(context, socket, peer, RUNNING | OWNED | CONNECTED);
+    let conn = Connection::new(&wire);
+    register(wire, Interest::HANGUP)?;
     Ok(conn)
 }
 
@@ -138,10 +137,10 @@ pub(crate) fn hijack(conn: &mut Connection) -> io::Result<Connection> {
     registration.set_interest(Interest::HANGUP)?;
     shared.word.set(OWNED | BUSY);
     shared.set_hooks(None);
-    let mut taken = Connection::new(&shared, &conn.guard.socket);
+    let mut taken = Connection::new(&conn.rx.socket);
     std::mem::swap(&mut taken.rx, &mut conn.rx);
     std::mem::swap(&mut taken.tx, &mut conn.tx);
-    conn.guard.spent = true;
+    conn.guard.wire = None;
     conn.rx.spend();
     conn.tx.spend();
     Ok(taken)
@@ -164,16 +163,17 @@ pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> 
 }
 
 /// The user let go of a connection of its own: a graceful close.
-pub(crate) fn abandon(shared: &Arc<Shared>, socket: &Arc<Socket>) {
+pub(crate) fn abandon(wire: &Arc<Wire>) {
+    let shared = &wire.shared;
     if shared.word.load() & (OWNED | CLOSED) != OWNED {
         return;
     }
-    shared.ending.lock().decide(CloseReason::Local);
+    shared.aside.lock().decide(CloseReason::Local);
     if !shared.word.let_go() {
         return;
     }
-    let owner = Box::new(Owner::new(Connection::new(shared, socket), None));
-    let reason = shared.ending.lock().decide(CloseReason::Local);
+    let owner = Box::new(Owner::new(Connection::new(wire), None));
+    let reason = shared.aside.lock().decide(CloseReason::Local);
     shared.word.set(CLOSE);
     if shared.outbox.queued() == 0 || shared.word.has(BROKEN | super::state::ABORT) {
         return conclude(shared, owner, reason);
@@ -195,36 +195,26 @@ pub(crate) fn abandon(shared: &Arc<Shared>, socket: &Arc<Socket>) {
     begin(shared);
 }
 
-fn insert(context: &Arc<Context>, socket: &Arc<Socket>, peer: Address, bits: u32) -> Arc<Shared> {
+fn insert(context: &Arc<Context>, socket: Socket, peer: Address, bits: u32) -> Arc<Wire> {
     context.counters.accepted.fetch_add(1, Ordering::Relaxed);
-    let shared = context.connections.insert(|key| {
-        Arc::new(Shared::new(
-            Arc::clone(context),
-            key,
-            next_id(),
-            Arc::clone(socket),
-            peer,
-            bits,
-        ))
-    });
+    let wire = context
+        .connections
+        .insert(|key| Shared::open(Arc::clone(context), key, next_id(), socket, peer, bits));
     #[cfg(feature = "leak-detect")]
-    socket.leak.belongs_to(&shared);
+    wire.leak.belongs_to(&wire.shared);
     if context.is_draining() {
-        shared.word.set(DRAIN);
+        wire.shared.word.set(DRAIN);
     }
-    shared
+    wire
 }
 
-fn register(shared: &Arc<Shared>, socket: &Arc<Socket>, interest: Interest) -> io::Result<()> {
+fn register(wire: Arc<Wire>, interest: Interest) -> io::Result<()> {
     if cfg!(shuttle) {
         // Models play the poller.
         return Ok(());
     }
-    let operator = ConnectionOperator::new(Arc::clone(shared), Arc::clone(socket));
-    let registration = shared
-        .context
-        .group
-        .register(Arc::new(operator), interest)?;
+    let shared = Arc::clone(&wire.shared);
+    let registration = shared.context.group.register_member(wire, interest)?;
     shared.set_registration(registration);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The sending side of a connection: private output until a flush, then the outbox.
 
 use super::{
+    operator::Wire,
     output::{Bound, Full, Mark, Sent},
     patience::Patience,
     shared::{For, Shared},
@@ -19,7 +20,7 @@ use std::{io, net::Shutdown, sync::Arc, time::Instant};
 #[derive(Debug)]
 pub(crate) struct Tx {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) socket: Arc<Socket>,
+    pub(crate) socket: Arc<Wire>,
     pub(super) buffer: Option<Box<LinkBuffer>>,
     pub(crate) patience: Patience,
     /// The connection was taken out of the value this belongs to.
@@ -27,13 +28,13 @@ pub(crate) struct Tx {
 }
 
 impl Tx {
-    pub(crate) fn new(shared: Arc<Shared>, socket: Arc<Socket>) -> Self {
-        let patience = Patience::new(shared.context.limits.write_timeout);
+    pub(crate) fn new(socket: &Arc<Wire>) -> Self {
+        let shared = Arc::clone(&socket.shared);
         Self {
             shared,
-            socket,
+            socket: Arc::clone(socket),
             buffer: None,
-            patience,
+            patience: Patience::default(),
             spent: false,
         }
     }
@@ -152,7 +153,7 @@ impl Shared {
 
     /// The error of every call on an ended connection.
     pub(crate) fn closed_error(&self) -> io::Error {
-        let reason = self.ending.lock().reason().unwrap_or(CloseReason::Local);
+        let reason = self.aside.lock().reason().unwrap_or(CloseReason::Local);
         Error::Closed(reason).into()
     }
 
@@ -188,7 +189,9 @@ impl Shared {
                             return Err(self.closed_error());
                         }
                         OnFull::Block => {
-                            let until = *until.get_or_insert_with(|| patience.until());
+                            let until = *until.get_or_insert_with(|| {
+                                patience.until(self.context.limits.write_timeout)
+                            });
                             self.wait_output(until, || self.outbox.has_room(len, self.bound()))?;
                             // A queue that was dropped has room too.
                             self.check_writable()?;
@@ -264,7 +267,9 @@ impl Shared {
         if self.outbox.passed(mark) {
             return Ok(());
         }
-        let waited = self.wait_output(patience.until(), || self.outbox.passed(mark));
+        let waited = self.wait_output(patience.until(self.context.limits.write_timeout), || {
+            self.outbox.passed(mark)
+        });
         match &waited {
             Err(e) if matches!(Error::from_io(e), Some(Error::WriteTimeout { .. })) => {
                 // What went out so far may end inside a message: nothing may follow it.

@@ -181,7 +181,7 @@ macro_rules! writing {
 
         /// Limits how long one call waits for output to be taken; `None` waits for ever.
         pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-            self.tx.patience = crate::connection::patience::Patience::new(timeout);
+            self.tx.patience.set_timeout(timeout);
         }
 
         /// Ends every wait for output at this instant; it takes the place of the timeout until

@@ -1,11 +1,14 @@
 //! The live connections of a loop or dialer, and waiting for them to end.
 
 use crate::{
-    connection::Shared,
+    connection::{Shared, Wire},
     sync::{Condvar, Mutex},
 };
 use slab::Slab;
 use std::{fmt, sync::Arc, time::Instant};
+
+/// Entries by which the table grows at least.
+const GROWTH: usize = 64;
 
 /// Called once when a connection is gone and another may take its place.
 pub(crate) type RoomCallback = Box<dyn FnOnce() + Send>;
@@ -43,17 +46,22 @@ struct Entry {
 impl Connections {
     /// Adds the connection that `make` builds for the given key. It takes a place that was
     /// reserved, if any is.
-    pub(crate) fn insert(&self, make: impl FnOnce(usize) -> Arc<Shared>) -> Arc<Shared> {
+    pub(crate) fn insert(&self, make: impl FnOnce(usize) -> Arc<Wire>) -> Arc<Wire> {
         let mut table = self.table.lock();
-        let vacant = table.entries.vacant_entry();
-        let shared = make(vacant.key());
+        let entries = &mut table.entries;
+        if entries.len() == entries.capacity() {
+            // Grows by a fourth, where a vector of its own accord would double.
+            entries.reserve_exact((entries.len() / 4).max(GROWTH));
+        }
+        let vacant = entries.vacant_entry();
+        let wire = make(vacant.key());
         vacant.insert(Entry {
-            shared: Arc::clone(&shared),
+            shared: Arc::clone(&wire.shared),
             live: true,
         });
         table.live += 1;
         table.reserved = table.reserved.saturating_sub(1);
-        shared
+        wire
     }
 
     /// The callbacks of a connection have all run.
@@ -73,7 +81,7 @@ impl Connections {
         if table.entry(shared).is_none() {
             return;
         }
-        let entry = table.entries.remove(shared.key);
+        let entry = table.entries.remove(shared.key());
         if entry.live {
             table.live -= 1;
         }
@@ -189,7 +197,7 @@ impl Table {
     /// The entry of this very connection; a key may have been given to another since.
     fn entry(&mut self, shared: &Shared) -> Option<&mut Entry> {
         self.entries
-            .get_mut(shared.key)
+            .get_mut(shared.key())
             .filter(|entry| std::ptr::eq(Arc::as_ptr(&entry.shared), shared))
     }
 }

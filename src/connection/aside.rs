@@ -1,0 +1,126 @@
+//! What a connection seldom looks at: its end, its callbacks for other threads, its socket for them,
+//! whoever waits. All of it is behind one lock, because every lock of its own costs a connection eight
+//! bytes, and what most connections never need is made when it is needed.
+//!
+//! The lock is held for a look or an exchange, never across a system call that may wait, user code or
+//! the drop of anything of the user's.
+
+use super::{operator::Wire, wake::Bell};
+use crate::{
+    error::CloseReason,
+    handler::{Hooks, Session},
+    sync::{Condvar, Mutex},
+};
+use std::{fmt, sync::Arc};
+
+pub(super) type Callback = Box<dyn FnOnce(CloseReason) + Send>;
+
+/// Locked by [`Shared::aside`](super::shared::Shared).
+#[derive(Default)]
+pub(crate) struct Aside {
+    /// Taken out when the connection is over, so that handles do not keep the descriptor.
+    pub(super) wire: Option<Arc<Wire>>,
+    pub(super) hooks: Option<Arc<dyn Hooks>>,
+    pub(super) waiting: Option<Arc<Waiting>>,
+    rare: Option<Box<Rare>>,
+    reason: Option<CloseReason>,
+    /// The close callbacks were taken; later ones run at once.
+    pub(super) over: bool,
+}
+
+/// What few connections have before they end.
+#[derive(Default)]
+struct Rare {
+    callbacks: Vec<Callback>,
+    /// Sessions of a connection that its handler gave away; they hear of the end.
+    parked: Vec<Box<dyn Session>>,
+    deadlines: Deadlines,
+}
+
+/// Deadlines that are set, 0 for none: see [`alarms`](super::alarms).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Deadlines {
+    pub(super) retry_at: u64,
+    pub(super) close_at: u64,
+    /// How much had been sent when `close_at` was set.
+    pub(super) sent: u64,
+}
+
+/// Made by the first thread that waits.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    pub(super) waiters: Mutex<Waiters>,
+    pub(super) changed: Condvar,
+}
+
+/// How many threads wait on `changed`; the last one clears the wait bits.
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    pub(super) reading: u32,
+    pub(super) writing: u32,
+    /// Whoever waits for input on the descriptor itself.
+    pub(super) bell: Option<Arc<Bell>>,
+}
+
+impl Aside {
+    /// Sets the reason unless there is one.
+    pub(crate) fn decide(&mut self, reason: CloseReason) -> CloseReason {
+        *self.reason.get_or_insert(reason)
+    }
+
+    pub(crate) fn reason(&self) -> Option<CloseReason> {
+        self.reason
+    }
+
+    pub(super) fn add_callback(&mut self, callback: Callback) {
+        self.rare().callbacks.push(callback);
+    }
+
+    /// The end: callbacks that are added from here on run at once.
+    pub(super) fn finish(&mut self) -> Vec<Callback> {
+        self.over = true;
+        self.rare
+            .as_mut()
+            .map_or_else(Vec::new, |rare| std::mem::take(&mut rare.callbacks))
+    }
+
+    pub(crate) fn park(&mut self, sessions: Vec<Box<dyn Session>>) {
+        if !sessions.is_empty() {
+            self.rare().parked.extend(sessions);
+        }
+    }
+
+    pub(crate) fn unpark(&mut self) -> Vec<Box<dyn Session>> {
+        self.rare
+            .as_mut()
+            .map_or_else(Vec::new, |rare| std::mem::take(&mut rare.parked))
+    }
+
+    pub(super) fn deadlines(&self) -> Deadlines {
+        self.rare
+            .as_ref()
+            .map_or_else(Deadlines::default, |rare| rare.deadlines)
+    }
+
+    pub(super) fn deadlines_mut(&mut self) -> &mut Deadlines {
+        &mut self.rare().deadlines
+    }
+
+    pub(super) fn waiting(&mut self) -> Arc<Waiting> {
+        Arc::clone(self.waiting.get_or_insert_default())
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+}
+
+impl fmt::Debug for Aside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let callbacks = self.rare.as_ref().map_or(0, |rare| rare.callbacks.len());
+        f.debug_struct("Aside")
+            .field("reason", &self.reason)
+            .field("callbacks", &callbacks)
+            .finish_non_exhaustive()
+    }
+}
