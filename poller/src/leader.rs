@@ -290,13 +290,8 @@ impl<'a> Leader<'a> {
     fn returned(&self, number: u64, begin: Instant) -> Option<Box<Core>> {
         let poller = self.poller;
         poller.counters.slow_runs.add(1);
-        let now = Instant::now();
-        let (core, waited) = poller.role.rejoin(number, now);
-        if waited {
-            poller.counters.waits.add(1);
-        }
-        let mut core = core?;
-        core.rejoined(begin, now);
+        let mut core = poller.role.rejoin(number)?;
+        core.rejoined(begin);
         Some(core)
     }
 

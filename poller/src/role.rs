@@ -30,8 +30,6 @@ use crate::sync::Mutex;
 /// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
 /// said that it computes.
 pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
-/// A run that was abroad for longer than this, and was not found computing, has waited.
-const LONG_ABSENCE: Duration = Duration::from_millis(1);
 
 /// What others may do with a deposit, and how many of them should be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,26 +180,21 @@ impl<C> Role<C> {
         }
     }
 
-    /// After a deposit that could not be reclaimed, at the time `now`: the core, if the caller is to
-    /// lead nevertheless, and whether the run was abroad for so long that it must have waited, which
-    /// nobody has noticed.
+    /// After a deposit that could not be reclaimed: the core, if the caller is to lead nevertheless.
     ///
-    /// The caller leads if a later deposit waits for a promotion that has not arrived, because the
+    /// That is the case if a later deposit waits for a promotion that has not arrived, because the
     /// caller is here already; and if a later deposit is shared.
-    pub(crate) fn rejoin(&self, number: u64, now: Instant) -> (Option<Box<C>>, bool) {
+    pub(crate) fn rejoin(&self, number: u64) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
-        let mut waited = false;
         if let Some(place) = slot.abroad.iter().position(|run| run.number == number) {
-            let run = slot.abroad.swap_remove(place);
-            waited = !run.waiting && now.saturating_duration_since(run.since) >= LONG_ABSENCE;
+            slot.abroad.swap_remove(place);
         }
         let wanted = slot.promoting && slot.is_wanted();
-        let core = if slot.terms.shared || wanted {
+        if slot.terms.shared || wanted {
             slot.take_over()
         } else {
             None
-        };
-        (core, waited)
+        }
     }
 
     /// Asks for the deposit of this number to be taken over, because its run waits. `true`: the
@@ -394,8 +387,7 @@ mod tests {
 
     /// What a thread does when its run returned.
     fn back(role: &Role<i32>, number: u64) -> Option<Box<i32>> {
-        role.reclaim(number)
-            .or_else(|| role.rejoin(number, Instant::now()).0)
+        role.reclaim(number).or_else(|| role.rejoin(number))
     }
 
     fn alone(role: &Role<i32>, core: Box<i32>) -> Deposit {
@@ -566,29 +558,6 @@ mod tests {
         let fourth = role.deposit(core, 3, Terms::shared(0), now);
         assert!(!fourth.uncovered);
         assert!(back(&role, first.number).is_some());
-    }
-
-    #[test]
-    fn a_wait_that_nobody_noticed_is_noticed_when_it_is_over() {
-        let (role, core) = led();
-        let start = Instant::now();
-        let away = |core, wait: fn(&Role<i32>, u64, Instant), back| {
-            let number = role.deposit(core, 1, Terms::shared(1), start).number;
-            assert!(role.want_help(number, start));
-            let core = role.accept().unwrap();
-            wait(&role, number, start + LONG_ABSENCE / 2);
-            let (none, waited) = role.rejoin(number, start + back);
-            assert!(none.is_none());
-            (core, waited)
-        };
-        let (core, waited) = away(core, |_, _, _| {}, LONG_ABSENCE);
-        assert!(waited);
-        let (core, waited) = away(core, |_, _, _| {}, LONG_ABSENCE / 2);
-        assert!(!waited, "a short one");
-        let (core, waited) = away(core, |role, n, at| role.judge(n, true, at), LONG_ABSENCE);
-        assert!(!waited, "counted before");
-        let (_, waited) = away(core, |role, n, at| role.judge(n, false, at), LONG_ABSENCE);
-        assert!(!waited, "it computes");
     }
 
     #[test]

@@ -106,10 +106,11 @@ impl Core {
         self.learner.ran(self.now.saturating_duration_since(begin));
     }
 
-    /// A run that began at `begin` has returned at `now`, and found the core elsewhere first.
-    pub(crate) fn rejoined(&mut self, begin: Instant, now: Instant) {
-        self.now = now;
-        self.learner.shared(now.saturating_duration_since(begin));
+    /// A run that began at `begin` has returned, and found the core elsewhere first.
+    pub(crate) fn rejoined(&mut self, begin: Instant) {
+        self.now = Instant::now();
+        let took = self.now.saturating_duration_since(begin);
+        self.learner.shared(took);
     }
 
     /// Waits if there is nothing left to do, and gathers the work of the next turn.

@@ -43,8 +43,7 @@ fn deposit(role: &Role<Core>, core: Box<Core>) -> u64 {
 
 /// What a thread does when its run returned.
 fn back(role: &Role<Core>, number: u64) -> Option<Box<Core>> {
-    role.reclaim(number)
-        .or_else(|| role.rejoin(number, Instant::now()).0)
+    role.reclaim(number).or_else(|| role.rejoin(number))
 }
 
 /// A promoted thread.
