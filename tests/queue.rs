@@ -15,8 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Kind, LIMIT, Log, Peer, Script, Server, bounded, eventually, every, on_tcp, pattern,
-    socket_pair,
+    Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, bounded, eventually, every, on_tcp,
+    pattern, socket_pair,
 };
 
 /// More than the sockets between two peers hold.
@@ -461,6 +461,85 @@ fn timeouts_change_inside_a_handler() {
             assert_eq!(event, (Some(Error::ReadTimeout), true));
         }
         drop(peer);
+        server.stop();
+    });
+}
+
+/// A payload whose drop waits at a gate: what was sent is dropped before it is counted.
+struct Gated(Vec<u8>, Gate);
+
+impl AsRef<[u8]> for Gated {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Gated {
+    fn drop(&mut self) {
+        self.1.pass();
+    }
+}
+
+#[test]
+fn the_figures_are_final_when_done_says_so() {
+    every(|case| {
+        let (handles, ends) = (Log::new(), Log::new());
+        let server = case.serve(giving(&handles));
+        let peer = server.connect();
+        let handle = handles.wait_len(1).remove(0);
+        let noted = ends.clone();
+        handle.on_close(move |reason| noted.push(reason));
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let payload = Bytes::from_owner(Gated(vec![7; 8192], gate.clone()));
+        let other = handle.clone();
+        let sending = thread::spawn(move || other.send_bytes(payload));
+        // The kernel has it, and it is not counted yet.
+        gate.wait_arrived(1);
+        assert_eq!(handle.stats().bytes_out, 0);
+        handle.abort();
+        ends.wait_len(1);
+        assert!(handle.done().poll().is_none(), "{:?}", handle.stats());
+        let waiting = handle.clone();
+        let waiter = thread::spawn(move || {
+            waiting.done().wait().unwrap();
+            waiting.stats()
+        });
+        gate.open();
+        let stats = waiter.join().unwrap();
+        assert_eq!((stats.bytes_out, stats.lost_bytes), (8192, 0));
+        assert!(handle.done().poll().is_some());
+        let _ = sending.join().unwrap();
+        drop(peer);
+        server.stop();
+    });
+}
+
+#[test]
+fn what_a_flusher_has_handed_over_is_not_lost() {
+    const BODY: usize = 64 << 10;
+    every(|case| {
+        let handles = Log::new();
+        let builder = case.builder().output_limit(2 * MUCH, OnFull::Error);
+        let server = case.serve_with(builder, giving(&handles));
+        let (mut peer, handle) = stalled(&server, &handles);
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let payload = Bytes::from_owner(Gated(vec![7; BODY], gate.clone()));
+        assert_eq!(handle.send_bytes(payload).unwrap(), BODY);
+        let reader = thread::spawn(move || peer.read_to_end(&mut Vec::new()).map(drop));
+        gate.wait_arrived(1);
+        // Everything is sent; the flusher has yet to say so.
+        handle.abort();
+        gate.open();
+        let _ = handle.done().wait();
+        let stats = handle.stats();
+        assert_eq!(
+            (stats.bytes_out, stats.lost_bytes),
+            ((MUCH + BODY) as u64, 0)
+        );
+        assert_eq!((stats.messages_out, stats.lost_messages), (2, 0));
+        let _ = reader.join().unwrap();
         server.stop();
     });
 }

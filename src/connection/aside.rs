@@ -26,6 +26,8 @@ pub(crate) struct Aside {
     reason: Option<CloseReason>,
     /// The close callbacks were taken; later ones run at once.
     pub(super) over: bool,
+    /// Over, and nobody is counting output any more.
+    pub(super) settled: bool,
 }
 
 /// What few connections have before they end.

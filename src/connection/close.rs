@@ -98,9 +98,16 @@ impl Shared {
 
     /// The result that [`Done`] gives: `None` while the connection is not over.
     fn outcome(&self) -> Option<io::Result<()>> {
-        let aside = self.aside.lock();
+        let mut aside = self.aside.lock();
         if !aside.over {
             return None;
+        }
+        // A flusher whom the end overtook still has to count what it holds; it says when it did.
+        if !aside.settled {
+            if self.word.load() & (state::FLUSHING | state::HELD) == state::FLUSHING {
+                return None;
+            }
+            aside.settled = true;
         }
         let reason = aside.reason().unwrap_or(CloseReason::Local);
         Some(match reason {
@@ -209,8 +216,9 @@ fn say_farewell(shared: &Shared, socket: &Socket, end: Option<End>, cut: bool) -
 /// Tells when a connection is over, and how it ended.
 ///
 /// Obtained from [`ConnectionHandle::done`](crate::ConnectionHandle::done); any number of
-/// threads may wait. Once it has a result every read and write of the connection fails, and
-/// `on_disconnect` has returned; close callbacks may still be running.
+/// threads may wait. Once it has a result every read and write of the connection fails,
+/// `on_disconnect` has returned, and what was sent or lost before is in the connection's figures;
+/// close callbacks may still be running.
 #[derive(Clone)]
 pub struct Done {
     pub(crate) shared: Arc<Shared>,

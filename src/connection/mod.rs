@@ -40,7 +40,7 @@ pub(crate) use operator::Wire;
 pub(crate) use process::{in_callback, run};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
-pub(crate) use state::{DRAIN, FLUSHING, PIPED, QUEUED, READABLE, WRITABLE, WROTE};
+pub(crate) use state::{DRAIN, FLUSHING, HELD, PIPED, QUEUED, READABLE, WRITABLE, WROTE};
 
 use crate::{
     error::{CloseReason, Error},

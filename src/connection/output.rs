@@ -464,9 +464,13 @@ impl Queue {
 
     fn discard(&mut self, word: &Word, role: u32) -> Option<Box<LinkBuffer>> {
         let chain = self.chain.take();
-        self.lost.bytes += chain.as_ref().map_or(0, |chain| chain.len() as u64);
-        self.lost.messages += self.ends.len() as u64;
-        self.ends.clear();
+        let len = chain.as_ref().map_or(0, |chain| chain.len());
+        // Messages before the chain are in a flusher's hands, who may still send all of them.
+        let start = self.accepted - self.lost.bytes as i64 - len as i64;
+        let kept = self.ends.partition_point(|&end| end <= start);
+        self.lost.bytes += len as u64;
+        self.lost.messages += (self.ends.len() - kept) as u64;
+        self.ends.truncate(kept);
         word.clear(QUEUED | role);
         chain
     }

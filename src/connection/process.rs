@@ -396,7 +396,7 @@ impl Owner {
         shared.word.set(CLOSE);
         // Over only with the flusher's role, and for good: nobody is in the middle of a message
         // then, and nobody begins one. Whoever has the role now posts news when it is done.
-        if shared.word.has(BROKEN | ABORT) || shared.word.try_flush_first() {
+        if shared.word.has(BROKEN | ABORT) || shared.word.try_hold_flush() {
             return Turn::Over(reason);
         }
         match shared.close_is_due() {
@@ -410,7 +410,7 @@ impl Owner {
             None => {
                 shared.close_within(shared.context.limits.linger);
                 // What drained before the close was visible posts no more news.
-                if shared.word.try_flush_first() {
+                if shared.word.try_hold_flush() {
                     Turn::Over(reason)
                 } else {
                     Turn::Idle

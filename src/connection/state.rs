@@ -83,6 +83,10 @@ pub(crate) const PIPED: u32 = 1 << 23;
 /// The peer takes no output any more: a reset, or it closed both directions.
 pub(crate) const HUNG_UP: u32 = 1 << 24;
 
+/// The flusher's role is held for longer than one turn: by a relay, which counts as it goes, or for
+/// good by whoever ended the connection. Nobody has to wait for it to be given back.
+pub(crate) const HELD: u32 = 1 << 25;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 
@@ -155,9 +159,15 @@ impl Word {
             .is_ok()
     }
 
+    /// As [`try_flush_first`](Self::try_flush_first), to keep the role for longer than a turn.
+    pub(crate) fn try_hold_flush(&self) -> bool {
+        self.update(|bits| (bits & (FLUSHING | QUEUED) == 0).then_some(bits | FLUSHING | HELD))
+            .is_ok()
+    }
+
     /// Gives the flusher's role back if nothing was queued meanwhile. `false`: it is still ours.
     pub(crate) fn give_back_flush(&self) -> bool {
-        self.update(|bits| (bits & QUEUED == 0).then_some(bits & !FLUSHING))
+        self.update(|bits| (bits & QUEUED == 0).then_some(bits & !(FLUSHING | HELD)))
             .is_ok()
     }
 
@@ -233,7 +243,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 25] = [
+        const NAMES: [&str; 26] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -259,6 +269,7 @@ impl fmt::Debug for Word {
             "BEGIN",
             "PIPED",
             "HUNG_UP",
+            "HELD",
         ];
         let bits = self.load();
         let names = NAMES

@@ -6,7 +6,7 @@
 
 use super::{Core, side::Lane};
 use crate::{
-    connection::{Connection, End, FLUSHING, PIPED, Shared, WRITABLE},
+    connection::{Connection, End, FLUSHING, HELD, PIPED, Shared, WRITABLE},
     error::CloseReason,
     net::{Socket, splice},
     sync::Ordering,
@@ -70,7 +70,7 @@ impl KernelPath {
     pub(super) fn leave(&mut self, lane: &Lane, target: &Arc<Shared>) {
         let rest = self.pipe.take().map(|mut pipe| pipe.read());
         if std::mem::take(&mut self.role) {
-            target.word.clear(FLUSHING | PIPED);
+            target.word.clear(FLUSHING | HELD | PIPED);
         }
         match rest {
             Some(Ok(bytes)) if !bytes.is_empty() => {
@@ -100,7 +100,7 @@ impl KernelPath {
             }
         }
         // Something is queued before us: in its order, through memory.
-        self.role = target.word.try_flush_first();
+        self.role = target.word.try_hold_flush();
         self.role
     }
 
@@ -164,7 +164,7 @@ impl KernelPath {
     fn give_role_back(&mut self, target: &Arc<Shared>, socket: &Socket) {
         if std::mem::take(&mut self.role) && !target.word.give_back_flush() {
             // Others queued meanwhile.
-            target.word.clear(FLUSHING);
+            target.word.clear(FLUSHING | HELD);
             target.drive(socket);
         }
     }
