@@ -20,7 +20,7 @@ what="${1:-}"
 case $what in
 linkbuffer)
     # Without its feature that file is not compiled: every change to it would survive.
-    files=(-p linkbuffer -f 'linkbuffer/src/**' -e linkbuffer/src/leak.rs -E 'in tests::')
+    files=(-p linkbuffer -f 'linkbuffer/src/**' -e linkbuffer/src/leak.rs -E ' tests::')
     tests=(--lib --tests)
     ;;
 leak)
