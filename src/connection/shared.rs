@@ -32,25 +32,28 @@ use std::{
 const SLICE: Duration = Duration::from_millis(25);
 
 /// The part of a connection that outlives its owner: handles keep it, the socket they do not.
+///
+/// In this order, so that what every request touches lies together.
+#[repr(C)]
 pub(crate) struct Shared {
     pub(crate) word: Word,
     /// Guards that promise later output: see `ConnectionHandle::hold`.
     pub(crate) holds: AtomicU32,
+    /// When bytes last moved, by the coarse clock.
+    pub(super) last_active: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) context: Arc<Context>,
+    /// Input side and callbacks while nobody runs them.
+    pub(crate) owner: Mutex<Option<Box<Owner>>>,
+    pub(crate) outbox: Outbox,
+    pub(crate) aside: Mutex<Aside>,
+    registration: OnceLock<Registration>,
+    pub(crate) id: u64,
+    pub(crate) peer: Address,
     /// Index in the context's table of live connections.
     key: u32,
     /// See [`alarms`].
     pub(super) idle_timeout: AtomicU32,
-    /// When bytes last moved, by the coarse clock.
-    pub(super) last_active: AtomicU64,
-    pub(crate) id: u64,
-    pub(crate) peer: Address,
-    pub(crate) context: Arc<Context>,
-    pub(crate) outbox: Outbox,
-    /// Input side and callbacks while nobody runs them.
-    pub(crate) owner: Mutex<Option<Box<Owner>>>,
-    pub(crate) bytes_in: AtomicU64,
-    pub(crate) aside: Mutex<Aside>,
-    registration: OnceLock<Registration>,
 }
 
 /// What a thread waits for.
