@@ -2,7 +2,7 @@
 //! each does and what it leaves alone. How threads meet in them is checked by loom (`models.rs`).
 
 use super::{
-    output::{Bound, Contain, Full, Outbox, Sent, Sink},
+    output::{Bound, Contain, Full, Loss, Outbox, Sent, Sink},
     state::*,
 };
 use crate::sync::Mutex;
@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-const ALL: [u32; 25] = [
+const ALL: [u32; 26] = [
     READABLE,
     WRITABLE,
     ATTEND,
@@ -44,6 +44,7 @@ const ALL: [u32; 25] = [
     BEGIN,
     PIPED,
     HUNG_UP,
+    HELD,
 ];
 /// Facts that no role or news may touch.
 const FACTS: u32 = CONNECTED | PEER_CLOSED | DRAIN | OWNED;
@@ -58,8 +59,8 @@ fn every_bit_is_one_bit_of_its_own_and_has_its_name() {
     }
     assert_eq!(format!("{:?}", Word::new(READABLE)), "{\"READABLE\"}");
     assert_eq!(
-        format!("{:?}", Word::new(HUNG_UP | PIPED | ABORT)),
-        "{\"ABORT\", \"PIPED\", \"HUNG_UP\"}"
+        format!("{:?}", Word::new(HELD | HUNG_UP | ABORT)),
+        "{\"ABORT\", \"HUNG_UP\", \"HELD\"}"
     );
     assert_eq!(format!("{:?}", Word::new(0)), "{}");
 }
@@ -132,6 +133,25 @@ fn the_flusher_s_role_is_one_thread_s() {
     word.clear(QUEUED);
     assert!(word.try_flush_first());
     assert_eq!(word.load(), FACTS | FLUSHING);
+}
+
+#[test]
+fn the_flusher_s_role_may_be_held_for_longer() {
+    for taken in [FLUSHING, QUEUED] {
+        let word = Word::new(FACTS | taken);
+        assert!(!word.try_hold_flush());
+        assert_eq!(word.load(), FACTS | taken);
+    }
+    let word = Word::new(FACTS);
+    assert!(word.try_hold_flush());
+    assert_eq!(word.load(), FACTS | FLUSHING | HELD);
+    assert!(!word.try_hold_flush() && !word.try_flush_first() && !word.try_flush());
+    word.set(QUEUED);
+    assert!(!word.give_back_flush(), "something is queued");
+    assert_eq!(word.load(), FACTS | FLUSHING | HELD | QUEUED);
+    word.clear(QUEUED);
+    assert!(word.give_back_flush());
+    assert_eq!(word.load(), FACTS);
 }
 
 #[test]
@@ -564,6 +584,32 @@ fn a_message_queued_behind_the_end_fails_unless_it_was_sent_before() {
         (line.taken().as_str(), line.outbox.lost().bytes),
         ("in time", 0)
     );
+}
+
+#[test]
+fn what_a_flusher_sends_is_lost_only_if_it_cannot_send_it() {
+    for (sent, lost) in [(None, (6, 1)), (Some(Answer::Broken), (9, 2))] {
+        let line = Line::new(&[Answer::Full, Answer::Full]);
+        assert_eq!(line.send("one"), Sent::Parked);
+        line.script.lock().extend(sent);
+        let end = || {
+            assert_eq!(line.send("queued"), Sent::Parked);
+            line.word.set(CLOSED);
+            line.outbox.discard(&line.word, &line);
+            let so_far = line.outbox.lost();
+            assert_eq!((so_far.bytes, so_far.messages), (6, 1));
+            assert_eq!(line.outbox.queued(), 3, "in the flusher's hands");
+        };
+        let busy = Busy::new(&line, Some(&end), None);
+        line.outbox.drive(&line.word, &busy);
+        let Loss { bytes, messages } = line.outbox.lost();
+        assert_eq!((bytes, messages), lost);
+        assert_eq!(line.outbox.queued(), 0);
+        // One that comes too late is lost by itself, whatever was lost before.
+        assert_eq!(line.send("late"), Sent::Failed(ErrorKind::NotConnected));
+        let Loss { bytes, messages } = line.outbox.lost();
+        assert_eq!((bytes, messages), (lost.0 + 4, lost.1 + 1));
+    }
 }
 
 /// A payload whose drop is counted, and fails.
