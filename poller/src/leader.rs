@@ -23,8 +23,10 @@ use crate::{
 };
 
 /// How long a thread without the core looks for a shared deposit before it goes back to the pool:
-/// about what it costs to sleep and to be woken, so that the choice is never wrong by much.
+/// about what it costs to sleep and to be woken, so that the choice is never wrong by much. With one
+/// processor looking keeps others from what is looked for: a few times, and others first.
 const LOOK_FOR: Duration = Duration::from_micros(50);
+const LOOKS: u32 = 8;
 
 /// A thread of the pool takes the role, if it is still to be had.
 impl Job for Poller {
@@ -50,11 +52,13 @@ fn find_shared(poller: &Poller) -> Option<Box<Core>> {
         return None;
     }
     let begin = Instant::now();
-    while begin.elapsed() < LOOK_FOR {
+    let mut looks = 0;
+    while looks < LOOKS || (poller.processors > 1 && begin.elapsed() < LOOK_FOR) {
         if let Some(core) = poller.role.find(false) {
             return Some(core);
         }
         thread::yield_now();
+        looks += 1;
     }
     poller.role.find(true)
 }

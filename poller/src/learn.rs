@@ -7,7 +7,8 @@
 //!   per [`WINDOW`] on, until they have become rare, deposits are open to whoever is free, the last
 //!   of a batch too: nobody polls while it waits. There are to be [`HANDS_FOR_WAITS`] others, not
 //!   one: a run of the only other may be waiting as well, and until that is
-//!   [noticed](crate::role::SUSPECT_AFTER) nobody would poll.
+//!   [noticed](crate::role::SUSPECT_AFTER) nobody would poll. On a single processor, where others at
+//!   work are in each other's way, one has to do.
 //! * **Runs are long**, [`LONG_RUN`] or more each: deposits are open to whoever is free, down to
 //!   the last of a batch, so that nobody leaves in the middle. Help is called for when the backlog
 //!   is worth more than [`HELP_FROM`], one thread for each such amount up to [`MOST_HANDS`]. Short
@@ -49,6 +50,8 @@ pub(crate) struct Learner {
     waiting_often: bool,
     /// Others that can help with long runs.
     helpers: usize,
+    /// Others that should be there where runs often wait.
+    stand_by: usize,
 }
 
 impl Learner {
@@ -60,6 +63,7 @@ impl Learner {
             calm: 0,
             waiting_often: false,
             helpers: processors.saturating_sub(1).min(MOST_HANDS),
+            stand_by: processors.clamp(1, HANDS_FOR_WAITS),
         }
     }
 
@@ -124,7 +128,7 @@ impl Learner {
             terms.hands = ((work / HELP_FROM.as_nanos() as u64) as usize).min(self.helpers);
         }
         if self.waiting_often {
-            terms.hands = terms.hands.max(HANDS_FOR_WAITS);
+            terms.hands = terms.hands.max(self.stand_by);
         }
         terms
     }
@@ -177,7 +181,10 @@ mod tests {
     #[test]
     fn waits_make_batches_shared_until_they_are_rare() {
         let mut now = Instant::now();
-        let mut learner = Learner::new(now, 1);
+        let mut single = Learner::new(now, 1);
+        assert!(single.turn(now + WINDOW, WAITS_TO_SHARE));
+        assert_eq!(single.terms(0), Terms::shared(1));
+        let mut learner = Learner::new(now, 2);
         let mut waits = 0;
         let mut window = |learner: &mut Learner, more| {
             waits += more;

@@ -35,6 +35,8 @@ pub(crate) struct Poller {
     pub(crate) counters: Counters,
     pub(crate) workers: WorkerPool,
     pub(crate) monitor: Arc<Monitor>,
+    /// Processors there are for its threads.
+    pub(crate) processors: usize,
     /// Runs often wait: the monitor looks more often.
     pub(crate) waiting_often: AtomicBool,
     closing: AtomicBool,
@@ -72,6 +74,7 @@ impl Poller {
             counters: Counters::new(),
             workers,
             monitor,
+            processors,
             waiting_often: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             fatal: Mutex::new(None),
