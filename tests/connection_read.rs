@@ -713,3 +713,34 @@ fn the_first_part_is_lent_as_it_lies() {
         }
     });
 }
+
+#[test]
+fn a_large_message_lies_in_one_piece_however_fast_it_comes() {
+    const FRAMES: usize = 20;
+    for len in [300 << 10, 1 << 20] {
+        every_blocking(move |case| {
+            let pieces = Log::new();
+            let seen = pieces.clone();
+            let server = case.serve(handler_fn(move |conn| {
+                while let Some(head) = conn.try_peek(4)? {
+                    let need =
+                        4 + u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+                    if !conn.try_fill(need)? {
+                        break;
+                    }
+                    seen.push(conn.fill_buf()?.len() >= need);
+                    conn.skip(need)?;
+                }
+                Ok(())
+            }));
+            let mut peer = server.connect();
+            let frame = frame(&pattern(5, len));
+            for _ in 0..FRAMES {
+                peer.write_all(&frame).unwrap();
+            }
+            assert_eq!(pieces.wait_len(FRAMES), [true; FRAMES]);
+            drop(peer);
+            server.stop();
+        });
+    }
+}

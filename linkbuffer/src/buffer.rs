@@ -177,6 +177,17 @@ impl LinkBuffer {
         self.nodes().map(Node::capacity).sum()
     }
 
+    /// Room behind the last byte in its chunk, in bytes: as much can be written or
+    /// [landed](Self::landing) there.
+    #[inline]
+    pub fn spare(&self) -> usize {
+        self.rest
+            .as_ref()
+            .and_then(|links| links.nodes.back())
+            .unwrap_or(&self.front)
+            .spare()
+    }
+
     /// The pool this buffer uses.
     #[inline]
     pub fn pool(&self) -> &ChunkPool {

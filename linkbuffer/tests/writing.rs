@@ -535,3 +535,20 @@ fn messages_of_one_receive_are_sent_from_one_piece() {
     received.release();
     assert!(chunk.try_reclaim(8000), "nothing points into it");
 }
+
+#[test]
+fn spare_is_the_room_behind_the_last_byte() {
+    let mut buf = LinkBuffer::new();
+    assert_eq!(buf.spare(), 0);
+    buf.write_slice(&[1; 100]);
+    let spare = buf.spare();
+    assert!(spare >= 100, "{spare}");
+    buf.write_slice(&vec![2; spare]);
+    assert_eq!((buf.spare(), buf.malloc_len()), (0, 100 + spare));
+    buf.flush();
+    assert!(buf.is_single_chunk(), "as much as was said");
+    // Memory of others is not written to.
+    buf.write_bytes(Bytes::from(vec![3; 5000]));
+    buf.flush();
+    assert_eq!(buf.spare(), 0);
+}

@@ -53,6 +53,9 @@ pub(crate) struct Rx {
     pub(crate) fresh: bool,
     /// A wait for input was given up and nothing has come since: an answer may be on its way.
     pub(crate) owed: bool,
+    /// A full scratch chunk may be the begin of a large message: the handler is asked before more is
+    /// received, so that the rest lands behind it.
+    large: bool,
     pub(crate) patience: Patience,
     /// Up to this stream offset there is no such byte.
     scan_upto: u64,
@@ -80,6 +83,7 @@ impl Rx {
             mark: 0,
             fresh: false,
             owed: false,
+            large: true,
             patience: Patience::default(),
             scan_upto: 0,
             scan_for: 0,
@@ -142,7 +146,8 @@ impl Rx {
         while self.readable && self.end.is_none() && self.len() < target && reads < TURN_READS {
             reads += 1;
             let missing = self.mark.saturating_sub(self.len());
-            let received = if missing > LANDING {
+            let unknown = missing == 0;
+            let received = if missing > LANDING || self.is_landing(missing) {
                 self.receive_landing(missing)
             } else {
                 self.receive_scratch()
@@ -156,6 +161,9 @@ impl Rx {
                     if self.shared.word.has(OWNED) {
                         // Of others the poller knows.
                         self.shared.touch();
+                    }
+                    if unknown && n == offered && std::mem::take(&mut self.large) {
+                        return;
                     }
                     // A short read emptied the socket; only a hang-up may hide behind it.
                     if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
@@ -267,6 +275,7 @@ impl Rx {
             return Err(Error::InputLimit { wanted: n, limit }.into());
         }
         self.mark = n;
+        self.large |= n > SCRATCH;
         Ok(())
     }
 
@@ -327,12 +336,24 @@ impl Rx {
         self.shared.word.set(PEER_CLOSED);
     }
 
+    /// Whether the last bytes of a large message belong into the chunk made for it.
+    fn is_landing(&self, missing: usize) -> bool {
+        let landed = self.buffer.as_ref().filter(|input| input.len() > LANDING);
+        missing > 0 && landed.is_some_and(|input| input.spare() >= missing)
+    }
+
     fn receive_landing(&mut self, missing: usize) -> io::Result<(usize, usize)> {
         let room = missing.min(TRUST.max(self.len()));
         let buffer = self.buffer.get_or_insert_with(spare::input);
         let mut chunk = buffer.try_landing(room)?;
-        let offered = chunk.capacity() - chunk.len();
-        let received = self.socket.recv_into(&mut chunk);
+        let spare = chunk.capacity() - chunk.len();
+        // No part of the message behind a large one: it would have to be moved.
+        let offered = if self.mark > SCRATCH {
+            missing.min(spare)
+        } else {
+            spare
+        };
+        let received = self.socket.recv_at_most(&mut chunk, offered);
         buffer.landed(chunk);
         received.map(|n| (n, offered))
     }

@@ -81,7 +81,14 @@ impl Socket {
     /// `WouldBlock` when nothing is there, `InvalidInput` when `buf` has no spare capacity (so
     /// that a full buffer is never taken for an end of stream), or what the system reports.
     pub(crate) fn recv_into(&self, buf: &mut BytesMut) -> io::Result<usize> {
+        self.recv_at_most(buf, usize::MAX)
+    }
+
+    /// As [`Self::recv_into`], but no more than `most` bytes.
+    pub(crate) fn recv_at_most(&self, buf: &mut BytesMut, most: usize) -> io::Result<usize> {
         let room = buf.spare_capacity_mut();
+        let most = most.min(room.len());
+        let room = &mut room[..most];
         let n = self.receive(room)?;
         assert!(
             n <= room.len(),
@@ -430,7 +437,12 @@ mod tests {
         assert!(!Socket::emptied(room, room) && Socket::emptied(room - 1, room));
         assert_eq!(buf.len(), buf.capacity());
         buf.reserve(300);
-        assert_eq!(socket.recv_into(&mut buf).unwrap(), 300 - room);
+        let half = (300 - room) / 2;
+        assert_eq!(socket.recv_at_most(&mut buf, half).unwrap(), half);
+        assert_eq!(buf.len(), room + half);
+        let error = failure(socket.recv_at_most(&mut buf, 0));
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(socket.recv_into(&mut buf).unwrap(), 300 - room - half);
         assert_eq!(&buf[..], [7; 300]);
     }
 
