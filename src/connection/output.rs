@@ -314,7 +314,7 @@ impl Outbox {
             let mut locked = self.queue.lock();
             let queue = locked.get_or_insert_default();
             queue.progress(len - chain.len());
-            if !chain.is_empty() || queue.chain.is_none() {
+            if !chain.is_empty() {
                 queue.put_back(&mut chain);
             }
             drop(locked);
