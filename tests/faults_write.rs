@@ -157,7 +157,10 @@ fn row_040_a_shortage_during_a_close_does_not_make_it_endless() {
         // Room, but no memory; then no room any more.
         let mut some = vec![0; 64 << 10];
         while installed.hits(Call::Send) < SHORTAGE && ends.len() == 0 {
-            peer.read_exact(&mut some).unwrap();
+            // On a busy machine the time of the close is up before there is memory again.
+            if peer.read_exact(&mut some).is_err() {
+                break;
+            }
         }
         ends.wait_len(1);
         drop((installed, peer));
