@@ -1,4 +1,4 @@
-//! Rows 48 to 60 of the fault matrix (`docs/reliability.md`): closing, and descriptors that others
+//! Rows 48 to 66 of the fault matrix (`docs/reliability.md`): closing, and descriptors that others
 //! know too.
 //!
 //! A plan of faults is for the whole process, so the tests take turns.
@@ -19,7 +19,7 @@ use std::{
         unix::net::UnixStream,
     },
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
@@ -113,6 +113,60 @@ fn row_049_input_that_fails_while_it_is_drained_ends_the_draining() {
         drop(installed);
         server.stop();
     });
+}
+
+#[test]
+fn row_066_unwanted_input_is_dropped_in_portions_and_others_have_their_turn_between() {
+    let _turn = TURN.lock();
+    /// In the socket of the closed connection, read byte by byte.
+    const UNWANTED: u64 = 64 << 10;
+    const REQUESTS: u64 = 10;
+    for transport in [Transport::Tcp, Transport::Unix] {
+        bounded(&format!("{transport:?}"), move || {
+            // One thread for everything. A request holds it between two meetings with the test.
+            let meeting = Arc::new(Barrier::new(2));
+            let (handles, met) = (Log::new(), Arc::clone(&meeting));
+            let script = giving(&handles).request(move |conn| {
+                met.wait();
+                if conn.next_bytes(1)?.as_ref() == b"c" {
+                    conn.handle().close();
+                }
+                met.wait();
+                Ok(())
+            });
+            let case = Case::new(transport, Kind::Inline);
+            let builder = case.builder().linger(LIMIT * 10, usize::MAX);
+            let server = case.serve_with(builder, script);
+            let (mut sender, mut other) = (server.connect(), server.connect());
+            handles.wait_len(2);
+            let installed = Plan::new(66)
+                .every(Call::Receive, 1, Fault::Short(1))
+                .install();
+            sender.write_all(b"c").unwrap();
+            meeting.wait();
+            sender.write_all(&vec![0; UNWANTED as usize]).unwrap();
+            let before = installed.calls(Call::Receive);
+            for _ in 0..REQUESTS {
+                // There before the turn that follows begins.
+                other.write_all(b"r").unwrap();
+                meeting.wait();
+                meeting.wait();
+            }
+            let receives = installed.calls(Call::Receive) - before;
+            meeting.wait();
+            // Not all at once, but in between.
+            assert!(receives < UNWANTED / 2, "{receives} receives");
+            assert!(
+                receives > 2 * REQUESTS,
+                "{receives} receives, nothing was dropped"
+            );
+            drop((installed, sender));
+            let event_loop = &server.event_loop;
+            eventually("the rest was dropped", || event_loop.stats().active == 1);
+            drop(other);
+            server.stop();
+        });
+    }
 }
 
 /// Sockets that belong to somebody else in the process: a descriptor closed once too often would be
