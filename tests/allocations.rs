@@ -18,7 +18,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Peer, Script, Transport, counting, decode, echo, echo_frames, eventually,
-    frame, in_child, pattern, socket_pair,
+    frame, in_child, pair, pattern,
 };
 
 /// Exchanges `rounds` frames with fixed buffers only.
@@ -260,7 +260,7 @@ fn a_large_message_in_small_pieces_takes_little_more_than_its_size() {
     in_child(
         "a_large_message_in_small_pieces_takes_little_more_than_its_size",
         || {
-            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (mut conn, mut peer) = pair();
             let piece = [7; 1024];
             let before = counting::total();
             let sending = thread::spawn(move || {

@@ -15,7 +15,7 @@ use std::{
 };
 use support::{
     Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, decode, echo_frames, eventually, every,
-    every_blocking, frame, in_child, read_frame,
+    every_blocking, frame, giving, in_child, read_frame,
 };
 
 /// More than the sockets between two peers hold.
@@ -277,13 +277,8 @@ fn close_callbacks_run_once_each_in_the_order_of_registration() {
 fn a_close_callback_added_after_the_end_runs_at_once() {
     every(|case| {
         let handles = Log::new();
-        let log = handles.clone();
-        let server = case.serve(Script::new().connect(move |conn| {
-            log.push(conn.handle());
-            Ok(())
-        }));
-        let peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let server = case.serve(giving(&handles));
+        let (peer, handle) = server.connect_given(&handles);
         drop(peer);
         assert!(handle.done().wait().is_err(), "the peer closed it");
         let late = Log::new();
@@ -299,15 +294,9 @@ fn a_close_callback_added_after_the_end_runs_at_once() {
 fn no_close_callback_is_lost_or_doubled_when_added_during_the_end() {
     every(|case| {
         let handles = Log::new();
-        let log = handles.clone();
-        let server = case.serve(Script::new().connect(move |conn| {
-            log.push(conn.handle());
-            Ok(())
-        }));
+        let server = case.serve(giving(&handles));
         for _ in 0..50 {
-            let peer = server.connect();
-            let handle: ConnectionHandle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (peer, handle) = server.connect_given(&handles);
             let called: Arc<Vec<AtomicUsize>> =
                 Arc::new((0..64).map(|_| AtomicUsize::new(0)).collect());
             thread::scope(|scope| {
@@ -473,9 +462,7 @@ fn the_end_is_told_once_whatever_comes_together() {
                 .disconnect(move |id, reason| e2.push((id, "disconnect", reason))),
         );
         for round in 0..60 {
-            let mut peer = server.connect();
-            let handle: ConnectionHandle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (mut peer, handle) = server.connect_given(&handles);
             thread::scope(|scope| {
                 scope.spawn(move || {
                     let _ = peer.write_all(b"x");

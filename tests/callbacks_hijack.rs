@@ -15,8 +15,8 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, decode, echo, echo_frames,
-    eventually, every, every_blocking, frame, in_child, pattern, read_frame, settled_descriptors,
-    socket_pair,
+    eventually, every, every_blocking, frame, in_child, pair, pattern, read_frame,
+    settled_descriptors,
 };
 
 /// A handler that gives its connection away at the first request or at once.
@@ -319,7 +319,7 @@ fn a_loop_waits_for_the_connections_that_were_taken_from_it() {
 #[test]
 fn hijacking_outside_of_a_callback_is_an_error() {
     bounded("take", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         let error = conn.hijack().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         conn.write_str("unharmed").unwrap();
@@ -431,7 +431,7 @@ fn a_dialled_connection_may_get_a_handler() {
 #[test]
 fn a_dialled_connection_whose_peer_is_gone_may_still_get_a_handler() {
     bounded("gone", || {
-        let (conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (conn, mut peer) = pair();
         peer.write_all(&frame(b"last words")).unwrap();
         drop(peer);
         eventually("the end is seen", || !conn.is_active());
@@ -458,7 +458,7 @@ fn a_dialled_connection_whose_peer_is_gone_may_still_get_a_handler() {
 fn a_handler_that_refuses_an_attached_connection_ends_it() {
     bounded("refuse", || {
         for panics in [false, true] {
-            let (conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (conn, mut peer) = pair();
             let closes = Log::new();
             let log = closes.clone();
             conn.on_close(move |reason| log.push(reason));

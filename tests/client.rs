@@ -3,53 +3,24 @@
 mod support;
 
 use netpoll::{Address, Dialer, Error, Listener, PollerGroup, SocketOptions, handler_fn};
-use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener},
+    net::TcpListener,
     os::fd::AsFd,
     thread,
     time::{Duration, Instant},
 };
 use support::{
-    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Script, Transport, bounded, descriptors, echo,
+    Case, Gate, Kind, LIMIT, Log, Mute, OpenOnDrop, Script, Transport, bounded, descriptors, echo,
     echo_frames, eventually, every, frame, in_child, settled_descriptors,
 };
 
 const SHORT: Duration = Duration::from_millis(60);
 
-/// A listener whose backlog is full, so that further dials get no answer.
-struct Mute {
-    address: SocketAddr,
-    _listener: Socket,
-    _waiting: Vec<Socket>,
-}
-
-fn mute() -> Mute {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    listener
-        .bind(&SockAddr::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)))
-        .unwrap();
-    listener.listen(0).unwrap();
-    let address = listener.local_addr().unwrap().as_socket().unwrap();
-    let waiting = (0..4)
-        .map(|_| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
-            let _ = socket.connect(&address.into());
-            socket
-        })
-        .collect();
-    Mute {
-        address,
-        _listener: listener,
-        _waiting: waiting,
-    }
-}
-
 #[test]
 fn a_dial_without_an_answer_times_out_and_not_early() {
     bounded("timeout", || {
-        let mute = mute();
+        let mute = Mute::new();
         for _ in 0..3 {
             let before = Instant::now();
             let error = Dialer::new()
@@ -110,7 +81,7 @@ fn parallel_dials_with_a_tiny_timeout_end_one_way_or_the_other() {
 #[test]
 fn failed_dials_leave_no_descriptor_behind() {
     in_child("failed_dials_leave_no_descriptor_behind", || {
-        let mute = mute();
+        let mute = Mute::new();
         let dialer = Dialer::new().connect_timeout(Duration::from_millis(5));
         assert!(dialer.dial_connection(mute.address).is_err());
         let closed = TcpListener::bind("127.0.0.1:0")
@@ -385,7 +356,7 @@ fn a_client_handler_that_refuses_fails_the_dial() {
 #[test]
 fn one_caller_waits_while_others_dial() {
     bounded("others", || {
-        let mute = mute();
+        let mute = Mute::new();
         let to = mute.address;
         let stuck = thread::spawn(move || {
             Dialer::new()
@@ -407,7 +378,7 @@ fn one_caller_waits_while_others_dial() {
 #[test]
 fn a_dial_inside_a_handler_that_gets_no_answer_holds_nobody_up() {
     bounded("handler", || {
-        let mute = mute();
+        let mute = Mute::new();
         let to = mute.address;
         let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
         let dialer = Dialer::new()

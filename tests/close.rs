@@ -2,9 +2,7 @@
 
 mod support;
 
-use netpoll::{
-    CloseReason, Connection, ConnectionHandle, Dialer, Error, SocketOptions, State, handler_fn,
-};
+use netpoll::{CloseReason, Connection, ConnectionHandle, Error, SocketOptions, State, handler_fn};
 use socket2::SockRef;
 use std::{
     io::{self, Read, Write},
@@ -19,21 +17,12 @@ use std::{
 };
 use support::{
     Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Transport, bounded, decode, echo,
-    eventually, every, every_blocking, frame, in_child, on_tcp, pattern, read_frame,
-    settled_descriptors, socket_pair,
+    eventually, every, every_blocking, frame, giving, in_child, on_tcp, pair, pattern, read_frame,
+    settled_descriptors,
 };
 
 /// More than the sockets between two peers hold.
 const MUCH: usize = 24 << 20;
-
-/// A script that gives its connections' handles away.
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
 
 // ------------------------------------------------------------------------------- half-close
 
@@ -175,8 +164,7 @@ fn with_half_open_the_handler_decides_about_the_end() {
                     l2.push("over");
                 }),
         );
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         peer.shutdown_write();
         ends.wait_for(&"end seen");
         let clock = case.serve(echo());
@@ -262,7 +250,7 @@ fn shutdown_of_the_sending_side_leaves_the_other() {
 #[test]
 fn shutdown_of_the_sending_side_refuses_while_output_is_unsent() {
     bounded("shutdown", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         conn.write_slice(b"abc").unwrap();
         let error = conn.shutdown(Shutdown::Write).unwrap_err();
         assert!(matches!(
@@ -278,7 +266,7 @@ fn shutdown_of_the_sending_side_refuses_while_output_is_unsent() {
 #[test]
 fn finishing_a_write_half_ends_the_output_only() {
     bounded("finish", || {
-        let (conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (conn, mut peer) = pair();
         let (mut reader, mut writer) = conn.into_split();
         writer.write_slice(b"the last").unwrap();
         writer.finish().unwrap();
@@ -322,7 +310,7 @@ fn close_sends_everything_that_was_flushed() {
 fn a_dropped_connection_sends_everything_that_was_flushed() {
     bounded("drop", || {
         for close in [false, true] {
-            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (mut conn, mut peer) = pair();
             conn.write_bytes(pattern(2, MUCH).into()).unwrap();
             let sent = conn.try_flush().unwrap();
             assert!(!sent, "it does not fit");
@@ -431,7 +419,7 @@ fn close_with_unread_input_and_a_fin_does_not_destroy_the_reply() {
     // The client's own connection: request and FIN have come, nothing of them is read.
     bounded("own", || {
         for _ in 0..20 {
-            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (mut conn, mut peer) = pair();
             peer.write_all(&[1; 50_000]).unwrap();
             peer.shutdown_write();
             eventually("the end is seen", || !conn.is_active());
@@ -519,8 +507,7 @@ fn close_gives_up_on_queued_output_at_the_end_of_its_time() {
                     Ok(())
                 }),
             );
-            let mut peer = server.connect();
-            let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+            let (mut peer, handle) = server.connect_given(&handles);
             // Nobody reads: the close cannot finish, but it ends.
             handle.done().wait().unwrap();
             let stats = handle.stats();
@@ -542,8 +529,7 @@ fn close_drains_no_more_than_its_bytes() {
         let handles = Log::new();
         let builder = case.builder().linger(LIMIT, 100_000);
         let server = case.serve_with(builder, giving(&handles));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         handle.close();
         handle.done().wait().unwrap();
         // It is cut long before the linger time: by then a write fails.
@@ -572,8 +558,7 @@ fn without_linger_the_descriptor_goes_at_once() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve_with(case.builder().linger(Duration::ZERO, 0), giving(&handles));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         handle.send_bytes(b"bye".as_slice().into()).unwrap();
         handle.close();
         assert_eq!(peer.rest().unwrap(), b"bye");
@@ -609,8 +594,7 @@ fn abort_is_a_reset() {
         |case| {
             let handles = Log::new();
             let server = case.serve(giving(&handles));
-            let mut peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
+            let (mut peer, handle) = server.connect_given(&handles);
             handle.abort();
             handle.done().wait().unwrap();
             let end = peer.read(&mut [0]).expect_err("a reset");
@@ -623,7 +607,7 @@ fn abort_is_a_reset() {
 #[test]
 fn abort_of_an_own_connection_is_a_reset() {
     bounded("abort", || {
-        let (conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (conn, mut peer) = pair();
         let handle = conn.handle();
         conn.abort();
         handle.done().wait().unwrap();
@@ -638,8 +622,7 @@ fn abort_drops_and_counts_what_is_queued() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (peer, handle) = server.connect_given(&handles);
         handle.send_bytes(vec![0; MUCH].into()).unwrap();
         let queued = handle.stats().queued;
         assert!(queued > 0, "nobody reads");
@@ -659,8 +642,7 @@ fn abort_overtakes_a_close_that_waits_for_its_output() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (peer, handle) = server.connect_given(&handles);
         handle.send_bytes(vec![0; MUCH].into()).unwrap();
         handle.close();
         assert!(
@@ -684,9 +666,7 @@ fn close_and_abort_are_idempotent_from_any_number_of_threads() {
         let closes = Arc::new(AtomicUsize::new(0));
         let server = case.serve(giving(&handles));
         for round in 0..30 {
-            let peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (peer, handle) = server.connect_given(&handles);
             let count = Arc::clone(&closes);
             handle.on_close(move |_| {
                 count.fetch_add(1, SeqCst);
@@ -761,7 +741,7 @@ fn close_ends_a_handlers_wait_for_input() {
 fn close_through_a_handle_ends_the_owners_wait_for_input() {
     bounded("close", || {
         for abort in [false, true] {
-            let (mut conn, peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (mut conn, peer) = pair();
             let handle = conn.handle();
             let waiting = thread::spawn(move || conn.fill(1).unwrap_err());
             if abort {
@@ -787,8 +767,7 @@ fn done_tells_every_waiter_how_it_ended() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (peer, handle) = server.connect_given(&handles);
         let done = handle.done();
         assert!(done.poll().is_none());
         let waiters: Vec<_> = (0..4)
@@ -817,9 +796,7 @@ fn a_local_end_is_no_error_of_done() {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
         for abort in [false, true] {
-            let peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (peer, handle) = server.connect_given(&handles);
             if abort {
                 handle.abort();
             } else {
@@ -842,9 +819,7 @@ fn the_reason_of_an_end_is_the_first_cause() {
         let handles = Log::new();
         let server = case.serve(giving(&handles).disconnect(move |_, reason| log.push(reason)));
         let next = || {
-            let peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (peer, handle) = server.connect_given(&handles);
             (peer, handle)
         };
         let over = || {
@@ -912,7 +887,7 @@ fn data_before_a_reset_is_delivered_before_the_error() {
 #[test]
 fn data_before_a_fin_reaches_a_reader_that_comes_late() {
     bounded("late reader", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         peer.write_all(&[1; 256]).unwrap();
         drop(peer);
         eventually("the poller sees the end", || !conn.is_active());
@@ -958,7 +933,7 @@ fn an_idle_client_learns_of_the_peers_end_without_reading() {
 #[test]
 fn a_detached_descriptor_goes_on_with_what_was_received() {
     bounded("detach", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         peer.write_all(b"0123456789").unwrap();
         assert_eq!(conn.next(4).unwrap(), b"0123");
         conn.fill(6).unwrap();
@@ -988,7 +963,7 @@ fn a_detached_descriptor_goes_on_with_what_was_received() {
 #[test]
 fn detach_refuses_while_output_is_unsent() {
     bounded("detach", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         conn.write_slice(b"unsent").unwrap();
         let error = conn.detach().unwrap_err();
         assert!(matches!(
@@ -1179,9 +1154,7 @@ fn writes_race_with_close_without_a_panic() {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
         for round in 0..40 {
-            let mut peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (mut peer, handle) = server.connect_given(&handles);
             let reader = thread::spawn(move || {
                 let _ = io::copy(&mut peer, &mut io::sink());
             });
@@ -1228,7 +1201,7 @@ fn writes_race_with_close_without_a_panic() {
 fn reads_race_with_close_without_a_panic() {
     bounded("reads", || {
         for round in 0..100 {
-            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (mut conn, mut peer) = pair();
             let handle = conn.handle();
             let feeding = thread::spawn(move || {
                 loop {
@@ -1296,7 +1269,7 @@ fn a_broken_pipe_raises_no_signal() {
     in_child("a_broken_pipe_raises_no_signal", || {
         // SAFETY: the default action is no function of ours; Rust's runtime set it to ignore.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-        let (mut conn, peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, peer) = pair();
         peer.reset();
         eventually("an error", || {
             conn.write_slice(b"x").and_then(|()| conn.flush()).is_err()

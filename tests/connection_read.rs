@@ -14,25 +14,16 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, echo, eventually, every,
-    every_blocking, frame, on_tcp, pattern, socket_pair,
+    every_blocking, frame, limited_pair, on_tcp, pair, pattern,
 };
 
 /// A client of the library and its plain peer.
-fn pair() -> (Connection, Peer) {
-    socket_pair(|to| {
-        Dialer::new()
-            .read_timeout(LIMIT)
-            .write_timeout(LIMIT)
-            .dial_connection(to)
-    })
-}
-
 /// Runs a test with a connection that its caller owns, and with one in a handler.
 #[track_caller]
 fn both(test: impl Fn(&mut Connection, &mut Peer) + Send + Sync + Clone + 'static) {
     let own = test.clone();
     bounded("own connection", move || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         own(&mut conn, &mut peer);
     });
     // The handler's side meets its peer through a slot and does not return before the end.
@@ -159,7 +150,7 @@ fn messages_of_all_sizes_arrive_unchanged() {
 fn a_very_large_message_arrives_unchanged() {
     bounded("64 MiB", || {
         let len = 64 << 20;
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         let message = pattern(9, len);
         let out = message.clone();
         let sending = thread::spawn(move || peer.write_all(&out).unwrap());
@@ -238,7 +229,7 @@ fn a_view_of_a_connection_that_is_dropped_stays() {
     bounded("views", || {
         let mut kept = Vec::new();
         for round in 0..300u64 {
-            let (mut conn, mut peer) = pair();
+            let (mut conn, mut peer) = limited_pair();
             peer.write_all(&pattern(round, 700)).unwrap();
             let bytes = conn.next_bytes(700).unwrap();
             if round % 2 == 0 {
@@ -485,7 +476,7 @@ fn codecs_read_a_connection_through_the_trait() {
 #[test]
 fn the_halves_of_a_connection_work_in_two_threads() {
     bounded("halves", || {
-        let (conn, mut peer) = pair();
+        let (conn, mut peer) = limited_pair();
         let handle = conn.handle();
         let (mut reader, mut writer) = conn.into_split();
         let echoing = thread::spawn(move || {

@@ -2,9 +2,7 @@
 
 mod support;
 
-use netpoll::{
-    Bytes, Connection, ConnectionHandle, Dialer, Error, LinkBuffer, OnFull, SocketOptions,
-};
+use netpoll::{Bytes, Error, LinkBuffer, OnFull, SocketOptions};
 use std::{
     io::{self, IoSlice, Read, Write},
     sync::{
@@ -15,30 +13,12 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, eventually, every, every_blocking,
-    frame, on_tcp, pattern, read_frame, socket_pair,
+    Case, Kind, Log, Peer, Script, Transport, bounded, eventually, every, every_blocking, frame,
+    giving, limited_pair, on_tcp, pattern, read_frame,
 };
 
 /// More than the sockets between two peers hold.
 const MUCH: usize = 24 << 20;
-
-fn pair() -> (Connection, Peer) {
-    socket_pair(|to| {
-        Dialer::new()
-            .read_timeout(LIMIT)
-            .write_timeout(LIMIT)
-            .dial_connection(to)
-    })
-}
-
-/// A server whose connections' handles are given away.
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
 
 #[track_caller]
 fn expect(peer: &mut Peer, expected: &[u8]) {
@@ -55,7 +35,7 @@ fn expect(peer: &mut Peer, expected: &[u8]) {
 #[test]
 fn all_ways_to_write_keep_their_order() {
     bounded("order", || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         conn.write_slice(b"slice ").unwrap();
         conn.write_str("str ").unwrap();
         conn.write_u8(b'8').unwrap();
@@ -83,7 +63,7 @@ fn all_ways_to_write_keep_their_order() {
 #[test]
 fn nothing_is_sent_before_a_flush() {
     bounded("flush", || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         conn.write_slice(b"held").unwrap();
         conn.write_bytes(Bytes::from(vec![1; 100_000])).unwrap();
         assert_eq!(conn.stats().bytes_out, 0);
@@ -104,7 +84,7 @@ fn nothing_is_sent_before_a_flush() {
 #[test]
 fn what_is_cut_away_is_not_sent() {
     bounded("malloc_ack", || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         let error = conn.malloc_ack(1).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         for round in 0..10u8 {
@@ -128,7 +108,7 @@ fn what_is_cut_away_is_not_sent() {
 #[test]
 fn write_direct_puts_bytes_in_between() {
     bounded("write_direct", || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         conn.malloc(32)
             .unwrap()
             .copy_from_slice(b"abcdefghijklmnopqrstuvwxyz012345");
@@ -159,7 +139,7 @@ fn write_direct_puts_bytes_in_between() {
 #[test]
 fn a_slot_is_filled_once_the_length_is_known() {
     bounded("slot", || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         for len in [0usize, 1, 100, 5000, 100_000] {
             let slot = conn.reserve_slot::<4>().unwrap();
             let before = conn.malloc_len();
@@ -177,7 +157,7 @@ fn a_slot_is_filled_once_the_length_is_known() {
 #[test]
 fn several_slices_go_out_in_one_call() {
     bounded("write_vectored", || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         let (head, body) = (b"head".as_slice(), pattern(3, MUCH));
         let out = body.clone();
         let sending = thread::spawn(move || {
@@ -209,8 +189,7 @@ fn a_flush_of_thousands_of_pieces_is_sent() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let mut message = LinkBuffer::new();
         let mut expected = Vec::new();
         for i in 0..3000u64 {
@@ -273,8 +252,7 @@ fn flush_of_a_handle_waits_for_what_was_sent_before() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         handle.flush().unwrap();
         handle.send_bytes(pattern(4, MUCH).into()).unwrap();
         let waiter = handle;
@@ -302,8 +280,7 @@ fn many_senders_never_mix_and_each_keeps_its_order() {
                 .socket(SocketOptions::new().send_buffer(8192)),
             giving(&handles),
         );
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let threads: Vec<_> = (0..SENDERS)
             .map(|sender| {
                 let handle = handle.clone();
@@ -361,8 +338,7 @@ fn the_handler_and_other_senders_never_mix() {
             }
             Ok(())
         }));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let pushing = thread::spawn(move || {
             for i in 0..2000u32 {
                 let mut body = vec![b'p'; 100];
@@ -409,8 +385,7 @@ fn a_close_ends_every_waiting_sender_and_flusher() {
                     .linger(Duration::from_millis(50), 1 << 20),
                 giving(&handles),
             );
-            let peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
+            let (peer, handle) = server.connect_given(&handles);
             handle.send_bytes(vec![0; MUCH].into()).unwrap();
             let waiting = Arc::new(AtomicUsize::new(0));
             let threads: Vec<_> = (0..20)
@@ -456,8 +431,7 @@ fn the_peers_end_ends_every_waiting_sender() {
                 case.builder().output_limit(10_000, OnFull::Block),
                 giving(&handles),
             );
-            let peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
+            let (peer, handle) = server.connect_given(&handles);
             handle.send_bytes(vec![0; MUCH].into()).unwrap();
             let threads: Vec<_> = (0..10)
                 .map(|i| {
@@ -487,9 +461,7 @@ fn accepted_messages_are_written_or_counted() {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
         for round in 0..20 {
-            let mut peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (mut peer, handle) = server.connect_given(&handles);
             let reading = thread::spawn(move || {
                 let mut part = vec![0; 50_000];
                 let mut total = 0u64;
@@ -579,7 +551,7 @@ fn a_closed_connection_takes_nothing() {
 #[test]
 fn a_write_to_a_peer_that_is_gone_is_an_error() {
     bounded("gone", || {
-        let (mut conn, peer) = pair();
+        let (mut conn, peer) = limited_pair();
         peer.reset();
         let mut errors = 0;
         eventually("the errors", || {
@@ -655,7 +627,7 @@ fn codecs_write_a_connection_through_the_trait() {
         writer.flush()
     }
     bounded("codec", || {
-        let (mut conn, mut peer) = pair();
+        let (mut conn, mut peer) = limited_pair();
         encode(&mut conn, b"whole").unwrap();
         assert_eq!(read_frame(&mut peer).unwrap(), b"whole");
         let (_, mut writer) = conn.split();

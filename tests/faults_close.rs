@@ -8,7 +8,7 @@
 mod support;
 
 use netpoll::{
-    Bytes, CloseReason, Connection, ConnectionHandle, Dialer, PollerGroup,
+    Bytes, CloseReason, Connection, Dialer, PollerGroup,
     fault::{Call, Fault, Plan},
 };
 use parking_lot::Mutex;
@@ -27,21 +27,12 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, descriptors, echo,
-    echo_frames, eventually, every, in_child, on_tcp, pattern, settled_descriptors,
+    echo_frames, eventually, every, giving, in_child, on_tcp, pattern, settled_descriptors,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
 
 const KINDS: [Kind; 3] = [Kind::Adaptive, Kind::Workers, Kind::Inline];
-
-/// A script that gives the handles of its connections away.
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
 
 #[test]
 fn row_048_a_close_sends_what_is_queued_although_sends_are_short_and_interrupted() {
@@ -78,8 +69,7 @@ fn row_049_a_close_whose_shutdown_fails_still_closes() {
             case.builder().linger(LIMIT * 10, usize::MAX),
             giving(&handles).disconnect(move |_, reason| log.push(reason)),
         );
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let plan = Plan::new(49).from(Call::Shutdown, 1, 1, Fault::Errno(libc::ENOBUFS));
         let installed = plan.install();
         handle.close();
@@ -100,8 +90,7 @@ fn row_049_input_that_fails_while_it_is_drained_ends_the_draining() {
             case.builder().linger(LIMIT * 10, usize::MAX),
             giving(&handles),
         );
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         handle.close();
         peer.expect_end();
         let event_loop = &server.event_loop;
@@ -247,8 +236,7 @@ fn ends_of_all_kinds(case: Case) {
     let strangers: Vec<_> = (0..2).map(|_| Stranger::start()).collect();
     for round in 0..200 {
         handles.take();
-        let mut peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         match round % 10 {
             0 => handle.close(),
             1 => handle.abort(),
@@ -309,8 +297,7 @@ fn row_057_a_connection_is_closed_while_others_are_in_its_system_calls() {
         let installed = plan.install();
         for round in 0..60 {
             handles.take();
-            let mut peer = server.connect();
-            let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+            let (mut peer, handle) = server.connect_given(&handles);
             let senders: Vec<_> = (0..3)
                 .map(|_| {
                     let handle = handle.clone();

@@ -50,8 +50,7 @@ fn connected(case: Case) -> (Server, Peer, ConnectionHandle, Log<CloseReason>) {
             .request(echo_frames)
             .disconnect(move |_, reason| ended.push(reason)),
     );
-    let peer = server.connect();
-    let handle = handles.wait_len(1).remove(0);
+    let (peer, handle) = server.connect_given(&handles);
     (server, peer, handle, ends)
 }
 

@@ -8,7 +8,7 @@
 mod support;
 
 use netpoll::{
-    Bytes, CloseReason, ConnectionHandle, Dialer, Error, PollerGroup,
+    Bytes, CloseReason, Dialer, Error, PollerGroup,
     fault::{Call, Fault, Plan},
 };
 use parking_lot::Mutex;
@@ -21,21 +21,13 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, eventually, every, frame, in_child,
-    on_tcp, pattern, read_frame, socket_pair,
+    Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, eventually, every, frame, giving,
+    in_child, on_tcp, pattern, read_frame, socket_pair,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
 
 const KINDS: [Kind; 3] = [Kind::Adaptive, Kind::Workers, Kind::Inline];
-
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
 
 #[test]
 fn row_018_a_peer_that_half_closed_and_reads_slowly_gets_everything() {
@@ -229,8 +221,7 @@ fn row_043_nothing_follows_a_message_that_was_given_up() {
         for seed in 0..100 {
             let handles = Log::new();
             let server = case.serve(giving(&handles));
-            let mut peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
+            let (mut peer, handle) = server.connect_given(&handles);
             // An error that does not last, in the middle of somebody's message.
             let plan = Plan::new(seed)
                 .from(Call::Send, 20 + seed % 7, 1, Fault::Errno(libc::EPERM))

@@ -19,8 +19,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Kind, LIMIT, Log, Peer, Script, bounded, echo_frames, eventually, every, frame, in_child,
-    on_tcp, pattern, socket_pair,
+    Kind, LIMIT, Log, Peer, Script, bounded, echo_frames, eventually, every, frame, giving,
+    in_child, on_tcp, pair, pattern,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -34,15 +34,6 @@ const NO_MEMORY: Fault = Fault::Errno(libc::ENOBUFS);
 
 /// More than the sockets between two peers hold.
 const MUCH: usize = 24 << 20;
-
-/// A script that gives the handles of its connections away.
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
 
 #[test]
 fn row_036_sends_that_end_anywhere_keep_the_stream_exact() {
@@ -90,7 +81,7 @@ fn row_036_vectored_writes_that_end_anywhere_keep_the_stream_exact() {
     let _turn = TURN.lock();
     bounded("vectored writes", || {
         for cap in [1, 7, 4097] {
-            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (mut conn, mut peer) = pair();
             let sent = pattern(36, 30_000);
             let slices: Vec<IoSlice<'_>> = sent.chunks(1231).map(IoSlice::new).collect();
             let plan = Plan::new(36).every(Call::Send, 1, Fault::Short(cap));
@@ -290,8 +281,7 @@ fn row_046_output_that_waits_and_output_that_is_gone_cost_no_turns() {
                 .output_limit(2 * MUCH, netpoll::OnFull::Error),
             giving(&handles),
         );
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let sent = pattern(46, MUCH);
         handle.send(Bytes::from(sent.clone())).unwrap();
         assert!(handle.stats().queued > 0, "it fits into the sockets");
@@ -351,9 +341,7 @@ fn row_047_a_flush_that_races_with_a_close_returns() {
         let handles = Log::new();
         let server = case.serve_with(case.builder().linger(Duration::ZERO, 0), giving(&handles));
         for round in 0..100 {
-            let peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (peer, handle) = server.connect_given(&handles);
             let message = Bytes::from(vec![0; if round % 2 == 0 { 8 << 20 } else { 10 }]);
             handle.send(message).unwrap();
             let flushers: Vec<_> = (0..3)
@@ -460,8 +448,7 @@ fn row_052_what_was_accepted_is_read_or_counted_whatever_fails() {
                 .install();
             let handles = Log::new();
             let server = case.serve_with(case.builder().linger(LIMIT, 256 << 10), giving(&handles));
-            let mut peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
+            let (mut peer, handle) = server.connect_given(&handles);
             let senders: Vec<_> = (0..3)
                 .map(|tag| {
                     let handle = handle.clone();

@@ -388,8 +388,7 @@ fn a_handler_runs_when_the_frame_is_there() {
             frames: frames.clone(),
             handles: handles.clone(),
         });
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let mut sent = 0;
         for piece in pieces {
             peer.write_all(piece).unwrap();

@@ -2,7 +2,7 @@
 
 mod support;
 
-use netpoll::{CloseReason, ConnectionHandle, EventLoop, State};
+use netpoll::{CloseReason, EventLoop, State};
 use std::{
     sync::{
         Arc,
@@ -12,27 +12,18 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Kind, LIMIT, Log, Script, Server, Transport, bounded, echo, eventually, every, on_tcp,
+    Kind, LIMIT, Log, Script, Server, Transport, bounded, echo, eventually, every, giving, on_tcp,
 };
 
 const SOON: Duration = Duration::from_millis(20);
 const HOUR: Duration = Duration::from_secs(3600);
-
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
 
 #[test]
 fn a_timer_is_called_once_and_not_early() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (peer, handle) = server.connect_given(&handles);
         let calls = Log::new();
         let set = Instant::now();
         for delay in [SOON, SOON / 2, Duration::ZERO] {
@@ -116,8 +107,7 @@ fn a_cancelled_timer_is_dropped_uncalled() {
             EventLoop::builder().pollers(1),
             giving(&handles),
         );
-        let _peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (_peer, handle) = server.connect_given(&handles);
         let kept = Arc::new(());
         let inside = Arc::clone(&kept);
         let timer = handle.after(HOUR, move |_| drop(inside));
@@ -207,8 +197,7 @@ fn a_panic_in_a_timer_is_contained() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         handle.after(Duration::ZERO, |_| panic!("on purpose"));
         let calls = Log::new();
         let called = calls.clone();

@@ -14,7 +14,8 @@ use std::{
 };
 use support::{
     Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Transport, bounded, echo, echo_frames,
-    eventually, every, every_blocking, frame, on_tcp, pattern, read_frame, socket_pair,
+    eventually, every, every_blocking, frame, giving, on_tcp, pair, pattern, read_frame,
+    socket_pair,
 };
 
 /// More than the sockets between two peers hold.
@@ -264,16 +265,11 @@ fn a_handler_that_never_reads_is_cut_at_the_pause_mark() {
 fn a_peer_that_does_not_read_makes_send_fail_at_the_limit() {
     every(|case| {
         let handles = Log::new();
-        let log = handles.clone();
         let server = case.serve_with(
             case.builder().output_limit(100_000, OnFull::Error),
-            Script::new().connect(move |conn| {
-                log.push(conn.handle());
-                Ok(())
-            }),
+            giving(&handles),
         );
-        let mut peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let mut accepted = 0;
         let error = loop {
             match handle.send_bytes(vec![1; 10_000].into()) {
@@ -310,16 +306,8 @@ fn a_peer_that_does_not_read_makes_send_fail_at_the_limit() {
 fn the_number_of_queued_messages_is_bounded_too() {
     every(|case| {
         let handles = Log::new();
-        let log = handles.clone();
-        let server = case.serve_with(
-            case.builder().output_messages(5),
-            Script::new().connect(move |conn| {
-                log.push(conn.handle());
-                Ok(())
-            }),
-        );
-        let peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let server = case.serve_with(case.builder().output_messages(5), giving(&handles));
+        let (peer, handle) = server.connect_given(&handles);
         handle.send_bytes(vec![0; MUCH].into()).unwrap();
         assert!(handle.stats().queued > 0);
         let sent = (0..100)
@@ -336,16 +324,11 @@ fn the_number_of_queued_messages_is_bounded_too() {
 fn with_block_a_sender_waits_for_room() {
     every(|case| {
         let handles = Log::new();
-        let log = handles.clone();
         let server = case.serve_with(
             case.builder().output_limit(100_000, OnFull::Block),
-            Script::new().connect(move |conn| {
-                log.push(conn.handle());
-                Ok(())
-            }),
+            giving(&handles),
         );
-        let mut peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let sender = handle.clone();
         let sending = thread::spawn(move || {
             for i in 0..600u32 {
@@ -378,18 +361,13 @@ fn with_block_a_sender_waits_for_room() {
 fn with_block_and_a_write_timeout_a_sender_gives_up() {
     every(|case| {
         let handles = Log::new();
-        let log = handles.clone();
         let server = case.serve_with(
             case.builder()
                 .output_limit(100_000, OnFull::Block)
                 .write_timeout(SHORT),
-            Script::new().connect(move |conn| {
-                log.push(conn.handle());
-                Ok(())
-            }),
+            giving(&handles),
         );
-        let peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let (peer, handle) = server.connect_given(&handles);
         let error = loop {
             let before = Instant::now();
             if let Err(error) = handle.send_bytes(vec![0; 50_000].into()) {
@@ -447,8 +425,7 @@ fn with_close_a_peer_that_does_not_read_is_cut_off() {
                 })
                 .disconnect(move |_, reason| over.push(reason)),
         );
-        let mut peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let error = loop {
             if let Err(error) = handle.send_bytes(vec![0; 10_000].into()) {
                 break error;
@@ -570,7 +547,7 @@ fn a_clients_read_timeout_and_deadline() {
 #[test]
 fn a_read_timeout_that_races_with_the_last_byte_loses_nothing() {
     bounded("race", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         for round in 0..500u32 {
             let message = round.to_be_bytes();
             peer.write_all(&message[..3]).unwrap();
@@ -652,7 +629,7 @@ fn a_write_timeout_tells_what_was_sent_and_poisons_the_connection() {
 #[test]
 fn a_write_deadline_in_the_past_fails_only_what_has_to_wait() {
     bounded("deadline", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         conn.set_write_deadline(Some(Instant::now()));
         conn.write_slice(b"fits").unwrap();
         conn.flush().unwrap();

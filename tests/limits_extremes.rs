@@ -12,7 +12,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, echo, echo_frames, every, frame,
-    in_child, pattern, socket_pair,
+    in_child, pair, pattern,
 };
 
 #[test]
@@ -51,7 +51,7 @@ fn endless_times_are_endless() {
 #[test]
 fn far_deadlines_are_far() {
     bounded("deadlines", || {
-        let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, mut peer) = pair();
         // As far as the clock reaches, and the number of milliseconds that poll(2) cannot take.
         for far in [
             Duration::from_secs(40 * 86_400),
@@ -86,7 +86,7 @@ fn far_deadlines_are_far() {
 fn the_shortest_times_end_at_once() {
     bounded("short", || {
         for short in [Duration::ZERO, Duration::from_nanos(1)] {
-            let (mut conn, mut peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+            let (mut conn, mut peer) = pair();
             conn.set_read_timeout(Some(short));
             let error = conn.fill(1).unwrap_err();
             assert_eq!(Error::from_io(&error), Some(Error::ReadTimeout));

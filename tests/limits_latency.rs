@@ -11,8 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Case, Kind, LIMIT, Log, Peer, Script, Server, bounded, echo, eventually, frame, on_tcp,
-    socket_pair,
+    Case, Kind, LIMIT, Log, Mute, Peer, bounded, echo, eventually, frame, giving, on_tcp, pair,
 };
 
 const KINDS: [Kind; 4] = [Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom];
@@ -43,21 +42,6 @@ fn soon(what: &str, rounds: usize, most: Duration, mut round: impl FnMut() -> Du
         }
         assert!(batch < BATCHES, "{what}: {quarter:?} is more than {most:?}");
     }
-}
-
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
-
-fn next(server: &Server, handles: &Log<ConnectionHandle>) -> (Peer, ConnectionHandle) {
-    let peer = server.connect();
-    let handle = handles.wait_len(1).remove(0);
-    handles.take();
-    (peer, handle)
 }
 
 #[test]
@@ -101,7 +85,7 @@ fn a_close_ends_an_owners_wait_soon() {
                 21,
                 Duration::from_millis(5),
                 || {
-                    let (mut conn, peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+                    let (mut conn, peer) = pair();
                     let handle = conn.handle();
                     let waiting = thread::spawn(move || {
                         assert!(conn.fill(1).is_err());
@@ -134,7 +118,7 @@ fn a_close_ends_waiting_senders_and_flushers_soon() {
             11,
             Duration::from_millis(100),
             || {
-                let (peer, handle) = next(&server, &handles);
+                let (peer, handle) = server.connect_given(&handles);
                 handle.send_bytes(vec![0; MUCH].into()).unwrap();
                 let waiting: Vec<_> = (0..10)
                     .map(|i| {
@@ -216,7 +200,7 @@ fn an_idle_loop_shuts_down_soon() {
 #[test]
 fn timeouts_are_not_late() {
     bounded("own", || {
-        let (mut conn, peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (mut conn, peer) = pair();
         let timeout = Duration::from_millis(30);
         conn.set_read_timeout(Some(timeout));
         soon(
@@ -284,20 +268,7 @@ fn timeouts_are_not_late() {
 #[test]
 fn a_dial_timeout_is_not_late() {
     bounded("dial", || {
-        let listener =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        listener.bind(&any.into()).unwrap();
-        listener.listen(0).unwrap();
-        let to = listener.local_addr().unwrap().as_socket().unwrap();
-        let _waiting: Vec<_> = (0..4)
-            .map(|_| {
-                let kind = socket2::Type::STREAM.nonblocking();
-                let socket = socket2::Socket::new(socket2::Domain::IPV4, kind, None).unwrap();
-                let _ = socket.connect(&to.into());
-                socket
-            })
-            .collect();
+        let mute = Mute::new();
         let timeout = Duration::from_millis(40);
         let dialer = Dialer::new().connect_timeout(timeout);
         soon(
@@ -306,7 +277,7 @@ fn a_dial_timeout_is_not_late() {
             timeout + Duration::from_millis(40),
             || {
                 let before = Instant::now();
-                let error = dialer.dial_connection(to).unwrap_err();
+                let error = dialer.dial_connection(mute.address).unwrap_err();
                 assert_eq!(Error::from_io(&error), Some(Error::DialTimeout));
                 before.elapsed()
             },

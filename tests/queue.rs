@@ -2,9 +2,7 @@
 
 mod support;
 
-use netpoll::{
-    Bytes, CloseReason, Connection, ConnectionHandle, Dialer, Error, LinkBuffer, OnFull, State,
-};
+use netpoll::{Bytes, CloseReason, ConnectionHandle, Error, LinkBuffer, OnFull, State};
 use std::{
     io::{Read, Write},
     sync::{
@@ -15,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, bounded, eventually, every, on_tcp,
-    pattern, socket_pair,
+    Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Server, bounded, eventually, every, giving, on_tcp,
+    pair, pattern,
 };
 
 /// More than the sockets between two peers hold.
@@ -24,23 +22,9 @@ const MUCH: usize = 24 << 20;
 const SHORT: Duration = Duration::from_millis(30);
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn giving(handles: &Log<ConnectionHandle>) -> Script {
-    let handles = handles.clone();
-    Script::new().connect(move |conn| {
-        handles.push(conn.handle());
-        Ok(())
-    })
-}
-
-fn pair() -> (Connection, Peer) {
-    socket_pair(|to| Dialer::new().dial_connection(to))
-}
-
 /// A server, a peer that reads nothing, and the handle of their connection.
 fn stalled(server: &Server, handles: &Log<ConnectionHandle>) -> (Peer, ConnectionHandle) {
-    let peer = server.connect();
-    let handle = handles.wait_len(1).remove(0);
-    handles.take();
+    let (peer, handle) = server.connect_given(handles);
     handle.send_bytes(vec![0; MUCH].into()).unwrap();
     assert!(handle.stats().queued > 0, "the socket took all");
     (peer, handle)
@@ -51,8 +35,7 @@ fn send_reports_what_was_accepted() {
     every(|case| {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         let mut chain = LinkBuffer::new();
         chain.write_slice(b"one ");
         chain.append(LinkBuffer::from(Bytes::from(pattern(7, 10_000))));
@@ -268,9 +251,7 @@ fn done_has_one_result_for_everybody() {
         let handles = Log::new();
         let server = case.serve(giving(&handles));
         for how in ["close", "abort", "peer"] {
-            let peer = server.connect();
-            let handle = handles.wait_len(1).remove(0);
-            handles.take();
+            let (peer, handle) = server.connect_given(&handles);
             let done = handle.done();
             let early = done.poll();
             assert!(early.is_none(), "{how}: {early:?}, {:?}", handle.stats());

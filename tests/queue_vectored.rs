@@ -4,18 +4,14 @@
 mod support;
 
 use netpoll::{
-    Bytes, Connection, Dialer,
+    Bytes,
     fault::{Call, Plan},
 };
 use std::io::{IoSlice, Read};
-use support::{Peer, bounded, counting, pattern, socket_pair};
+use support::{bounded, counting, pair, pattern};
 
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting;
-
-fn pair() -> (Connection, Peer) {
-    socket_pair(|to| Dialer::new().dial_connection(to))
-}
 
 /// Calls of `send` and bytes allocated while `code` runs on this thread.
 fn cost(code: impl FnOnce()) -> (u64, u64) {

@@ -15,7 +15,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, decode, echo, echo_frames,
-    eventually, every, every_blocking, frame, pattern, read_frame,
+    eventually, every, every_blocking, frame, giving, pattern, read_frame,
 };
 
 #[test]
@@ -557,13 +557,8 @@ fn the_loop_counts_its_connections() {
 fn other_threads_push_through_a_handle() {
     every(|case| {
         let handles = Log::new();
-        let log = handles.clone();
-        let server = case.serve(Script::new().connect(move |conn| {
-            log.push(conn.handle());
-            Ok(())
-        }));
-        let mut peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let server = case.serve(giving(&handles));
+        let (mut peer, handle) = server.connect_given(&handles);
         for i in 0..100u32 {
             handle.send_bytes(frame(&i.to_be_bytes()).into()).unwrap();
         }

@@ -2,9 +2,7 @@
 
 mod support;
 
-use netpoll::{
-    Address, CloseReason, ConnectionHandle, Dispatch, Error, EventLoop, PollerGroup, handler_fn,
-};
+use netpoll::{Address, CloseReason, Dispatch, Error, EventLoop, PollerGroup, handler_fn};
 use std::{
     io::{self, Write},
     sync::{
@@ -242,8 +240,7 @@ fn a_forced_shutdown_ends_handlers_that_wait_for_output() {
             log.push(result.as_ref().err().and_then(Error::from_io));
             result
         }));
-        let peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let (peer, handle) = server.connect_given(&handles);
         eventually("the flush waits", || handle.stats().queued > 0);
         assert_eq!(
             server

@@ -12,8 +12,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Kind, LIMIT, Log, Script, bounded, cpu_time, echo, eventually, every, in_child,
-    limit_descriptors, on_tcp, socket_pair,
+    Kind, LIMIT, Log, Mute, Script, bounded, cpu_time, echo, eventually, every, in_child,
+    limit_descriptors, on_tcp, pair,
 };
 
 /// More than the sockets between two peers hold.
@@ -102,8 +102,7 @@ fn each_state_at_its_place() {
                 })
                 .wrote(move |conn| wrote.push(("wrote", conn.state()))),
         );
-        let mut peer = server.connect();
-        let handle: ConnectionHandle = handles.wait_len(1).remove(0);
+        let (mut peer, handle) = server.connect_given(&handles);
         eventually("on_connect returns", || handle.state() == State::Connected);
         handle.send_bytes(vec![0; MUCH].into()).unwrap();
         handle.on_close({
@@ -132,7 +131,7 @@ fn each_state_at_its_place() {
 #[test]
 fn a_connection_of_ones_own_is_connected_from_its_birth() {
     bounded("own", || {
-        let (conn, peer) = socket_pair(|to| Dialer::new().dial_connection(to));
+        let (conn, peer) = pair();
         let handle = conn.handle();
         assert_eq!(conn.state(), State::Connected);
         let watching = watch(handle.clone());
@@ -207,21 +206,7 @@ fn events_and_states_agree_under_every_end() {
 #[test]
 fn a_dial_that_gets_no_answer_ends_in_time_and_leaves_nothing() {
     bounded("connect timeout", || {
-        // A listener whose backlog is full does not answer.
-        let listener =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        listener.bind(&any.into()).unwrap();
-        listener.listen(0).unwrap();
-        let to = listener.local_addr().unwrap().as_socket().unwrap();
-        let _waiting: Vec<_> = (0..4)
-            .map(|_| {
-                let kind = socket2::Type::STREAM.nonblocking();
-                let socket = socket2::Socket::new(socket2::Domain::IPV4, kind, None).unwrap();
-                let _ = socket.connect(&to.into());
-                socket
-            })
-            .collect();
+        let mute = Mute::new();
         let timeout = Duration::from_millis(30);
         let dialer = Dialer::new().connect_timeout(timeout);
         let events = Log::new();
@@ -229,7 +214,7 @@ fn a_dial_that_gets_no_answer_ends_in_time_and_leaves_nothing() {
         let before = std::time::Instant::now();
         let error = dialer
             .dial_with(
-                to,
+                mute.address,
                 event_fn(move |_, event| {
                     log.push(event);
                     Ok(())

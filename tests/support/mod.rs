@@ -13,12 +13,12 @@ mod script;
 mod server;
 
 pub(crate) use frames::{decode, echo, echo_frames, frame, pattern, read_frame};
-pub(crate) use peer::{Peer, socket_pair};
+pub(crate) use peer::{Mute, Peer, limited_pair, pair, socket_pair};
 pub(crate) use process::{
     cpu_time, descriptors, handler_threads, in_child, limit_descriptors, settled_descriptors,
     settled_threads, threads,
 };
-pub(crate) use script::{Log, Script};
+pub(crate) use script::{Log, Script, giving};
 pub(crate) use server::{
     Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, fresh_path, listener,
     on_tcp,

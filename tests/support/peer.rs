@@ -1,11 +1,11 @@
 //! The other end of a connection: a plain blocking socket.
 
 use super::{LIMIT, frame, read_frame};
-use netpoll::Address;
-use socket2::SockRef;
+use netpoll::{Address, Dialer};
+use socket2::{Domain, SockRef, Socket, Type};
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::net::UnixStream,
@@ -42,8 +42,7 @@ impl Peer {
             SockRef::from(&peer).set_send_buffer_size(4096)?;
             return Ok(peer);
         };
-        let domain = socket2::Domain::for_address(ip);
-        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        let socket = Socket::new(Domain::for_address(ip), Type::STREAM, None)?;
         socket.set_recv_buffer_size(4096)?;
         socket.set_send_buffer_size(4096)?;
         socket.connect(&ip.into())?;
@@ -196,6 +195,46 @@ impl AsFd for Peer {
             Self::Unix(stream) => stream.as_fd(),
         }
     }
+}
+
+/// A listener whose backlog is full, so that further dials get no answer.
+pub(crate) struct Mute {
+    pub(crate) address: SocketAddr,
+    _listener: Socket,
+    _waiting: Vec<Socket>,
+}
+
+impl Mute {
+    pub(crate) fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let waiting = (0..4)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+                let _ = socket.connect(&address.into());
+                socket
+            })
+            .collect();
+        Self {
+            address,
+            _listener: listener,
+            _waiting: waiting,
+        }
+    }
+}
+
+/// A connection dialled with default options, and its peer.
+pub(crate) fn pair() -> (netpoll::Connection, Peer) {
+    socket_pair(|to| Dialer::new().dial_connection(to))
+}
+
+/// As [`pair`], of a connection whose calls fail instead of waiting for ever.
+pub(crate) fn limited_pair() -> (netpoll::Connection, Peer) {
+    let dialer = Dialer::new().read_timeout(LIMIT).write_timeout(LIMIT);
+    socket_pair(|to| dialer.dial_connection(to))
 }
 
 /// A plain listener and its address, for tests of the client side.

@@ -98,6 +98,15 @@ impl Handler for Script {
     }
 }
 
+/// A script that gives the handles of its connections away; see `Server::connect_given`.
+pub(crate) fn giving(handles: &Log<ConnectionHandle>) -> Script {
+    let handles = handles.clone();
+    Script::new().connect(move |conn| {
+        handles.push(conn.handle());
+        Ok(())
+    })
+}
+
 /// Events in the order they were noted, waited for by tests.
 #[derive(Debug)]
 pub(crate) struct Log<T> {

@@ -1,8 +1,9 @@
 //! Servers under test, under every dispatch and over every transport.
 
-use super::{LIMIT, Peer};
+use super::{LIMIT, Log, Peer};
 use netpoll::{
-    Address, Builder, Connection, Dialer, Dispatch, EventLoop, Executor, Handler, Listener, Task,
+    Address, Builder, Connection, ConnectionHandle, Dialer, Dispatch, EventLoop, Executor, Handler,
+    Listener, Task,
 };
 use std::{
     panic::resume_unwind,
@@ -169,6 +170,20 @@ impl Server {
     #[track_caller]
     pub(crate) fn connect(&self) -> Peer {
         Peer::connect(&self.address).expect("the server listens")
+    }
+
+    /// A plain peer and the other end's handle, of a server whose script is
+    /// [`giving`](super::giving) and whose earlier handles were taken.
+    #[track_caller]
+    pub(crate) fn connect_given(
+        &self,
+        handles: &Log<ConnectionHandle>,
+    ) -> (Peer, ConnectionHandle) {
+        let peer = self.connect();
+        let mut given = handles.wait_len(1);
+        handles.take();
+        assert_eq!(given.len(), 1, "of this connection only");
+        (peer, given.remove(0))
     }
 
     /// A client of the library.
