@@ -231,11 +231,12 @@ fn ends_of_all_kinds(case: Case) {
     );
     // The pollers of all dials are started by the first.
     drop(server.dial());
+    handles.wait_len(1);
+    handles.take();
     eventually("quiet", || server.event_loop.stats().active == 0);
     let before = descriptors();
     let strangers: Vec<_> = (0..2).map(|_| Stranger::start()).collect();
     for round in 0..200 {
-        handles.take();
         let (mut peer, handle) = server.connect_given(&handles);
         match round % 10 {
             0 => handle.close(),
@@ -259,6 +260,8 @@ fn ends_of_all_kinds(case: Case) {
             }
             8 => {
                 let dialled: Connection = server.dial();
+                handles.wait_len(1);
+                handles.take();
                 dialled.abort();
                 handle.close();
             }
@@ -296,7 +299,6 @@ fn row_057_a_connection_is_closed_while_others_are_in_its_system_calls() {
             .every(Call::Send, 1, Fault::Short(1000));
         let installed = plan.install();
         for round in 0..60 {
-            handles.take();
             let (mut peer, handle) = server.connect_given(&handles);
             let senders: Vec<_> = (0..3)
                 .map(|_| {
