@@ -526,8 +526,11 @@ fn row_085_without_further_threads_a_handler_gets_the_input_it_waits_for() {
     in_child(
         "row_085_without_further_threads_a_handler_gets_the_input_it_waits_for",
         || {
+            let begun = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&begun);
             let case = Case::new(Transport::Tcp, Kind::Adaptive);
-            let server = case.serve(handler_fn(|conn| {
+            let server = case.serve(handler_fn(move |conn| {
+                counted.fetch_add(1, SeqCst);
                 let head = conn.peek(4)?;
                 let length = 4 + u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
                 conn.fill(length)?;
@@ -541,11 +544,16 @@ fn row_085_without_further_threads_a_handler_gets_the_input_it_waits_for() {
             let before = no_room_for_threads();
             let count = threads();
             let whole = frame(b"held");
+            let pings = begun.load(SeqCst);
             for peer in &mut peers {
                 peer.write_all(&whole[..6]).unwrap();
             }
+            // Whoever is served first holds a thread until the rest is there.
+            eventually("a handler", || begun.load(SeqCst) > pings);
             for peer in &mut peers {
                 peer.write_all(&whole[6..]).unwrap();
+            }
+            for peer in &mut peers {
                 assert_eq!(read_frame(peer).unwrap(), b"held");
             }
             assert!(threads() <= count + 1, "the limit did not hold");

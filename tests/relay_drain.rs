@@ -11,12 +11,15 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::Mutex,
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use support::{LIMIT, Log, bounded, eventually};
 
 /// Longer than a relay waits before it takes silence for idleness.
 const SILENCE: Duration = Duration::from_millis(250);
+
+/// Before a relay takes silence for idleness.
+const SOON: Duration = Duration::from_millis(50);
 
 /// A proxy on a poller of its own in front of one backend, which the test plays.
 struct Proxy {
@@ -133,27 +136,40 @@ fn an_idle_relay_ends_in_order() {
 #[test]
 fn a_request_under_way_gets_its_answer() {
     bounded("answer", || {
-        let proxy = Proxy::new();
-        let (mut client, mut server) = proxy.connect();
-        send(&mut client, b"question");
-        expect(&mut server, b"question");
-        let ending = proxy.shut_down();
-        thread::sleep(SILENCE);
-        assert_eq!(proxy.ends.len(), 0, "the answer is still to come");
-        send(&mut server, b"answer");
-        expect(&mut client, b"answer");
-        // A client that asks again at once is served, too.
-        send(&mut client, b"more");
+        // On a busy machine it may take some attempts to be quick.
+        assert!((0..50).any(|_| asks_again_at_once()), "never in time");
+    });
+}
+
+/// A client that asks again as soon as it has its answer is served, too. `false`: it was not soon.
+fn asks_again_at_once() -> bool {
+    let proxy = Proxy::new();
+    let (mut client, mut server) = proxy.connect();
+    send(&mut client, b"question");
+    expect(&mut server, b"question");
+    let ending = proxy.shut_down();
+    thread::sleep(SILENCE);
+    assert_eq!(proxy.ends.len(), 0, "the answer is still to come");
+    let begin = Instant::now();
+    send(&mut server, b"answer");
+    expect(&mut client, b"answer");
+    // The end may come first, or while it is sent.
+    let sent = client.write_all(b"more").is_ok();
+    let soon = sent && begin.elapsed() < SOON;
+    if soon {
         expect(&mut server, b"more");
         thread::sleep(SILENCE);
         send(&mut server, b"less");
         expect(&mut client, b"less");
         expect_end(&mut client);
         expect_end(&mut server);
-        drop((client, server));
-        ending.join().unwrap().unwrap();
+    }
+    drop((client, server));
+    ending.join().unwrap().unwrap();
+    if soon {
         assert_eq!(proxy.ends.all(), [RelayEnd::Drained]);
-    });
+    }
+    soon
 }
 
 #[test]
