@@ -47,13 +47,13 @@ skip_of() {
         # A deadline that has passed fails what has to wait, and a send that was put off has to.
         echo a_write_deadline_in_the_past_fails_only_what_has_to_wait
         ;;
+    later:queue)
+        # Holds the sending thread; a send that was put off is the poller's, who must not be held.
+        echo the_figures_are_final_when_done_says_so
+        ;;
     later:event_fn_events)
         # A send that was put off has a completion of its own.
         echo an_answer_that_fits_at_once_is_no_completion
-        ;;
-    later:connection_write)
-        # Reads the figures at the end of the connection, where a flusher may still be counting.
-        echo accepted_messages_are_written_or_counted
         ;;
     esac
 }

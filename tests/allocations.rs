@@ -174,9 +174,10 @@ fn a_blocking_call_allocates_nothing() {
                 call(&mut conn);
             }
             let mut fewest = u64::MAX;
-            for _ in 0..50 {
+            // One quiet window must come; see above.
+            for _ in 0..500 {
                 let before = counting::calls();
-                for _ in 0..1000 {
+                for _ in 0..100 {
                     call(&mut conn);
                 }
                 fewest = fewest.min(counting::calls() - before);
@@ -184,7 +185,7 @@ fn a_blocking_call_allocates_nothing() {
                     break;
                 }
             }
-            assert_eq!(fewest, 0, "allocations in 1000 calls of {len} bytes");
+            assert_eq!(fewest, 0, "allocations in 100 calls of {len} bytes");
             drop(conn);
             echoing.join().unwrap();
         }
@@ -207,9 +208,10 @@ fn a_pooled_call_allocates_little() {
             call();
         }
         let mut fewest = u64::MAX;
-        for _ in 0..50 {
+        // One quiet window must come; see above.
+        for _ in 0..500 {
             let before = counting::calls();
-            for _ in 0..1000 {
+            for _ in 0..100 {
                 call();
             }
             fewest = fewest.min(counting::calls() - before);
@@ -217,7 +219,7 @@ fn a_pooled_call_allocates_little() {
                 break;
             }
         }
-        assert_eq!(fewest, 0, "allocations in 1000 calls");
+        assert_eq!(fewest, 0, "allocations in 100 calls");
         pool.close();
         server.stop();
     });

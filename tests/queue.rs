@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Server, bounded, eventually, every, giving, on_tcp,
-    pair, pattern,
+    Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, bounded, eventually, every, giving,
+    on_tcp, pair, pattern,
 };
 
 /// More than the sockets between two peers hold.
@@ -466,8 +466,7 @@ fn the_figures_are_final_when_done_says_so() {
     every(|case| {
         let (handles, ends) = (Log::new(), Log::new());
         let server = case.serve(giving(&handles));
-        let peer = server.connect();
-        let handle = handles.wait_len(1).remove(0);
+        let (peer, handle) = server.connect_given(&handles);
         let noted = ends.clone();
         handle.on_close(move |reason| noted.push(reason));
         let gate = Gate::new();
@@ -475,9 +474,9 @@ fn the_figures_are_final_when_done_says_so() {
         let payload = Bytes::from_owner(Gated(vec![7; 8192], gate.clone()));
         let other = handle.clone();
         let sending = thread::spawn(move || other.send_bytes(payload));
-        // The kernel has it, and it is not counted yet.
+        // The kernel has it, and not all of it is counted yet.
         gate.wait_arrived(1);
-        assert_eq!(handle.stats().bytes_out, 0);
+        assert!(handle.stats().bytes_out < 8192);
         handle.abort();
         ends.wait_len(1);
         assert!(handle.done().poll().is_none(), "{:?}", handle.stats());
