@@ -39,10 +39,6 @@ skip_of() {
         # What comes after the begin of the drain need not be answered.
         echo a_request_that_was_received_but_not_begun_is_answered
         ;;
-    later:dispatch)
-        # Counts how often a turn is handed out; news that comes at once is seen in the same turn.
-        echo an_executor_that_refuses_leaves_the_task_to_the_loop
-        ;;
     later:limits)
         # A deadline that has passed fails what has to wait, and a send that was put off has to.
         echo a_write_deadline_in_the_past_fails_only_what_has_to_wait

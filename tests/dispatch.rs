@@ -617,7 +617,8 @@ fn an_executor_that_refuses_leaves_the_task_to_the_loop() {
         }
         drop(peer);
         server.stop();
-        assert!(executor.0.load(SeqCst) >= 20);
+        // A turn that is still running sees the next message itself.
+        assert!(executor.0.load(SeqCst) >= 1);
     });
 }
 

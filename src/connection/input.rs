@@ -6,7 +6,9 @@
 //! and blocking clients need no other thread.
 //!
 //! Small receives go into the thread's scratch chunk and only the filled part is handed out; a
-//! message of known size is received into one chunk of its own.
+//! message of known size is received into one chunk of its own, to its end and no further. Where
+//! a scratch chunk was filled and the connection's messages are large, the handler is asked first
+//! how long this one is, so that what follows lands behind the part that is moved for it.
 
 use super::{
     operator::Wire,
