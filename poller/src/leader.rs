@@ -279,7 +279,7 @@ impl<'a> Leader<'a> {
         let value = poller.contain(foreign);
         let core = match poller.role.reclaim(deposit.number) {
             Some(mut core) => {
-                core.ran(begin);
+                core.ran();
                 Some(core)
             }
             None => self.returned(deposit.number, begin),

@@ -28,6 +28,9 @@ const WAITS_TO_STOP: u64 = 4;
 const CALM_WINDOWS: u32 = 5;
 /// Others that should be there then.
 const HANDS_FOR_WAITS: usize = 2;
+/// Typical time of a run up to which several are timed together, and how many.
+const SHORT_RUN: Duration = Duration::from_micros(10);
+const TOGETHER: u32 = 8;
 /// Typical time of a run from which help pays.
 const LONG_RUN: Duration = Duration::from_micros(25);
 /// Another thread is called for each such amount of estimated work: some times what it costs to
@@ -67,18 +70,29 @@ impl Learner {
         }
     }
 
-    /// A run that kept the role took this long.
+    /// So many runs, at most [`TOGETHER`], that kept the role took this long together.
+    pub(crate) fn ran(&mut self, took: Duration, runs: u32) {
+        let each = (took / runs).min(CLIP).as_nanos() as u64;
+        let runs = u64::from(runs);
+        self.typical = (self.typical * (32 - runs) + each * runs) / 32;
+    }
+
+    /// How many runs may be timed together: nothing depends on how long a short run takes, and
+    /// looking at the clock takes time as well.
     #[inline]
-    pub(crate) fn ran(&mut self, took: Duration) {
-        let took = took.min(CLIP).as_nanos() as u64;
-        self.typical = (self.typical * 31 + took) / 32;
+    pub(crate) fn together(&self) -> u32 {
+        if self.typical < SHORT_RUN.as_nanos() as u64 && !self.waiting_often {
+            TOGETHER
+        } else {
+            1
+        }
     }
 
     /// A run whose deposit was taken by somebody took this long. Those that waited say nothing about
     /// what there is to compute.
     pub(crate) fn shared(&mut self, took: Duration) {
         if took < CLIP {
-            self.ran(took);
+            self.ran(took, 1);
         }
     }
 
@@ -141,7 +155,7 @@ mod tests {
     fn taught(run: Duration) -> Learner {
         let mut learner = Learner::new(Instant::now(), 2);
         for _ in 0..200 {
-            learner.ran(run);
+            learner.ran(run, 1);
         }
         learner
     }
@@ -154,19 +168,34 @@ mod tests {
         let short = taught(Duration::from_micros(8));
         assert_eq!(short.terms(1000), Terms::ALONE, "short runs");
         let mut preempted = short;
-        preempted.ran(Duration::from_millis(5));
+        preempted.ran(Duration::from_millis(5), 1);
         assert_eq!(
             preempted.terms(100),
             Terms::ALONE,
             "a thread off its processor once"
         );
         let mut single = Learner::new(Instant::now(), 1);
-        (0..200).for_each(|_| single.ran(Duration::from_micros(50)));
+        (0..200).for_each(|_| single.ran(Duration::from_micros(50), 1));
         assert_eq!(single.terms(1000), Terms::ALONE, "nobody there to help");
         let mut several = Learner::new(Instant::now(), 64);
-        (0..200).for_each(|_| several.ran(Duration::from_micros(100)));
+        (0..200).for_each(|_| several.ran(Duration::from_micros(100), 1));
         assert_eq!(several.terms(11), Terms::shared(2));
         assert_eq!(several.terms(1000), Terms::shared(MOST_HANDS));
+    }
+
+    #[test]
+    fn short_runs_are_timed_together_until_they_are_not_short() {
+        let mut learner = taught(Duration::from_micros(2));
+        assert_eq!(learner.together(), TOGETHER);
+        // Each of them counts.
+        learner.ran(Duration::from_micros(60) * TOGETHER, TOGETHER);
+        assert!(learner.together() == 1 && learner.typical > 15_000);
+        let mut one_by_one = taught(Duration::from_micros(2));
+        (0..TOGETHER).for_each(|_| one_by_one.ran(Duration::from_micros(60), 1));
+        assert!(learner.typical.abs_diff(one_by_one.typical) < 4000);
+        let mut waiting = taught(Duration::from_micros(2));
+        assert!(waiting.turn(Instant::now() + WINDOW, WAITS_TO_SHARE));
+        assert_eq!(waiting.together(), 1);
     }
 
     #[test]

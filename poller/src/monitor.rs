@@ -1,9 +1,13 @@
 //! The monitor: finds callbacks that wait (or compute for long) without having said so.
 //!
 //! One thread per group. Each tick it looks at the number of every role's latest deposit. The same
-//! deposit twice in a row, or one that has lain there for half a tick, makes its runner a suspect, and the system is asked what that thread
-//! does: one that waits loses the role at once; one that computes loses it after it has really
-//! computed for a while; one that was merely not scheduled keeps it.
+//! deposit twice in a row, or one that has lain there for half a tick, makes its runner a suspect, and
+//! the system is asked what that thread does: one that waits loses the role at once; one that computes
+//! loses it after it has really computed for a while; one that was merely not scheduled keeps it.
+//!
+//! A look costs as much as some requests: a timer, a wake-up, two switches. So as long as no run was
+//! found to wait for a while ([`ALERT`]), or none ever, the ticks are [longer](CALM). The first such
+//! run then stalls its poller for up to six ticks instead of one and a half, those after it do not.
 //!
 //! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
 //! then [stands in](stand_in) at each tick: it polls and tells operators, so that a run that waits
@@ -29,6 +33,10 @@ use crate::{
 const REST_AFTER: u32 = 10;
 /// The tick is divided by this while runs of some poller often wait.
 const WORRIED: u32 = 3;
+/// The tick is multiplied by this while no run is found to wait or to compute for long.
+const CALM: u32 = 4;
+/// How long ticks stay short after one was.
+const ALERT: Duration = Duration::from_secs(10);
 /// Processor time after which a run counts as computing for long.
 const COMPUTING: Duration = Duration::from_millis(5);
 
@@ -112,20 +120,32 @@ impl Monitor {
         let mut suspects: Vec<Suspect> = Vec::new();
         let mut quiet = 0;
         let mut tick = self.tick;
+        let mut found_before = 0;
+        let mut calm_from = Instant::now();
         while let Some(pollers) = self.wait(tick) {
             suspects.resize_with(pollers.len(), Suspect::default);
             let mut moved = false;
-            let tick_before = std::mem::replace(&mut tick, self.tick);
+            let tick_before = std::mem::replace(&mut tick, self.tick * CALM);
+            let mut found = 0;
             for (poller, suspect) in pollers.iter().zip(&mut suspects) {
                 if let Some(poller) = poller.upgrade() {
                     moved |= suspect.look(&poller, tick_before / 2);
                     if poller.workers.is_stuck() {
                         stand_in(&poller);
+                        tick = tick.min(self.tick);
                     }
                     if poller.waiting_often.load(Ordering::Relaxed) {
                         tick = self.tick / WORRIED;
                     }
+                    let counters = &poller.counters;
+                    found += counters.waits.value() + counters.computing_promotions.value();
                 }
+            }
+            if std::mem::replace(&mut found_before, found) != found {
+                calm_from = Instant::now() + ALERT;
+            }
+            if tick > self.tick && calm_from > Instant::now() {
+                tick = self.tick;
             }
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet >= REST_AFTER {

@@ -35,8 +35,10 @@ pub(crate) struct Core {
     pub(crate) yielded: VecDeque<Work>,
     /// To be told that they are out, after this turn's work.
     pub(crate) detached: Vec<Arc<Entry>>,
-    /// The time, read once per turn.
+    /// The time: read once per turn, and after runs as often as the learner wants to know.
     pub(crate) now: Instant,
+    /// Runs since then.
+    untimed: u32,
     pub(crate) learner: Learner,
     /// Runs since the counter was last brought up to date.
     runs: u64,
@@ -89,6 +91,7 @@ impl Core {
             yielded: VecDeque::new(),
             detached: Vec::new(),
             now: Instant::now(),
+            untimed: 0,
             learner: Learner::new(Instant::now(), processors),
             runs: 0,
         }
@@ -99,18 +102,29 @@ impl Core {
         self.detached
     }
 
-    /// A run that began at `begin` has returned to the core.
-    pub(crate) fn ran(&mut self, begin: Instant) {
+    /// A run has returned to the core.
+    #[inline]
+    pub(crate) fn ran(&mut self) {
         self.runs += 1;
-        self.now = Instant::now();
-        self.learner.ran(self.now.saturating_duration_since(begin));
+        self.untimed += 1;
+        if self.untimed >= self.learner.together() || self.work.is_empty() {
+            let (begin, runs) = (self.now, self.untimed);
+            self.read_clock();
+            let took = self.now.saturating_duration_since(begin);
+            self.learner.ran(took, runs);
+        }
     }
 
     /// A run that began at `begin` has returned, and found the core elsewhere first.
     pub(crate) fn rejoined(&mut self, begin: Instant) {
-        self.now = Instant::now();
+        self.read_clock();
         let took = self.now.saturating_duration_since(begin);
         self.learner.shared(took);
+    }
+
+    fn read_clock(&mut self) {
+        self.now = Instant::now();
+        self.untimed = 0;
     }
 
     /// Waits if there is nothing left to do, and gathers the work of the next turn.
@@ -127,7 +141,7 @@ impl Core {
 
     fn gather(&mut self, poller: &Poller, mut full: bool) -> io::Result<()> {
         poller.commands.drain(&mut self.commands);
-        self.now = Instant::now();
+        self.read_clock();
         let tick = poller.clock.tick_before(self.now);
         if !full && self.wheel.next().is_some_and(|next| next <= tick) {
             // Whatever arrived before this moment is handled before timers are judged by it.
