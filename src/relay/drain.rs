@@ -64,7 +64,7 @@ impl Core {
     /// of them asks.
     fn owes_an_answer(&self, index: usize) -> bool {
         let asks = self.lanes[index].moved() > 0;
-        let last = self.last.load(Ordering::Relaxed) as usize == index;
+        let last = self.last.load(Ordering::Acquire) as usize == index;
         asks && last && !self.lanes[1 - index].shared.word.has(DRAIN)
     }
 }

@@ -122,7 +122,7 @@ impl KernelPath {
                     Ok(n) => {
                         lane.count(n);
                         target.outbox.count(n);
-                        core.touch(index);
+                        core.renew();
                         full_before = false;
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock && !full_before => {
@@ -151,7 +151,8 @@ impl KernelPath {
             match pipe.fill(conn.socket()) {
                 Ok(0) => conn.rx.finish(End::Eof),
                 Ok(n) => {
-                    core.touch(index);
+                    core.received(index);
+                    core.renew();
                     conn.rx.count(n);
                     moved += n;
                 }

@@ -251,7 +251,7 @@ pub(crate) struct Core {
     coarse_epoch: u64,
     /// When something last moved, in milliseconds since `epoch`.
     moved_at: AtomicU64,
-    /// From which side.
+    /// Which side sent last.
     last: AtomicU32,
     progress: Mutex<Progress>,
     /// The relay has an end; spares each message the lock.
@@ -310,24 +310,21 @@ impl Core {
         self.keep_b && index == 1
     }
 
-    /// Something that came from side `index` moved.
-    pub(crate) fn touch(&self, index: usize) {
-        self.passed(index, coarse_millis());
+    /// Side `index` received something: it is the one that sent last. To be called before any of
+    /// it is passed on, for what comes back is passed on by another thread, whose word must be the
+    /// later one.
+    pub(crate) fn received(&self, index: usize) {
+        self.last.store(index as u32, Ordering::Release);
         self.hold_again(index);
-    }
-
-    /// Something that came from side `index` was passed on at that time of the coarse clock.
-    fn passed(&self, index: usize, at: u64) {
-        self.last.store(index as u32, Ordering::Relaxed);
-        self.active_at(at);
     }
 
     /// The relay is not idle.
     pub(crate) fn renew(&self) {
-        self.active_at(coarse_millis());
+        self.renew_at(coarse_millis());
     }
 
-    fn active_at(&self, at: u64) {
+    /// Something was passed on at that time of the coarse clock.
+    fn renew_at(&self, at: u64) {
         // As late as the coarse clock may mean.
         let at = at.saturating_sub(self.coarse_epoch) + COARSE;
         self.moved_at.store(at, Ordering::Relaxed);
@@ -380,7 +377,7 @@ impl Core {
         // Who took over from `a` would get the answer to its last question.
         let owes = matches!(end, RelayEnd::Released | RelayEnd::Drained)
             && self.lanes[0].moved() > 0
-            && self.last.load(Ordering::Relaxed) == 0;
+            && self.last.load(Ordering::Acquire) == 0;
         let mut asked = [false, owes].into_iter();
         // Judging may close a connection, which runs user code: no lock is held.
         let mut sides = sides.map(|(returned, lease)| match returned {

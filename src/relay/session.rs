@@ -151,12 +151,12 @@ impl Core {
         let (from, to) = (&self.lanes[index], &self.lanes[1 - index]);
         let n = conn.available();
         if n > 0 {
-            self.hold_again(index);
+            self.received(index);
             // Straight from where it was received: what the kernel does not take now is linked
             // into the other side's queue.
             to.shared.push(conn.rx.buffer())?;
             from.count(n);
-            self.passed(index, to.shared.last_active());
+            self.renew_at(to.shared.last_active());
             if to.shared.word.has(QUEUED) && to.shared.outbox.queued() > self.in_flight {
                 from.paused.store(true, Ordering::SeqCst);
                 // It may have drained before the pause was visible.
