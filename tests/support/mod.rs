@@ -21,7 +21,7 @@ pub(crate) use process::{
 pub(crate) use script::{Log, Script, giving};
 pub(crate) use server::{
     Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, fresh_path, listener,
-    on_tcp,
+    on_tcp, one_thread,
 };
 
 use std::{

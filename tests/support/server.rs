@@ -3,7 +3,7 @@
 use super::{LIMIT, Log, Peer};
 use netpoll::{
     Address, Builder, Connection, ConnectionHandle, Dialer, Dispatch, EventLoop, Executor, Handler,
-    Listener, Task,
+    Listener, PollerGroup, Task,
 };
 use std::{
     panic::resume_unwind,
@@ -210,6 +210,15 @@ impl Drop for Server {
         // After a failure; otherwise everything is over.
         let _ = self.event_loop.shutdown_forced(Duration::from_millis(100));
     }
+}
+
+/// A group in which one thread does everything: one at most keeps a chunk to receive into.
+pub(crate) fn one_thread() -> PollerGroup {
+    PollerGroup::builder()
+        .pollers(1)
+        .max_threads(1)
+        .build()
+        .unwrap()
 }
 
 /// A listener of its own.
