@@ -45,8 +45,11 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Before the connection is polled: set options or timeouts, add close callbacks, or refuse
     /// it by returning an error. There is no data yet, and nothing to wait for: a call that would
-    /// wait fails with [`Error::WouldDeadlock`](crate::Error::WouldDeadlock), and what it was to send
-    /// goes out once the connection is polled.
+    /// wait for this connection fails with [`Error::WouldDeadlock`](crate::Error::WouldDeadlock), and
+    /// what it was to send goes out once the connection is polled.
+    ///
+    /// Called by the thread that accepts or dials. One that waits for something else holds up those
+    /// who are accepted behind it.
     ///
     /// # Errors
     ///

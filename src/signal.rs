@@ -46,7 +46,8 @@ pub use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 /// * A **second** one (of any of these signals) aborts at once.
 /// * More are ignored.
 ///
-/// The result is [waited for](SignalGuard::wait) on the guard. Dropping the guard gives the
+/// Returns at once; a thread of its own, `netpoll-signals`, waits for the signals. The result is
+/// [waited for](SignalGuard::wait) on the guard. Dropping the guard gives the
 /// signals their former effect back; a drain that has begun goes on. The guard keeps the loop
 /// alive. Several loops may drain on the same signals.
 ///

@@ -35,6 +35,17 @@ fn echo(conn: &mut Connection) -> io::Result<()> {
     conn.flush()
 }
 
+/// A server that notes its events, of which one client got an echo and left.
+fn one_call(case: Case, log: &Log<(Event, State)>) -> Server {
+    let server = case.serve(noting(log));
+    let mut peer = server.connect();
+    peer.write_all(b"one").unwrap();
+    let mut reply = [0; 3];
+    peer.read_exact(&mut reply).unwrap();
+    assert_eq!(&reply, b"one");
+    server
+}
+
 fn is_closed(events: &[(Event, State)]) -> bool {
     matches!(events.last(), Some((Event::Closed(_), _)))
 }
@@ -43,13 +54,7 @@ fn is_closed(events: &[(Event, State)]) -> bool {
 fn events_come_in_order_with_the_state_that_belongs_to_them() {
     every(|case| {
         let log = Log::new();
-        let server = case.serve(noting(&log));
-        let mut peer = server.connect();
-        peer.write_all(b"one").unwrap();
-        let mut reply = [0; 3];
-        peer.read_exact(&mut reply).unwrap();
-        assert_eq!(&reply, b"one");
-        drop(peer);
+        let server = one_call(case, &log);
         let mut events = log.wait("the end", is_closed);
         // An answer that had to wait for room is reported as well.
         events.retain(|(event, _)| *event != Event::WriteComplete);
@@ -72,11 +77,7 @@ fn events_come_in_order_with_the_state_that_belongs_to_them() {
 fn an_answer_that_fits_at_once_is_no_completion() {
     every(|case| {
         let log = Log::new();
-        let server = case.serve(noting(&log));
-        let mut peer = server.connect();
-        peer.write_all(b"one").unwrap();
-        peer.read_exact(&mut [0; 3]).unwrap();
-        drop(peer);
+        let server = one_call(case, &log);
         let events = log.wait("the end", is_closed);
         let completions = events.iter().filter(|(e, _)| *e == Event::WriteComplete);
         assert_eq!(completions.count(), 0);

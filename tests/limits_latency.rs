@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Case, Kind, LIMIT, Log, Mute, Peer, bounded, echo, eventually, frame, giving, on_tcp, pair,
+    Case, Kind, LIMIT, Log, Mute, Peer, asleep_in, bounded, echo, eventually, frame, giving,
+    on_tcp, pair,
 };
 
 const KINDS: [Kind; 4] = [Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom];
@@ -87,11 +88,10 @@ fn a_close_ends_an_owners_wait_soon() {
                 || {
                     let (mut conn, peer) = pair();
                     let handle = conn.handle();
-                    let waiting = thread::spawn(move || {
+                    let waiting = asleep_in(move || {
                         assert!(conn.fill(1).is_err());
                         Instant::now()
                     });
-                    thread::sleep(Duration::from_millis(2));
                     let before = Instant::now();
                     if abort {
                         handle.abort();
@@ -123,7 +123,7 @@ fn a_close_ends_waiting_senders_and_flushers_soon() {
                 let waiting: Vec<_> = (0..10)
                     .map(|i| {
                         let handle = handle.clone();
-                        thread::spawn(move || {
+                        asleep_in(move || {
                             let result = if i % 2 == 0 {
                                 handle.send_bytes(vec![1; 100].into()).map(drop)
                             } else {
@@ -134,7 +134,6 @@ fn a_close_ends_waiting_senders_and_flushers_soon() {
                         })
                     })
                     .collect();
-                thread::sleep(Duration::from_millis(5));
                 let before = Instant::now();
                 handle.abort();
                 let last = waiting
@@ -295,13 +294,12 @@ fn a_pool_hands_a_returned_connection_on_soon() {
         soon("a place in the pool", 21, Duration::from_millis(5), || {
             let held = pool.get(&server.address).unwrap();
             let (other, address) = (pool.clone(), server.address.clone());
-            let waiting = thread::spawn(move || {
+            let waiting = asleep_in(move || {
                 let conn = other.get(&address).unwrap();
                 let at = Instant::now();
                 drop(conn);
                 at
             });
-            thread::sleep(Duration::from_millis(2));
             let before = Instant::now();
             drop(held);
             waiting.join().unwrap().saturating_duration_since(before)
@@ -316,9 +314,13 @@ fn others_are_served_soon_while_a_handler_computes() {
     const BUSY: Duration = Duration::from_millis(300);
     // A handler that neither waits nor returns: the poller goes to another thread.
     bounded("compute", || {
-        let server = Case::new(support::Transport::Tcp, Kind::Adaptive).serve(handler_fn(|conn| {
+        let begun = Log::new();
+        let begins = begun.clone();
+        let case = Case::new(support::Transport::Tcp, Kind::Adaptive);
+        let server = case.serve(handler_fn(move |conn| {
             while let Some(mut request) = support::decode(conn)? {
                 if request.peek(5)?[4] == b'b' {
+                    begins.push(());
                     let start = Instant::now();
                     while start.elapsed() < BUSY {
                         std::hint::spin_loop();
@@ -334,8 +336,9 @@ fn others_are_served_soon_while_a_handler_computes() {
         busy.ping(b".");
         other.ping(b".");
         soon("a ping beside a busy handler", 7, BUSY / 2, || {
+            begun.take();
             busy.write_all(&frame(b"busy")).unwrap();
-            thread::sleep(Duration::from_millis(1));
+            begun.wait_len(1);
             let before = Instant::now();
             other.ping(b"fine");
             let waited = before.elapsed();

@@ -5,15 +5,11 @@ mod support;
 use netpoll::{Bytes, CloseReason, ConnectionHandle, Error, LinkBuffer, OnFull, State};
 use std::{
     io::{Read, Write},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
     thread,
     time::{Duration, Instant},
 };
 use support::{
-    Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, bounded, eventually, every, giving,
+    Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, asleep_in, bounded, every, giving,
     on_tcp, pair, pattern,
 };
 
@@ -149,12 +145,10 @@ fn blocked<T>(
     end: impl Fn(&ConnectionHandle, Peer) -> T,
 ) -> (Duration, T) {
     let (peer, handle) = stalled(server, handles);
-    let begun = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (0..10)
         .map(|i| {
-            let (handle, begun) = (handle.clone(), Arc::clone(&begun));
-            thread::spawn(move || {
-                begun.fetch_add(1, SeqCst);
+            let handle = handle.clone();
+            asleep_in(move || {
                 let result = if i % 2 == 0 {
                     handle.send_bytes(vec![1; 100].into()).map(drop)
                 } else {
@@ -169,9 +163,6 @@ fn blocked<T>(
             })
         })
         .collect();
-    eventually("all have begun", || begun.load(SeqCst) == 10);
-    // Most of them wait by now; one that comes later finds a closed connection.
-    thread::sleep(Duration::from_millis(3));
     let before = Instant::now();
     let rest = end(&handle, peer);
     let last = threads
@@ -399,9 +390,9 @@ fn every_handle_has_a_write_timeout_of_its_own() {
         }
         // The others wait on; nothing of what was refused is sent.
         let patient = handle.clone();
-        let sending = thread::spawn(move || patient.send_bytes(vec![2; 100].into()).unwrap());
+        let sending = asleep_in(move || patient.send_bytes(vec![2; 100].into()).unwrap());
         let endless = hasty.clone().with_write_timeout(None);
-        let flushing = thread::spawn(move || endless.flush().unwrap());
+        let flushing = asleep_in(move || endless.flush().unwrap());
         thread::sleep(SHORT);
         let mut got = vec![9; MUCH + 100];
         peer.read_exact(&mut got).unwrap();

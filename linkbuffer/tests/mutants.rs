@@ -5,6 +5,15 @@ use std::io::{IoSlice, Write};
 use bytes::{Buf, Bytes, BytesMut};
 use linkbuffer::{ChunkPool, LinkBuffer, ShortRead, Slot, WriteError};
 
+/// A pool of its own, and a buffer of it with `n` readable bytes.
+fn pooled(n: usize) -> (ChunkPool, LinkBuffer) {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    buf.write_slice(&vec![1; n]);
+    buf.flush();
+    (pool, buf)
+}
+
 #[test]
 fn a_single_chunk_is_one() {
     let mut buf = LinkBuffer::from(Bytes::from(vec![1; 5000]));
@@ -177,10 +186,7 @@ fn a_received_piece_that_was_handed_out_is_not_kept() {
 #[test]
 fn the_rest_of_a_chunk_whose_bytes_were_handed_out_is_kept_from_512_bytes_on() {
     for (n, kept) in [(3000, true), (3584, true), (3585, false), (4096, false)] {
-        let pool = ChunkPool::new();
-        let mut buf = LinkBuffer::with_pool(&pool);
-        buf.write_slice(&vec![1; n]);
-        buf.flush();
+        let (pool, mut buf) = pooled(n);
         let view = buf.next_bytes(n).unwrap();
         let held = if kept { 4096 - n } else { 0 };
         assert_eq!(buf.held(), held, "{n} bytes");
@@ -330,10 +336,7 @@ fn piece(n: usize, spare: usize) -> BytesMut {
 
 #[test]
 fn what_finds_no_room_in_the_last_chunk_goes_to_another_one() {
-    let pool = ChunkPool::new();
-    let mut buf = LinkBuffer::with_pool(&pool);
-    buf.write_slice(&[1; 4000]);
-    buf.flush();
+    let (pool, mut buf) = pooled(4000);
     let mut chunk = piece(400, 0);
     buf.push_from(&mut chunk);
     assert_eq!((buf.len(), buf.is_single_chunk()), (4400, false));
@@ -444,10 +447,7 @@ fn a_few_bytes_to_come_are_no_reason_to_move_many() {
 
 #[test]
 fn a_chunk_that_was_read_to_its_end_is_landed_in_again() {
-    let pool = ChunkPool::new();
-    let mut buf = LinkBuffer::with_pool(&pool);
-    buf.write_slice(&[1; 3000]);
-    buf.flush();
+    let (pool, mut buf) = pooled(3000);
     buf.next(3000).unwrap();
     assert_eq!(buf.landing(2000).capacity(), 4096);
     assert_eq!((pool.stats().allocated, pool.stats().reused), (1, 0));

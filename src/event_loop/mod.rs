@@ -35,8 +35,9 @@ const FORCE: Duration = Duration::from_secs(5);
 
 /// A server: serves any number of listeners with one handler.
 ///
-/// Clones are the same loop. A loop that is dropped without [`shutdown`](Self::shutdown) stops
-/// accepting and closes its connections.
+/// Clones are the same loop. When the last one is dropped without [`shutdown`](Self::shutdown) it
+/// stops accepting and aborts its connections. The drop waits for their callbacks, five seconds at
+/// most; in a callback of its own, or on a poller's thread, it does not wait.
 ///
 /// ```
 /// use netpoll::{Dialer, EventLoop, Listener, handler_fn};
@@ -108,7 +109,7 @@ impl EventLoop {
         Self::builder().build(handler)
     }
 
-    /// A loop with options.
+    /// A loop with options. Starts nothing before [`build`](Builder::build).
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -134,7 +135,8 @@ impl EventLoop {
     }
 
     /// Serves a listener until the loop has shut down; then every connection has ended and every
-    /// callback has run. Blocks the caller. Several threads may serve several listeners.
+    /// callback has run. Blocks the caller, so it is not for callbacks. Several threads may serve
+    /// several listeners.
     ///
     /// # Errors
     ///
@@ -162,7 +164,11 @@ impl EventLoop {
         self.listen(listener.into()).map(drop)
     }
 
-    /// First step of a shutdown: closes the listeners. Connections go on.
+    /// First step of a shutdown: closes the listeners. Connections go on. May be called again, and
+    /// from several threads.
+    ///
+    /// Waits until the listeners are closed: for accepting that is under way (an `on_prepare`, for
+    /// example), one second at most. In a callback it does not wait, and they are closed soon.
     pub fn stop_accepting(&self) {
         self.inner.stop_accepting();
     }
@@ -219,12 +225,13 @@ impl EventLoop {
         }
     }
 
-    /// Whether a shutdown has begun: a handler may tell its peer to go elsewhere.
+    /// Whether a shutdown has begun: a handler may tell its peer to go elsewhere. A load; never
+    /// waits.
     pub fn is_shutting_down(&self) -> bool {
         self.inner.context.is_draining()
     }
 
-    /// Figures of this loop.
+    /// Figures of this loop, which move on while they are read. Never waits for connections.
     pub fn stats(&self) -> Stats {
         self.inner.context.stats()
     }

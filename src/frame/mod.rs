@@ -64,8 +64,12 @@ pub trait Decoder {
     /// source was read by other means, or is another one, after `decode` returned `None`.
     fn reset(&mut self) {}
 
-    /// The next frame; waits for it as long as `r` does. `None` if input ended between two
-    /// frames.
+    /// The next frame; waits on the calling thread until all of it is here. `None` if input ended
+    /// between two frames.
+    ///
+    /// A timeout of `r` holds for each wait: of a frame that comes in pieces every piece may take
+    /// that long, where the decoder cannot tell how long the frame is. A deadline
+    /// ([`Connection::set_read_deadline`](crate::Connection::set_read_deadline)) bounds the whole.
     ///
     /// # Errors
     ///

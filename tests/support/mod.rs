@@ -15,8 +15,8 @@ mod server;
 pub(crate) use frames::{decode, echo, echo_frames, frame, pattern, read_frame};
 pub(crate) use peer::{Mute, Peer, limited_pair, pair, socket_pair};
 pub(crate) use process::{
-    cpu_time, descriptors, handler_threads, in_child, limit_descriptors, settled_descriptors,
-    settled_threads, threads,
+    asleep_in, cpu_time, descriptors, handler_threads, in_child, limit_descriptors,
+    settled_descriptors, settled_threads, threads,
 };
 pub(crate) use script::{Log, Script, giving};
 pub(crate) use server::{

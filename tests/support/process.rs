@@ -3,7 +3,9 @@
 use super::{LIMIT, eventually};
 use std::{
     env, fs,
+    path::Path,
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -57,6 +59,39 @@ pub(crate) fn handler_threads(prefix: &str) -> usize {
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("comm")).ok())
         .filter(|name| name.starts_with(prefix))
         .count()
+}
+
+/// Runs `call` on a thread of its own. Returns when that thread sleeps in it, or has come back.
+#[track_caller]
+pub(crate) fn asleep_in<T: Send + 'static>(
+    call: impl FnOnce() -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
+    let (tell, told) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        tell.send(fs::read_link("/proc/thread-self").unwrap())
+            .unwrap();
+        call()
+    });
+    let task = Path::new("/proc").join(told.recv_timeout(LIMIT).unwrap());
+    let mut before = None;
+    eventually("the thread sleeps", || {
+        let now = sleep_of(&task);
+        // The same sleep as a millisecond ago: no lock that somebody holds for a moment.
+        let still = now.is_some() && now == before;
+        before = now;
+        still || thread.is_finished()
+    });
+    thread
+}
+
+/// Which sleep a thread is in, counted from its start; `None` if it is awake or gone.
+fn sleep_of(task: &Path) -> Option<u64> {
+    let status = fs::read_to_string(task.join("status")).ok()?;
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
+    if !field("State:")?.trim_start().starts_with('S') {
+        return None;
+    }
+    field("voluntary_ctxt_switches:")?.trim().parse().ok()
 }
 
 /// Waits until no more than `most` descriptors are open.
