@@ -1,7 +1,7 @@
 //! The pool's real books under loom (few threads, every interleaving up to the bound) and under
 //! shuttle (many threads, random interleavings).
 
-use super::shelf::{Keep, Options, Shelf};
+use super::shelf::{Keep, Options, Shelf, Slot};
 use crate::{
     error::Error,
     sync::{AtomicBool, AtomicUsize, Ordering, thread},
@@ -61,16 +61,17 @@ impl Books {
 
     /// What `Pool::get` and the drop of what it returned do.
     fn call(&self, key: u8, fate: Fate) -> io::Result<()> {
-        let fake = match self.shelf.checkout(&key)? {
+        let (slot, kept) = self.shelf.checkout(&key)?;
+        let fake = match kept {
             Some(kept) => kept,
             None if fate == Fate::Refused => {
-                self.shelf.give_back(&key, |stats| stats.failed += 1);
+                self.shelf.give_back(slot, |stats| stats.failed += 1);
                 return Ok(());
             }
             None => self.dial(key),
         };
         assert!(fake.is_usable(), "a dead connection was handed out");
-        self.restore(key, fake, fate);
+        self.restore(slot, fake, fate);
         Ok(())
     }
 
@@ -85,18 +86,18 @@ impl Books {
         }
     }
 
-    fn restore(&self, key: u8, fake: Fake, fate: Fate) {
+    fn restore(&self, slot: Slot, fake: Fake, fate: Fate) {
         if fate == Fate::Dies {
             fake.usable.store(false, Ordering::Release);
         }
         let rejected = if fate == Fate::Rejected {
             Some(fake)
         } else {
-            self.shelf.keep(&key, fake)
+            self.shelf.keep(slot, fake)
         };
         if rejected.is_some() {
             drop(rejected);
-            self.shelf.give_back(&key, |stats| stats.rejected += 1);
+            self.shelf.give_back(slot, |stats| stats.rejected += 1);
         }
     }
 
@@ -153,12 +154,13 @@ mod loom_models {
     fn loom_close_ends_a_wait_and_what_comes_back_later() {
         loom::model(|| {
             let books = Books::new(1, 1);
-            assert!(books.shelf.checkout(&0).unwrap().is_none());
+            let (slot, kept) = books.shelf.checkout(&0).unwrap();
+            assert!(kept.is_none());
             let lent = books.dial(0);
             let other = Arc::clone(&books);
             let caller = thread::spawn(move || other.call(0, Fate::Returned));
             books.shelf.close();
-            books.restore(0, lent, Fate::Returned);
+            books.restore(slot, lent, Fate::Returned);
             assert!(is_shutting_down(&caller.join().unwrap()));
             books.check();
             assert_eq!(books.shelf.stats().idle, 0);

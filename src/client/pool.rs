@@ -6,7 +6,7 @@
 
 use super::{
     Dialer,
-    shelf::{Keep, Options, Shelf},
+    shelf::{Keep, Options, Shelf, Slot},
 };
 use crate::{
     connection::Connection,
@@ -96,7 +96,9 @@ impl Pool {
         self.option(|options| options.max_total = max.max(1))
     }
 
-    /// Kept connections older than this are not used again.
+    /// Connections that were kept for longer than this are not used again. Told by a clock with steps of
+    /// up to 10 ms: at the end of its time one may be taken for too old by that much, and none is kept for
+    /// a shorter time than that.
     pub fn idle_timeout(self, timeout: Duration) -> Self {
         self.option(|options| options.idle_timeout = Some(timeout))
     }
@@ -115,19 +117,17 @@ impl Pool {
     /// [`Error::ShuttingDown`](crate::Error::ShuttingDown) after [`close`](Self::close), and what
     /// [`Dialer::dial_connection`] returns.
     pub fn get(&self, address: &Address) -> io::Result<Pooled> {
-        if let Some(conn) = self.inner.shelf.checkout(address)? {
-            return Ok(self.lend(conn, address));
+        let (slot, kept) = self.inner.shelf.checkout(address)?;
+        if let Some(conn) = kept {
+            return Ok(self.lend(conn, slot));
         }
         // A place is reserved: it is given back if the dial fails or panics.
-        let place = Place {
-            pool: self,
-            address,
-        };
+        let place = Place { pool: self, slot };
         match self.inner.dialer.dial_connection(address.clone()) {
             Ok(conn) => {
                 self.inner.shelf.count(|stats| stats.dialled += 1);
                 std::mem::forget(place);
-                Ok(self.lend(conn, address))
+                Ok(self.lend(conn, slot))
             }
             Err(error) => {
                 self.inner.shelf.count(|stats| stats.failed += 1);
@@ -152,10 +152,10 @@ impl Pool {
         self.inner.shelf.close();
     }
 
-    fn lend(&self, conn: Connection, address: &Address) -> Pooled {
+    fn lend(&self, conn: Connection, slot: Slot) -> Pooled {
         let lease = Lease {
             pool: self.clone(),
-            address: address.clone(),
+            slot,
             used: false,
         };
         Pooled {
@@ -179,12 +179,12 @@ impl Keep for Connection {
 /// A place in the total that was reserved for a dial.
 struct Place<'a> {
     pool: &'a Pool,
-    address: &'a Address,
+    slot: Slot,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.pool.inner.shelf.give_back(self.address, |_| {});
+        self.pool.inner.shelf.give_back(self.slot, |_| {});
     }
 }
 
@@ -198,7 +198,7 @@ pub struct Pooled {
 /// A place in a pool's total, for a connection that may come back.
 pub(crate) struct Lease {
     pool: Pool,
-    address: Address,
+    slot: Slot,
     used: bool,
 }
 
@@ -209,7 +209,7 @@ impl Lease {
             return;
         }
         conn.settle();
-        let rejected = self.pool.inner.shelf.keep(&self.address, conn);
+        let rejected = self.pool.inner.shelf.keep(self.slot, conn);
         self.used = rejected.is_none();
     }
 }
@@ -220,7 +220,7 @@ impl Drop for Lease {
             self.pool
                 .inner
                 .shelf
-                .give_back(&self.address, |stats| stats.rejected += 1);
+                .give_back(self.slot, |stats| stats.rejected += 1);
         }
     }
 }

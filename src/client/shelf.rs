@@ -5,15 +5,19 @@
 //!   [`Shelf::keep`] or [`Shelf::give_back`].
 //! * Whatever makes room or ends the pool is done under the lock and followed by a notification;
 //!   a caller that waits looks under the same lock before every wait. No room goes unnoticed.
+//! * A target has a slot as long as anything in it is counted. So whoever has a connection or a place
+//!   finds the target again without its key.
 //! * A kept connection is looked at without the lock: only the one who took it out sees it.
 //!
 //! It knows nothing of sockets, so that loom and shuttle run it as it is (`models.rs`).
 
 use super::pool::PoolStats;
 use crate::{
+    connection::COARSE,
     error::Error,
-    sync::{Condvar, Mutex},
+    sync::{AtomicU64, Condvar, Mutex, Ordering},
 };
+use poller::coarse_millis;
 use std::{
     collections::HashMap,
     hash::Hash,
@@ -29,10 +33,15 @@ pub(super) trait Keep {
 
 /// Values of type `C` by key.
 pub(super) struct Shelf<K, C> {
-    options: Mutex<Options>,
     state: Mutex<State<K, C>>,
     freed: Condvar,
+    /// Apart from the other figures, which are counted under the lock: it is the one of every call.
+    reused: AtomicU64,
 }
+
+/// Where a key's values are. It stays true as long as one of them, or a place for one, is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot(usize);
 
 /// What the pool's builder sets.
 #[derive(Clone, Copy, Debug)]
@@ -44,12 +53,22 @@ pub(super) struct Options {
 }
 
 struct State<K, C> {
-    targets: HashMap<K, Target<C>>,
+    options: Options,
+    /// By slot; those without a key are free.
+    targets: Vec<Target<K, C>>,
+    slots: HashMap<K, Slot>,
+    free: Vec<Slot>,
+    /// The slot that was asked for last: most pools have one key, and to compare it is cheaper than to
+    /// hash it.
+    last: Slot,
+    /// Of all targets.
+    total: usize,
     stats: PoolStats,
     closed: bool,
 }
 
-struct Target<C> {
+struct Target<K, C> {
+    key: Option<K>,
     /// Most recently used last.
     idle: Vec<Idle<C>>,
     /// Idle, handed out and being dialled.
@@ -58,53 +77,60 @@ struct Target<C> {
 
 struct Idle<C> {
     value: C,
-    since: Instant,
+    /// In milliseconds of the coarse clock.
+    since: u64,
 }
 
 impl<K: Clone + Eq + Hash, C: Keep> Shelf<K, C> {
     pub(super) fn new(options: Options) -> Self {
         Self {
-            options: Mutex::new(options),
             state: Mutex::new(State {
-                targets: HashMap::new(),
+                options,
+                targets: Vec::new(),
+                slots: HashMap::new(),
+                free: Vec::new(),
+                last: Slot(0),
+                total: 0,
                 stats: PoolStats::default(),
                 closed: false,
             }),
             freed: Condvar::new(),
+            reused: AtomicU64::new(0),
         }
     }
 
     pub(super) fn set(&self, change: impl FnOnce(&mut Options)) {
-        change(&mut self.options.lock());
+        change(&mut self.state.lock().options);
     }
 
-    /// A usable kept value, or `None` with a place reserved for a new one. Waits for either as
-    /// long as the options say.
-    pub(super) fn checkout(&self, key: &K) -> io::Result<Option<C>> {
-        let options = *self.options.lock();
+    /// A usable kept value, or `None` with a place reserved for a new one; and where it belongs.
+    /// Waits for either as long as the options say.
+    pub(super) fn checkout(&self, key: &K) -> io::Result<(Slot, Option<C>)> {
         let mut deadline = None;
         loop {
             let mut state = self.state.lock();
             if state.closed {
                 return Err(Error::ShuttingDown.into());
             }
-            let target = state.target(key);
+            let options = state.options;
+            let slot = state.slot(key);
+            let target = &mut state.targets[slot.0];
             if let Some(idle) = target.idle.pop() {
                 // Looked at outside of the lock: it is a system call.
                 drop(state);
-                if idle.is_usable(options.idle_timeout, Instant::now()) {
-                    self.count(|stats| stats.reused += 1);
-                    return Ok(Some(idle.value));
+                if idle.is_usable(options.idle_timeout, coarse_millis()) {
+                    self.reused.fetch_add(1, Ordering::Relaxed);
+                    return Ok((slot, Some(idle.value)));
                 }
                 drop(idle);
-                self.give_back(key, |stats| stats.discarded += 1);
+                self.give_back(slot, |stats| stats.discarded += 1);
                 continue;
             }
             if target.total < options.max_total {
                 target.total += 1;
-                let total: usize = state.targets.values().map(|target| target.total).sum();
-                state.stats.peak = state.stats.peak.max(total);
-                return Ok(None);
+                state.total += 1;
+                state.stats.peak = state.stats.peak.max(state.total);
+                return Ok((slot, None));
             }
             let Some(wait) = options.wait else {
                 return Err(Error::PoolExhausted.into());
@@ -133,19 +159,15 @@ impl<K: Clone + Eq + Hash, C: Keep> Shelf<K, C> {
     }
 
     /// Takes a value back; returns it if it is not to be kept. It is still counted then.
-    pub(super) fn keep(&self, key: &K, value: C) -> Option<C> {
-        let options = *self.options.lock();
+    pub(super) fn keep(&self, slot: Slot, value: C) -> Option<C> {
         let mut state = self.state.lock();
-        if state.closed {
+        let kept = state.targets[slot.0].idle.len();
+        if state.closed || kept >= state.options.max_idle {
             return Some(value);
         }
-        let target = state.target(key);
-        if target.idle.len() >= options.max_idle {
-            return Some(value);
-        }
-        target.idle.push(Idle {
+        state.targets[slot.0].idle.push(Idle {
             value,
-            since: Instant::now(),
+            since: coarse_millis(),
         });
         drop(state);
         self.freed.notify_all();
@@ -153,18 +175,13 @@ impl<K: Clone + Eq + Hash, C: Keep> Shelf<K, C> {
     }
 
     /// One connection less: it is gone, or was never made.
-    pub(super) fn give_back(&self, key: &K, count: impl FnOnce(&mut PoolStats)) {
-        self.release(key, 1, count);
+    pub(super) fn give_back(&self, slot: Slot, count: impl FnOnce(&mut PoolStats)) {
+        self.release(slot, 1, count);
     }
 
-    fn release(&self, key: &K, connections: usize, count: impl FnOnce(&mut PoolStats)) {
+    fn release(&self, slot: Slot, connections: usize, count: impl FnOnce(&mut PoolStats)) {
         let mut state = self.state.lock();
-        if let Some(target) = state.targets.get_mut(key) {
-            target.total -= connections;
-            if target.total == 0 {
-                state.targets.remove(key);
-            }
-        }
+        state.take(slot, connections);
         count(&mut state.stats);
         drop(state);
         self.freed.notify_all();
@@ -176,37 +193,37 @@ impl<K: Clone + Eq + Hash, C: Keep> Shelf<K, C> {
 
     pub(super) fn stats(&self) -> PoolStats {
         let state = self.state.lock();
-        let idle = state.targets.values().map(|target| target.idle.len()).sum();
-        let total: usize = state.targets.values().map(|target| target.total).sum();
+        let idle = state.targets.iter().map(|target| target.idle.len()).sum();
         PoolStats {
             idle,
-            in_use: total - idle,
+            in_use: state.total - idle,
+            reused: self.reused.load(Ordering::Relaxed),
             ..state.stats
         }
     }
 
     /// Drops what is kept and not usable any more; how many that were.
     pub(super) fn evict(&self) -> usize {
-        let options = *self.options.lock();
-        let now = Instant::now();
+        let now = coarse_millis();
         let mut dead = Vec::new();
         let mut state = self.state.lock();
-        for (key, target) in &mut state.targets {
+        let idle_timeout = state.options.idle_timeout;
+        for (index, target) in state.targets.iter_mut().enumerate() {
             let (keep, drop): (Vec<_>, Vec<_>) = std::mem::take(&mut target.idle)
                 .into_iter()
-                .partition(|idle| idle.is_usable(options.idle_timeout, now));
+                .partition(|idle| idle.is_usable(idle_timeout, now));
             target.idle = keep;
             if !drop.is_empty() {
-                dead.push((key.clone(), drop));
+                dead.push((Slot(index), drop));
             }
         }
         drop(state);
         let mut evicted = 0;
-        for (key, idle) in dead {
+        for (slot, idle) in dead {
             let count = idle.len();
             // Their places are free when they are gone, not before.
             drop(idle);
-            self.release(&key, count, |stats| stats.discarded += count as u64);
+            self.release(slot, count, |stats| stats.discarded += count as u64);
             evicted += count;
         }
         evicted
@@ -216,48 +233,79 @@ impl<K: Clone + Eq + Hash, C: Keep> Shelf<K, C> {
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        let mut idle = Vec::new();
-        for target in state.targets.values_mut() {
-            target.total -= target.idle.len();
-            idle.append(&mut target.idle);
+        let mut kept = Vec::new();
+        for slot in (0..state.targets.len()).map(Slot) {
+            let mut idle = std::mem::take(&mut state.targets[slot.0].idle);
+            state.take(slot, idle.len());
+            kept.append(&mut idle);
         }
-        state.targets.retain(|_, target| target.total > 0);
         drop(state);
         self.freed.notify_all();
-        drop(idle);
+        drop(kept);
     }
 }
 
 impl<K: Clone + Eq + Hash, C> State<K, C> {
-    fn target(&mut self, key: &K) -> &mut Target<C> {
-        if !self.targets.contains_key(key) {
-            self.targets.insert(key.clone(), Target::default());
+    /// Where `key`'s values are; made if there are none.
+    fn slot(&mut self, key: &K) -> Slot {
+        let last = self.targets.get(self.last.0);
+        if !last.is_some_and(|last| last.key.as_ref() == Some(key)) {
+            self.last = match self.slots.get(key) {
+                Some(slot) => *slot,
+                None => self.open(key),
+            };
         }
-        self.targets.get_mut(key).expect("inserted above")
+        self.last
+    }
+
+    fn open(&mut self, key: &K) -> Slot {
+        let target = Target {
+            key: Some(key.clone()),
+            idle: Vec::new(),
+            total: 0,
+        };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.targets[slot.0] = target;
+                slot
+            }
+            None => {
+                self.targets.push(target);
+                Slot(self.targets.len() - 1)
+            }
+        };
+        self.slots.insert(key.clone(), slot);
+        slot
+    }
+
+    /// Counts less in a slot; the last one frees it.
+    fn take(&mut self, slot: Slot, connections: usize) {
+        self.total -= connections;
+        let target = &mut self.targets[slot.0];
+        target.total -= connections;
+        if target.total > 0 {
+            return;
+        }
+        if let Some(key) = target.key.take() {
+            // Nothing is kept, for that would be counted.
+            target.idle = Vec::new();
+            self.slots.remove(&key);
+            self.free.push(slot);
+        }
     }
 
     /// Whether a caller need not wait.
     fn has_room(&self, key: &K, max_total: usize) -> bool {
+        let target = self.slots.get(key).map(|slot| &self.targets[slot.0]);
         self.closed
-            || self
-                .targets
-                .get(key)
-                .is_none_or(|target| !target.idle.is_empty() || target.total < max_total)
-    }
-}
-
-impl<C> Default for Target<C> {
-    fn default() -> Self {
-        Self {
-            idle: Vec::new(),
-            total: 0,
-        }
+            || target.is_none_or(|target| !target.idle.is_empty() || target.total < max_total)
     }
 }
 
 impl<C: Keep> Idle<C> {
-    fn is_usable(&self, timeout: Option<Duration>, now: Instant) -> bool {
-        let young = timeout.is_none_or(|t| now.saturating_duration_since(self.since) < t);
-        young && self.value.is_usable()
+    fn is_usable(&self, timeout: Option<Duration>, now: u64) -> bool {
+        // The clock may have been behind when it came: rather too old than used too late.
+        let age = Duration::from_millis(now.saturating_sub(self.since) + COARSE);
+        timeout.is_none_or(|timeout| age < timeout) && self.value.is_usable()
     }
 }
