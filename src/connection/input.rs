@@ -58,6 +58,8 @@ pub(crate) struct Rx {
     /// A full scratch chunk may be the begin of a large message: the handler is asked before more is
     /// received, so that the rest lands behind it.
     large: bool,
+    /// The next receive may wait a little, in the place of a poll.
+    patient: bool,
     pub(crate) patience: Patience,
     /// Up to this stream offset there is no such byte.
     scan_upto: u64,
@@ -86,6 +88,7 @@ impl Rx {
             fresh: false,
             owed: false,
             large: true,
+            patient: false,
             patience: Patience::default(),
             scan_upto: 0,
             scan_for: 0,
@@ -149,7 +152,7 @@ impl Rx {
             reads += 1;
             let missing = self.mark.saturating_sub(self.len());
             let unknown = missing == 0;
-            let received = if missing > LANDING || self.is_landing(missing) {
+            let received = if self.lands(missing) {
                 self.receive_landing(missing)
             } else {
                 self.receive_scratch()
@@ -311,7 +314,15 @@ impl Rx {
         poller::before_blocking();
         let shared = &self.shared;
         let in_time = if shared.word.has(OWNED) {
-            // Our own descriptor: no other thread takes part.
+            // Our own descriptor: no other thread takes part. Room for a large message is made when its
+            // begin is here, so that is polled for.
+            let left = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let missing = self.mark.saturating_sub(self.len());
+            if !self.lands(missing) && self.socket.may_wait(left()) {
+                self.patient = true;
+                self.readable = true;
+                return Ok(());
+            }
             shared.wait_descriptor(self.socket.as_fd(), deadline)?
         } else {
             shared.wait(For::Input, deadline, || {
@@ -336,6 +347,11 @@ impl Rx {
         self.readable = false;
         self.end = Some(end);
         self.shared.word.set(PEER_CLOSED);
+    }
+
+    /// Whether what is missing gets a chunk of its own, or belongs into one.
+    fn lands(&self, missing: usize) -> bool {
+        missing > LANDING || self.is_landing(missing)
     }
 
     /// Whether the last bytes of a large message belong into the chunk made for it.
@@ -365,13 +381,18 @@ impl Rx {
         if let Some(buffer) = self.buffer.as_mut().filter(|buffer| buffer.is_empty()) {
             buffer.release();
         }
+        let patient = std::mem::take(&mut self.patient);
         CHUNK.with_borrow_mut(|chunk| {
             // Back to its start if nobody holds a view of it, which keeps it in the cache.
             if !chunk.try_reclaim(SCRATCH) {
                 ChunkPool::global().renew(chunk, SCRATCH / 4, SCRATCH);
             }
             let offered = chunk.capacity() - chunk.len();
-            let n = self.socket.recv_into(chunk)?;
+            let n = if patient {
+                self.socket.recv_waiting(chunk)?
+            } else {
+                self.socket.recv_into(chunk)?
+            };
             if n > 0 {
                 self.buffer
                     .get_or_insert_with(spare::input)

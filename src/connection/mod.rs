@@ -47,6 +47,7 @@ use crate::{
     handler::{Handler, Session, sessions},
     net::{Address, Peek, Socket},
     stats::ConnectionStats,
+    trace,
 };
 use bytes::Bytes;
 use input::Rx;
@@ -273,7 +274,7 @@ impl Connection {
     }
 
     /// Takes the descriptor out of the library's hands, with what was received and not
-    /// consumed. The descriptor stays non-blocking. Close callbacks run with
+    /// consumed. The descriptor is non-blocking. Close callbacks run with
     /// [`CloseReason::Local`].
     ///
     /// # Errors
@@ -328,8 +329,13 @@ impl Connection {
 reading_traits!(Connection);
 writing_traits!(Connection);
 
+/// The descriptor is non-blocking.
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        // Whoever sees it may duplicate it: from here on its mode is not ours to change.
+        if let Err(error) = self.rx.socket.keep_mode() {
+            trace::debug!("connection {}: mode of the descriptor: {error}", self.id());
+        }
         self.rx.socket.as_fd()
     }
 }

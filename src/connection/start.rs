@@ -97,6 +97,8 @@ pub(crate) fn attach(
     if shared.word.ended() {
         return Err(shared.closed_error());
     }
+    // Others work with the descriptor from here on, and some of their calls ask its mode.
+    conn.rx.socket.keep_mode()?;
     let hooks = session.hooks();
     // What was received before counts as new to the handler.
     conn.rx.fresh = conn.rx.len() > 0;
@@ -154,6 +156,7 @@ pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> 
     if queued > 0 {
         return Err(Error::OutputFull { queued, limit: 0 }.into());
     }
+    conn.rx.socket.keep_mode()?;
     let fd = conn.rx.socket.as_fd().try_clone_to_owned()?;
     let rest = conn.rx.take();
     // Without its socket the connection ends and leaves the descriptor's state alone.

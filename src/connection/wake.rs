@@ -1,6 +1,7 @@
 //! Ends a thread's wait on a descriptor from another thread.
 //!
-//! A user's own connection is waited for on the descriptor itself, without the poller. A close
+//! A user's own connection is waited for on the descriptor itself, without the poller (but for the
+//! short waits inside the receive, which nobody can end: see `net/waiting.rs`). A close
 //! from elsewhere has to end that wait, and must not touch the socket for it: shutting down the
 //! receiving side would stop the kernel from opening the window again, so a peer that is sending
 //! would never learn of the end. So a thread that waits also watches a socket pair of its own.

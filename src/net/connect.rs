@@ -156,7 +156,7 @@ impl Dial<'_> {
                 with_context(format!("from {}", Address::from_system(local)), error)
             })?;
         }
-        Socket::from_prepared(raw.into(), tcp)
+        Socket::from_own(raw.into(), tcp)
     }
 
     /// Waits until the pending connection is made or has failed.

@@ -17,6 +17,7 @@ mod syscall;
 #[cfg(test)]
 mod testing;
 mod unix_path;
+mod waiting;
 
 pub(crate) use accept_error::{AcceptAction, classify};
 pub use address::{Address, AddressError};

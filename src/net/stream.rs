@@ -2,8 +2,8 @@
 //!
 //! Invariants for the `unsafe` blocks: `recv(2)` initialises the first `n` bytes of the room it is
 //! given, where `n` is the count it returns; the count is checked against the room before the buffer
-//! is told about it. `setsockopt(2)` reads as many bytes as it is told from a value that lives longer
-//! than the call, on a descriptor that is borrowed and so open.
+//! is told about it. It writes nothing else. `setsockopt(2)` reads as many bytes as it is told from a
+//! value that lives longer than the call, on a descriptor that is borrowed and so open.
 
 use std::{
     io::{self, IoSlice},
@@ -19,18 +19,21 @@ use socket2::{SockAddr, SockRef, Type};
 
 use super::{
     address::Address,
-    syscall::{Call, call, transfer},
+    syscall::{Call, call, transfer, transfer_once},
+    waiting::Waits,
 };
 use crate::error::with_context;
 
-/// A connected TCP or unix stream socket that never blocks.
+/// A connected TCP or unix stream socket.
 ///
-/// Every call may be made from any thread. `WouldBlock` is the only error after which a call may
-/// be tried again; signals are retried inside.
+/// No call waits but [`recv_waiting`](Self::recv_waiting), whatever the mode of the descriptor. Every call
+/// may be made from any thread. `WouldBlock` is the only error after which a call may be tried again;
+/// signals are retried inside.
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
     tcp: bool,
+    waits: Waits,
     #[cfg(feature = "leak-detect")]
     pub(crate) leak: crate::leak::Tracked,
 }
@@ -63,9 +66,20 @@ impl Socket {
 
     /// As [`Self::from_fd`] for a descriptor that is known to be non-blocking and close-on-exec.
     pub(super) fn from_prepared(fd: OwnedFd, tcp: bool) -> io::Result<Self> {
+        Self::with_waits(fd, tcp, Waits::never())
+    }
+
+    /// As [`Self::from_prepared`] for a descriptor that was made here and that nobody else knows: its
+    /// mode may change.
+    pub(super) fn from_own(fd: OwnedFd, tcp: bool) -> io::Result<Self> {
+        Self::with_waits(fd, tcp, Waits::soon())
+    }
+
+    fn with_waits(fd: OwnedFd, tcp: bool, waits: Waits) -> io::Result<Self> {
         let socket = Self {
             fd,
             tcp,
+            waits,
             #[cfg(feature = "leak-detect")]
             leak: crate::leak::Tracked::descriptor(),
         };
@@ -86,10 +100,32 @@ impl Socket {
 
     /// As [`Self::recv_into`], but no more than `most` bytes.
     pub(crate) fn recv_at_most(&self, buf: &mut BytesMut, most: usize) -> io::Result<usize> {
+        Self::append(buf, most, |room| self.receive(room))
+    }
+
+    /// As [`Self::recv_into`], as long as the descriptor's mode says and until a signal comes.
+    pub(super) fn recv_once(&self, buf: &mut BytesMut) -> io::Result<usize> {
+        Self::append(buf, usize::MAX, |room| {
+            if room.is_empty() {
+                return Err(no_room());
+            }
+            transfer_once(Call::Receive, self.as_fd(), room.len(), |len| {
+                SockRef::from(&self.fd).recv(&mut room[..len])
+            })
+        })
+    }
+
+    /// Receives into the first `most` bytes of the spare capacity.
+    #[inline]
+    fn append(
+        buf: &mut BytesMut,
+        most: usize,
+        receive: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let room = buf.spare_capacity_mut();
         let most = most.min(room.len());
         let room = &mut room[..most];
-        let n = self.receive(room)?;
+        let n = receive(room)?;
         assert!(
             n <= room.len(),
             "the system received more than there is room for"
@@ -105,13 +141,12 @@ impl Socket {
 
     /// Receives into `buf`, as [`Self::recv_into`].
     pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Err(no_room());
-        }
-        transfer(Call::Receive, self.as_fd(), buf.len(), |len| {
-            // `Read` goes to `recv(2)` too, without flags: the socket is non-blocking anyway.
-            io::Read::read(&mut &*SockRef::from(&self.fd), &mut buf[..len])
-        })
+        let room: *mut [u8] = buf;
+        // SAFETY: bytes and bytes that need not be initialised are laid out alike, the exclusive borrow
+        // goes on, and `recv(2)` only ever writes initialised ones.
+        #[allow(unsafe_code)]
+        let room = unsafe { &mut *(room as *mut [MaybeUninit<u8>]) };
+        self.receive(room)
     }
 
     /// Whether a receive of `n` bytes into room for `offered` shows that nothing is left, so
@@ -215,6 +250,10 @@ impl Socket {
     /// Whether this is a TCP socket; else it is a unix one.
     pub(crate) const fn is_tcp(&self) -> bool {
         self.tcp
+    }
+
+    pub(super) const fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     pub(super) fn raw_peer(&self) -> io::Result<SockAddr> {

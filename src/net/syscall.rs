@@ -66,6 +66,17 @@ pub(super) fn transfer(
     }
 }
 
+/// As [`transfer`], but a signal is an error: for calls that wait.
+#[inline]
+pub(super) fn transfer_once(
+    kind: Call,
+    fd: BorrowedFd<'_>,
+    len: usize,
+    op: impl FnOnce(usize) -> io::Result<usize>,
+) -> io::Result<usize> {
+    fault(kind, Some(fd)).and_then(|cut| op(cut.map_or(len, |cut| cut.min(len))))
+}
+
 /// A stream socket that is close-on-exec and non-blocking, both from birth where the system can.
 pub(super) fn new_socket(domain: Domain) -> io::Result<Socket> {
     #[cfg(any(
