@@ -309,3 +309,96 @@ impl<C: Keep> Idle<C> {
         timeout.is_none_or(|timeout| age < timeout) && self.value.is_usable()
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    struct Sound(&'static str);
+
+    impl Keep for Sound {
+        fn is_usable(&self) -> bool {
+            true
+        }
+    }
+
+    fn shelf(idle_timeout: Option<Duration>) -> Shelf<&'static str, Sound> {
+        Shelf::new(Options {
+            max_idle: 2,
+            max_total: 3,
+            idle_timeout,
+            wait: None,
+        })
+    }
+
+    /// What is kept for `key`, taken out and put back.
+    fn kept(shelf: &Shelf<&'static str, Sound>, key: &'static str) -> Option<&'static str> {
+        let (slot, kept) = shelf.checkout(&key).unwrap();
+        match kept {
+            Some(Sound(name)) => {
+                assert!(shelf.keep(slot, Sound(name)).is_none());
+                Some(name)
+            }
+            None => {
+                shelf.give_back(slot, |_| {});
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn every_key_finds_its_own_whatever_came_and_went_between() {
+        let shelf = shelf(None);
+        let (a, _) = shelf.checkout(&"a").unwrap();
+        let (b, _) = shelf.checkout(&"b").unwrap();
+        let (c, _) = shelf.checkout(&"c").unwrap();
+        assert!(a != b && b != c && a != c);
+        assert!(shelf.keep(a, Sound("of a")).is_none());
+        assert!(shelf.keep(c, Sound("of c")).is_none());
+        // The slot of a key that has nothing any more goes to another key.
+        shelf.give_back(b, |_| {});
+        assert_eq!(kept(&shelf, "a"), Some("of a"));
+        let (d, none) = shelf.checkout(&"d").unwrap();
+        assert!(none.is_none());
+        assert_eq!(d, b);
+        assert_eq!(kept(&shelf, "b"), None);
+        assert!(shelf.keep(d, Sound("of d")).is_none());
+        for (key, value) in [("a", "of a"), ("c", "of c"), ("d", "of d"), ("d", "of d")] {
+            assert_eq!(kept(&shelf, key), Some(value));
+        }
+        assert_eq!(kept(&shelf, "b"), None);
+        let stats = shelf.stats();
+        assert_eq!((stats.idle, stats.in_use, stats.peak), (3, 0, 4));
+        assert_eq!(stats.reused, 5);
+    }
+
+    #[test]
+    fn a_place_is_counted_until_it_is_given_back_even_after_the_close() {
+        let shelf = shelf(None);
+        let (slot, _) = shelf.checkout(&"a").unwrap();
+        let (other, _) = shelf.checkout(&"a").unwrap();
+        assert_eq!(slot, other);
+        assert!(shelf.keep(slot, Sound("kept")).is_none());
+        shelf.close();
+        let stats = shelf.stats();
+        assert_eq!((stats.idle, stats.in_use), (0, 1));
+        assert!(shelf.keep(other, Sound("late")).is_some());
+        shelf.give_back(other, |_| {});
+        assert_eq!(shelf.stats().in_use, 0);
+        assert!(shelf.checkout(&"a").is_err());
+    }
+
+    #[test]
+    fn what_is_too_old_is_not_used_and_its_place_is_free() {
+        let shelf = shelf(Some(Duration::from_millis(COARSE)));
+        for _ in 0..5 {
+            let (slot, kept) = shelf.checkout(&"a").unwrap();
+            assert!(kept.is_none());
+            assert!(shelf.keep(slot, Sound("old")).is_none());
+        }
+        assert_eq!(shelf.stats().discarded, 4);
+        assert_eq!(shelf.evict(), 1);
+        let stats = shelf.stats();
+        assert_eq!((stats.idle, stats.in_use, stats.discarded), (0, 0, 5));
+    }
+}
