@@ -545,6 +545,40 @@ fn a_clients_read_timeout_and_deadline() {
 }
 
 #[test]
+fn a_trickle_makes_no_call_wait_longer_than_its_timeout() {
+    // A byte now and then, and the end of the line long after the timeout.
+    type Call = fn(&mut netpoll::Connection) -> io::Result<()>;
+    let calls: [Call; 3] = [
+        |conn| conn.until(b'\n').map(drop),
+        |conn| conn.read_line(1000).map(drop),
+        |conn| netpoll::Reader::until(conn, b'\n').map(drop),
+    ];
+    for call in calls {
+        bounded("trickle", move || {
+            let (mut conn, mut peer) = pair();
+            conn.set_read_timeout(Some(SHORT));
+            let feeding = thread::spawn(move || {
+                for _ in 0..40 {
+                    peer.write_all(b"x").unwrap();
+                    thread::sleep(SHORT / 4);
+                }
+                peer.write_all(b"\n").unwrap();
+                peer
+            });
+            let before = Instant::now();
+            let error = call(&mut conn).expect_err("it waited for all of the trickle");
+            assert_eq!(reason(&error), Some(Error::ReadTimeout));
+            assert!(before.elapsed() >= SHORT);
+            // What came is there for the next call.
+            conn.set_read_timeout(None);
+            let line = conn.until(b'\n').unwrap();
+            assert_eq!(line, [&[b'x'; 40][..], b"\n"].concat());
+            drop(feeding.join().unwrap());
+        });
+    }
+}
+
+#[test]
 fn a_read_timeout_that_races_with_the_last_byte_loses_nothing() {
     bounded("race", || {
         let (mut conn, mut peer) = pair();

@@ -5,6 +5,10 @@ mod support;
 use netpoll::{Bytes, CloseReason, ConnectionHandle, Error, LinkBuffer, OnFull, State};
 use std::{
     io::{Read, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -46,6 +50,52 @@ fn send_reports_what_was_accepted() {
         peer.read_exact(&mut got).unwrap();
         assert_eq!((&got[..4], &got[10_004..]), (&b"one "[..], &b"two"[..]));
         drop(peer);
+        server.stop();
+    });
+}
+
+#[test]
+fn try_send_never_waits_whoever_else_sends() {
+    // Room for one message that several want at the same moment. Whoever waited for it would
+    // wait for no time at all, and say so.
+    on_tcp(&[Kind::Adaptive], |case| {
+        let handles = Log::new();
+        let builder = case
+            .builder()
+            .output_limit(usize::MAX, OnFull::Block)
+            .output_messages(1)
+            .write_timeout(Duration::from_nanos(1));
+        let server = case.serve_with(builder, giving(&handles));
+        let (mut peer, handle) = server.connect_given(&handles);
+        let done = Arc::new(AtomicUsize::new(0));
+        let reading = thread::spawn(move || {
+            let mut part = vec![0; 64 << 10];
+            while peer.read(&mut part).unwrap() > 0 {}
+        });
+        let message = Bytes::from(vec![7; 64 << 10]);
+        let senders: Vec<_> = (0..8)
+            .map(|_| {
+                let (handle, message, done) = (handle.clone(), message.clone(), done.clone());
+                thread::spawn(move || {
+                    // Others fill the queue between a look and the sending.
+                    while done.load(SeqCst) < 10_000 {
+                        match handle.try_send(message.clone()) {
+                            Ok(_) => drop(done.fetch_add(1, SeqCst)),
+                            Err(error) => {
+                                let why = Error::from_io(&error);
+                                assert!(matches!(why, Some(Error::OutputFull { .. })), "{error}");
+                                thread::yield_now();
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        handle.close();
+        reading.join().unwrap();
         server.stop();
     });
 }

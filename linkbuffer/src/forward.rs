@@ -36,6 +36,10 @@ impl LinkBuffer {
     /// ```
     #[inline]
     pub fn forward(&mut self, n: usize, to: &mut Self) -> io::Result<()> {
+        if n == self.len && n >= COPY_BELOW && self.is_one_piece() && to.is_vacant() {
+            self.hand_over(to);
+            return Ok(());
+        }
         self.check(n)?;
         let Some(next) = self.front.as_slice()[self.off..].get(..n) else {
             self.forward_across(n, to);
@@ -52,6 +56,29 @@ impl LinkBuffer {
             self.forward_links(n, to);
         }
         Ok(())
+    }
+
+    /// Whether a received piece is all there is.
+    #[inline]
+    fn is_one_piece(&self) -> bool {
+        matches!(self.front, Node::Piece(_)) && self.pending == 0 && !self.has_rest()
+    }
+
+    /// Whether nothing is here, no room for the next write either.
+    #[inline]
+    fn is_vacant(&self) -> bool {
+        self.len + self.pending == 0 && !self.front.is_own() && !self.has_rest()
+    }
+
+    /// One message was received and goes on as a whole: its piece changes hands.
+    #[inline]
+    fn hand_over(&mut self, to: &mut Self) {
+        mem::swap(&mut self.front, &mut to.front);
+        to.off = mem::take(&mut self.off);
+        to.pending = mem::take(&mut self.len);
+        to.written += to.pending as u64;
+        // What was there is empty, but may hold on to a chunk.
+        self.restart_front();
     }
 
     /// The bytes are not all in the front node.
@@ -155,6 +182,39 @@ mod tests {
 
     fn sizes(buf: &LinkBuffer) -> Vec<usize> {
         buf.chunks().map(<[u8]>::len).collect()
+    }
+
+    #[test]
+    fn a_message_that_is_all_there_is_changes_hands() {
+        let (mut chunk, mut input) = received(3000);
+        let all = input.peek(3000).unwrap().to_vec();
+        input.skip(1000).unwrap();
+        let address = input.peek(1).unwrap().as_ptr();
+        let mut out = LinkBuffer::new();
+        input.forward(2000, &mut out).unwrap();
+        assert_eq!((input.len(), out.len(), out.malloc_len()), (0, 0, 2000));
+        out.flush();
+        assert_eq!(out, all[1000..]);
+        assert_eq!(out.peek(1).unwrap().as_ptr(), address, "not copied");
+        drop(input);
+        assert!(!chunk.try_reclaim(3100));
+        out.skip(2000).unwrap();
+        assert!(chunk.try_reclaim(3100), "nothing points there any more");
+
+        // Not over what waits there, nor over its room.
+        let (_chunk, mut input) = received(600);
+        out.write_slice(b"first");
+        input.forward(600, &mut out).unwrap();
+        input.push_chunk(BytesMut::from(&all[..700]));
+        input.forward(700, &mut out).unwrap();
+        out.flush();
+        assert_eq!(out.read_vec(5).unwrap(), b"first");
+        assert_eq!(out.read_vec(600).unwrap(), all[..600]);
+        assert_eq!(out, all[..700]);
+        assert_eq!((input.len(), input.malloc_len()), (0, 0));
+        input.write_slice(b"goes on");
+        input.flush();
+        assert_eq!(input, "goes on");
     }
 
     #[test]

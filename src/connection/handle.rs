@@ -8,10 +8,7 @@ use super::{
     state::{self, State},
 };
 use crate::{
-    error::{CloseReason, Error},
-    net::Address,
-    stats::ConnectionStats,
-    sync::Ordering,
+    config::OnFull, error::CloseReason, net::Address, stats::ConnectionStats, sync::Ordering,
 };
 use bytes::Bytes;
 use linkbuffer::LinkBuffer;
@@ -86,25 +83,7 @@ impl ConnectionHandle {
     /// of the message was accepted then, unless the connection ended while it was being sent:
     /// what did not go out is counted as lost.
     pub fn send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
-        let mut message = message.into();
-        message.flush();
-        let len = message.len();
-        self.shared.check_writable()?;
-        if len == 0 {
-            return Ok(0);
-        }
-        let socket = self
-            .shared
-            .socket()
-            .ok_or_else(|| self.shared.closed_error())?;
-        if self
-            .shared
-            .submit(&socket, &mut message, &self.patience)?
-            .is_none()
-        {
-            write_complete(&self.shared);
-        }
-        Ok(len)
+        self.post(message.into(), self.shared.context.limits.on_full)
     }
 
     /// As [`Self::send`], but never waits, whatever the policy.
@@ -113,15 +92,11 @@ impl ConnectionHandle {
     ///
     /// As [`Self::send`]; a full queue is [`Error::OutputFull`] unless the policy is to close.
     pub fn try_send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
-        let mut message = message.into();
-        message.flush();
-        let (len, bound) = (message.len(), self.shared.bound());
-        let must_wait = self.shared.context.limits.on_full == crate::OnFull::Block;
-        if must_wait && !self.shared.outbox.has_room(len, bound) {
-            let (queued, limit) = (self.shared.outbox.queued(), bound.bytes);
-            return Err(Error::OutputFull { queued, limit }.into());
-        }
-        self.send(message)
+        let on_full = match self.shared.context.limits.on_full {
+            OnFull::Block => OnFull::Error,
+            other => other,
+        };
+        self.post(message.into(), on_full)
     }
 
     /// Sends bytes as one message: [`Self::send`] without building a buffer.
@@ -197,6 +172,27 @@ impl ConnectionHandle {
             _leak: crate::leak::Tracked::of(crate::leak::Kind::Hold, &self.shared),
             shared: Arc::clone(&self.shared),
         }
+    }
+
+    fn post(&self, mut message: LinkBuffer, on_full: OnFull) -> io::Result<usize> {
+        message.flush();
+        let len = message.len();
+        self.shared.check_writable()?;
+        if len == 0 {
+            return Ok(0);
+        }
+        let socket = self
+            .shared
+            .socket()
+            .ok_or_else(|| self.shared.closed_error())?;
+        if self
+            .shared
+            .submit(&socket, &mut message, &self.patience, on_full)?
+            .is_none()
+        {
+            write_complete(&self.shared);
+        }
+        Ok(len)
     }
 }
 

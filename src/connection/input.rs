@@ -5,13 +5,16 @@
 //! the kernel and the handler, a slow handler reads nothing (the TCP window closes behind it),
 //! and blocking clients need no other thread.
 //!
-//! Small receives go into the thread's scratch chunk and only the filled part is handed out; a
-//! message of known size is received into one chunk of its own, to its end and no further. Where
-//! a scratch chunk was filled and the connection's messages are large, the handler is asked first
-//! how long this one is, so that what follows lands behind the part that is moved for it.
+//! Small receives go into the thread's scratch chunk and only the filled part is handed out. A
+//! connection that fills it, with many messages at once, gets a larger one: one receive instead of
+//! several, and no message across the end of a chunk. A message of known size is received into one
+//! chunk of its own, to its end and no further. Where a scratch chunk was filled and the
+//! connection's messages are large, the handler is asked first how long this one is, so that what
+//! follows lands behind the part that is moved for it.
 
 use super::{
     operator::Wire,
+    output::add,
     patience::Patience,
     shared::{For, Shared},
     spare,
@@ -28,6 +31,10 @@ use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Instant};
 
 /// What a thread receives small messages into.
 const SCRATCH: usize = 64 << 10;
+/// The same for a connection on which many of them come at once.
+const BULK: usize = 256 << 10;
+/// Receives in a row that would have fitted into the small chunk before that one is used again.
+const BULK_ENDS: u8 = 8;
 /// From this many missing bytes on a message gets a chunk of its own.
 const LANDING: usize = 16 << 10;
 /// The largest room made for a message before any of it has arrived.
@@ -37,6 +44,7 @@ const TURN_READS: u32 = 16;
 
 thread_local! {
     static CHUNK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+    static BULK_CHUNK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
 /// The receiving side of a connection.
@@ -60,6 +68,8 @@ pub(crate) struct Rx {
     large: bool,
     /// The next receive may wait a little, in the place of a poll.
     patient: bool,
+    /// More than zero: many small messages come at once. Counts down while they do not.
+    bulk: u8,
     pub(crate) patience: Patience,
     /// Up to this stream offset there is no such byte.
     scan_upto: u64,
@@ -89,6 +99,7 @@ impl Rx {
             owed: false,
             large: true,
             patient: false,
+            bulk: 0,
             patience: Patience::default(),
             scan_upto: 0,
             scan_for: 0,
@@ -154,21 +165,26 @@ impl Rx {
             let unknown = missing == 0;
             let received = if self.lands(missing) {
                 self.receive_landing(missing)
+            } else if self.bulk > 0 && target.saturating_sub(self.len()) >= BULK {
+                self.receive_scratch(BULK)
             } else {
-                self.receive_scratch()
+                self.receive_scratch(SCRATCH)
             };
             match received {
                 Ok((0, _)) => self.finish(End::Eof),
                 Ok((n, offered)) => {
                     self.fresh = true;
                     self.owed = false;
-                    self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                    add(&self.shared.bytes_in, n);
                     if self.shared.word.has(OWNED) {
                         // Of others the poller knows.
                         self.shared.touch();
                     }
-                    if unknown && n == offered && std::mem::take(&mut self.large) {
-                        return;
+                    if unknown {
+                        if n == offered && std::mem::take(&mut self.large) {
+                            return;
+                        }
+                        self.learn(n, n == offered);
                     }
                     // A short read emptied the socket; only a hang-up may hide behind it.
                     if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
@@ -187,20 +203,25 @@ impl Rx {
         if self.len() >= n {
             return Ok(());
         }
-        self.fill_up(n)
+        self.fill_by(n, &mut None)
     }
 
+    /// As [`Self::fill`], for a call that may wait more than once: the first wait notes in `until`
+    /// when all of them end.
     #[inline(never)]
-    fn fill_up(&mut self, n: usize) -> io::Result<()> {
+    pub(crate) fn fill_by(
+        &mut self,
+        n: usize,
+        until: &mut Option<Option<Instant>>,
+    ) -> io::Result<()> {
         self.wanted(n)?;
-        let filled = self.wait_filled(n);
+        let filled = self.wait_filled(n, until);
         // Fulfilled or given up: this call's wish says nothing about when to run the handler.
         self.mark = 0;
         filled
     }
 
-    fn wait_filled(&mut self, n: usize) -> io::Result<()> {
-        let mut deadline = None;
+    fn wait_filled(&mut self, n: usize, until: &mut Option<Option<Instant>>) -> io::Result<()> {
         let mut last_look = false;
         loop {
             self.refresh();
@@ -219,7 +240,7 @@ impl Rx {
                     self.readable = true;
                     continue;
                 }
-                let deadline = *deadline.get_or_insert_with(|| self.until());
+                let deadline = *until.get_or_insert_with(|| self.until());
                 self.wait_input(deadline)?;
             }
         }
@@ -340,7 +361,7 @@ impl Rx {
 
     /// Counts input that was moved past the buffer.
     pub(crate) fn count(&self, n: usize) {
-        self.shared.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+        add(&self.shared.bytes_in, n);
     }
 
     pub(crate) fn finish(&mut self, end: End) {
@@ -376,30 +397,53 @@ impl Rx {
         received.map(|n| (n, offered))
     }
 
-    fn receive_scratch(&mut self) -> io::Result<(usize, usize)> {
+    /// A receive of messages of unknown size brought `n` bytes.
+    #[inline]
+    fn learn(&mut self, n: usize, filled: bool) {
+        if filled || n > SCRATCH {
+            self.bulk = BULK_ENDS;
+        } else if self.bulk > 0 {
+            self.bulk -= 1;
+        }
+    }
+
+    /// Receives into the thread's scratch chunk, which has that size.
+    #[inline]
+    fn receive_scratch(&mut self, size: usize) -> io::Result<(usize, usize)> {
         // What was consumed to the end holds the chunk no longer than necessary.
         if let Some(buffer) = self.buffer.as_mut().filter(|buffer| buffer.is_empty()) {
             buffer.release();
         }
-        let patient = std::mem::take(&mut self.patient);
-        CHUNK.with_borrow_mut(|chunk| {
-            // Back to its start if nobody holds a view of it, which keeps it in the cache.
-            if !chunk.try_reclaim(SCRATCH) {
-                ChunkPool::global().renew(chunk, SCRATCH / 4, SCRATCH);
-            }
-            let offered = chunk.capacity() - chunk.len();
-            let n = if patient {
-                self.socket.recv_waiting(chunk)?
-            } else {
-                self.socket.recv_into(chunk)?
-            };
-            if n > 0 {
-                self.buffer
-                    .get_or_insert_with(spare::input)
-                    .push_from(chunk);
-            }
-            Ok((n, offered))
-        })
+        if size == SCRATCH {
+            CHUNK.with_borrow_mut(|chunk| self.receive_piece(chunk, SCRATCH))
+        } else {
+            self.receive_bulk()
+        }
+    }
+
+    #[inline(never)]
+    fn receive_bulk(&mut self) -> io::Result<(usize, usize)> {
+        BULK_CHUNK.with_borrow_mut(|chunk| self.receive_piece(chunk, BULK))
+    }
+
+    #[inline(always)]
+    fn receive_piece(&mut self, chunk: &mut BytesMut, size: usize) -> io::Result<(usize, usize)> {
+        // Back to its start if nobody holds a view of it, which keeps it in the cache.
+        if !chunk.try_reclaim(size) {
+            ChunkPool::global().renew(chunk, size / 4, size);
+        }
+        let offered = chunk.capacity() - chunk.len();
+        let n = if std::mem::take(&mut self.patient) {
+            self.socket.recv_waiting(chunk)?
+        } else {
+            self.socket.recv_into(chunk)?
+        };
+        if n > 0 {
+            self.buffer
+                .get_or_insert_with(spare::input)
+                .push_from(chunk);
+        }
+        Ok((n, offered))
     }
 }
 

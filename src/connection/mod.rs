@@ -40,7 +40,7 @@ pub(crate) use operator::Wire;
 pub(crate) use process::{in_callback, run};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
-pub(crate) use state::{DRAIN, FLUSHING, HELD, PIPED, QUEUED, READABLE, WRITABLE, WROTE};
+pub(crate) use state::{DRAIN, FLUSHING, HELD, PIPED, QUEUED, READABLE, RUNNING, WRITABLE, WROTE};
 
 use crate::{
     error::{CloseReason, Error},
@@ -71,9 +71,9 @@ use writer::{writing, writing_traits};
 /// needed; writing operations collect output that one [`flush`](Self::flush) sends.
 ///
 /// Operations without a prefix may wait, at most the read or write timeout; `try_` operations
-/// never wait. Borrowed views end at the next call on the connection, which the compiler checks;
-/// owned ones ([`next_bytes`](Self::next_bytes), [`slice`](Self::slice)) stay valid as long as
-/// they are kept.
+/// never wait, but for [`try_flush`](Self::try_flush) where a full queue blocks. Borrowed views end
+/// at the next call on the connection, which the compiler checks; owned ones
+/// ([`next_bytes`](Self::next_bytes), [`slice`](Self::slice)) stay valid as long as they are kept.
 ///
 /// Dropping an owned connection closes it gracefully.
 pub struct Connection {

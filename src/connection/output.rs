@@ -19,6 +19,7 @@ use crate::{
     net::is_shortage,
     sync::{AtomicU64, Mutex, Ordering},
 };
+use bytes::Buf;
 use linkbuffer::LinkBuffer;
 use std::{
     collections::VecDeque,
@@ -43,6 +44,11 @@ pub(crate) trait Contain {
 pub(crate) trait Sink: Contain {
     /// Hands over what it can; `WouldBlock` when the sink is full.
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// The same for a single slice.
+    fn send_one(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(&[IoSlice::new(bytes)])
+    }
 }
 
 /// What became of a turn of the flusher.
@@ -65,8 +71,10 @@ pub(crate) enum Sent {
 pub(crate) struct Outbox {
     /// Made when something is queued for the first time: most connections never need it.
     queue: Mutex<Option<Box<Queue>>>,
+    /// Bytes the sink took: only the flusher counts them.
     bytes: AtomicU64,
-    messages: AtomicU64,
+    /// Messages that went past the queue: only the flusher counts them.
+    direct: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +85,8 @@ struct Queue {
     accepted: i64,
     /// Queue offset behind the last byte the sink took.
     sent: i64,
+    /// Messages that were queued.
+    messages: u64,
     /// Offsets behind each queued message, oldest first.
     ends: VecDeque<i64>,
     /// Bytes and messages that were accepted and then dropped.
@@ -119,11 +129,10 @@ impl Outbox {
         bound: Bound,
     ) -> Result<(Mark, Sent), Full> {
         if word.try_flush_first() {
-            self.messages.fetch_add(1, Ordering::Relaxed);
+            add(&self.direct, 1);
             return Ok(self.direct(word, sink, chain));
         }
         let (mark, flusher) = self.enqueue(word, sink, chain, bound)?;
-        self.messages.fetch_add(1, Ordering::Relaxed);
         let sent = if flusher {
             self.flush(word, sink)
         } else {
@@ -152,7 +161,7 @@ impl Outbox {
             let end = Sent::Failed(io::ErrorKind::NotConnected);
             return Some((Mark(i64::MIN), self.fail(word, sink, end)));
         }
-        self.messages.fetch_add(1, Ordering::Relaxed);
+        add(&self.direct, 1);
         let taken = match sink.send(slices) {
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
@@ -161,7 +170,7 @@ impl Outbox {
                 return Some((Mark(i64::MIN), self.fail(word, sink, end)));
             }
         };
-        self.bytes.fetch_add(taken as u64, Ordering::Relaxed);
+        add(&self.bytes, taken);
         let mut rest = LinkBuffer::new();
         let mut skip = taken;
         for slice in slices {
@@ -208,7 +217,7 @@ impl Outbox {
 
     /// Counts output that was moved past the queue by the flusher.
     pub(crate) fn count(&self, n: usize) {
-        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+        add(&self.bytes, n);
     }
 
     /// Bytes the sink took.
@@ -218,7 +227,8 @@ impl Outbox {
 
     /// Messages accepted, queued or sent directly.
     pub(crate) fn messages(&self) -> u64 {
-        self.messages.load(Ordering::Relaxed)
+        let queued = self.queue.lock().as_ref().map_or(0, |q| q.messages);
+        self.direct.load(Ordering::Relaxed) + queued
     }
 
     /// What was accepted and dropped.
@@ -275,6 +285,7 @@ impl Outbox {
         let mut locked = self.queue.lock();
         let queue = locked.get_or_insert_default();
         queue.room(chain.len(), bound)?;
+        queue.messages += 1;
         queue.accepted += chain.len() as i64;
         let end = queue.accepted;
         queue.ends.push_back(end);
@@ -383,7 +394,7 @@ impl Outbox {
             match hand_over(sink, chain) {
                 Ok(n) => {
                     consume(sink, chain, n);
-                    self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+                    add(&self.bytes, n);
                     *share += n as u64;
                     full_before = false;
                 }
@@ -402,6 +413,13 @@ impl Outbox {
         }
         Sent::All
     }
+}
+
+/// Adds to a figure that only the caller writes, at least for the moment.
+#[inline]
+pub(crate) fn add(figure: &AtomicU64, n: usize) {
+    let before = figure.load(Ordering::Relaxed);
+    figure.store(before + n as u64, Ordering::Relaxed);
 }
 
 /// Consumes what was sent. A payload that panics when it is dropped is no reason to lose the rest.
@@ -424,10 +442,9 @@ fn drop_output(guard: &impl Contain, chain: Option<Box<LinkBuffer>>) {
 /// One vectored send of what is at the front of the chain.
 fn hand_over(sink: &impl Sink, chain: &LinkBuffer) -> io::Result<usize> {
     // Nearly every reply is one chunk: it needs no list.
-    if chain.is_single_chunk() {
-        let mut one = [IoSlice::new(&[]); 1];
-        let count = chain.io_slices(&mut one);
-        return sink.send(&one[..count]);
+    let first = Buf::chunk(chain);
+    if first.len() == chain.len() {
+        return sink.send_one(first);
     }
     let mut slices = [IoSlice::new(&[]); SLICES];
     let count = chain.io_slices(&mut slices);

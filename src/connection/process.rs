@@ -105,7 +105,7 @@ pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
     let mut turns = 0;
     loop {
         turns += 1;
-        let Some(mut owner) = shared.owner.lock().take() else {
+        let Some(mut owner) = shared.owner.take() else {
             return Progress::Drained;
         };
         match owner.turn(shared) {
@@ -118,13 +118,13 @@ pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
                 return Progress::Drained;
             }
             Turn::More => {
-                *shared.owner.lock() = Some(owner);
+                shared.owner.put(owner);
                 return Progress::Yield;
             }
             Turn::Idle => {
                 owner.conn.rx.settle();
                 owner.conn.tx.settle();
-                *shared.owner.lock() = Some(owner);
+                shared.owner.put(owner);
                 if shared.word.leave() {
                     return Progress::Drained;
                 }
@@ -346,7 +346,9 @@ impl Owner {
             }
             None => {}
         }
-        if shared.word.has(BROKEN) && (!rx.readable || rx.end.is_some()) {
+        // What is set from here on is news: the owner looks again.
+        let bits = shared.word.load();
+        if bits & BROKEN != 0 && (!rx.readable || rx.end.is_some()) {
             return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
         }
         // Asked anew: the callback or the pump may have changed its mind.
@@ -360,7 +362,7 @@ impl Owner {
                 Turn::More
             };
         }
-        if shared.word.has(DRAIN) && available == 0 && shared.holds.load(Ordering::Acquire) == 0 {
+        if bits & DRAIN != 0 && available == 0 && shared.holds.load(Ordering::Acquire) == 0 {
             if !std::mem::replace(&mut self.last_look, true) {
                 // A request may be in the kernel whose event is still on its way.
                 self.conn.rx.readable = true;
@@ -373,14 +375,15 @@ impl Owner {
 
     /// The end that was asked for from outside, if it is due.
     fn ending(&mut self, shared: &Arc<Shared>) -> Option<Turn> {
-        if shared.word.has(ABORT) {
+        let bits = shared.word.load();
+        if bits & (ABORT | CLOSE) == 0 {
+            return None;
+        }
+        if bits & ABORT != 0 {
             return self.asked_to_end(shared).map(Turn::Over);
         }
-        if shared.word.has(CLOSE) {
-            let reason = shared.aside.lock().reason().unwrap_or(CloseReason::Local);
-            return Some(self.close(shared, reason));
-        }
-        None
+        let reason = shared.aside.lock().reason().unwrap_or(CloseReason::Local);
+        Some(self.close(shared, reason))
     }
 
     fn asked_to_end(&self, shared: &Shared) -> Option<CloseReason> {

@@ -7,12 +7,13 @@ use std::io;
 impl Rx {
     /// Waits for `delim`, returns how many bytes end with it.
     pub(crate) fn find(&mut self, delim: u8) -> io::Result<usize> {
-        let mut scanned = 0;
+        let (mut scanned, mut until) = (self.scanned(delim), None);
         loop {
             if let Some(n) = self.find_here(delim, &mut scanned) {
                 return Ok(n);
             }
-            self.fill(scanned + 1)?;
+            self.remember(delim, scanned);
+            self.fill_by(scanned + 1, &mut until)?;
         }
     }
 
@@ -86,7 +87,7 @@ impl Rx {
 
     /// A line without its end, and whether only its first part fitted into `max` bytes.
     pub(crate) fn read_line(&mut self, max: usize) -> io::Result<Line> {
-        let mut scanned = 0;
+        let (mut scanned, mut until) = (0, None);
         let n = loop {
             if let Some(n) = self.find_here(b'\n', &mut scanned) {
                 break n;
@@ -94,7 +95,7 @@ impl Rx {
             if scanned > max {
                 break max + 2;
             }
-            match self.fill(scanned + 1) {
+            match self.fill_by(scanned + 1, &mut until) {
                 Ok(()) => {}
                 // The last line may lack its end.
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && scanned > 0 => {
@@ -214,8 +215,8 @@ macro_rules! reading {
             self.rx.buffer().skip(n)
         }
 
-        /// Everything through the next `delim`, consumed; waits for it. Each byte is looked at
-        /// once, however it arrives.
+        /// Everything through the next `delim`, consumed; waits for it, at most the read timeout
+        /// however it arrives. Each byte is looked at once.
         ///
         /// # Errors
         ///
@@ -276,9 +277,9 @@ macro_rules! reading {
             self.rx.buffer().read_vec(n)
         }
 
-        /// The next line without its `\n` or `\r\n`; waits for it. Of a line longer than `max`
-        /// bytes the first `max` are returned with [`Line::is_prefix`] set. The last line may
-        /// lack its end.
+        /// The next line without its `\n` or `\r\n`; waits for it as [`Self::until`] does. Of a line
+        /// longer than `max` bytes the first `max` are returned with [`Line::is_prefix`] set. The
+        /// last line may lack its end.
         ///
         /// # Errors
         ///
@@ -400,6 +401,12 @@ macro_rules! reading_traits {
 
             fn chain(&mut self) -> &mut LinkBuffer {
                 self.rx.buffer()
+            }
+
+            // However many pieces it comes in, one call waits no longer than one timeout.
+            fn until(&mut self, delim: u8) -> io::Result<&[u8]> {
+                let n = self.rx.find(delim)?;
+                self.rx.buffer().next(n)
             }
         }
 

@@ -17,7 +17,7 @@ use crate::{
     error::CloseReason,
     handler::Hooks,
     net::{Address, Socket},
-    sync::{AtomicU32, AtomicU64, Mutex, MutexGuard},
+    sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Slot},
 };
 use poller::{Interest, Readiness, Registration};
 use std::{
@@ -41,10 +41,11 @@ pub(crate) struct Shared {
     pub(crate) holds: AtomicU32,
     /// When bytes last moved, by the coarse clock.
     pub(super) last_active: AtomicU64,
+    /// Only who receives counts them.
     pub(crate) bytes_in: AtomicU64,
     pub(crate) context: Arc<Context>,
     /// Input side and callbacks while nobody runs them.
-    pub(crate) owner: Mutex<Option<Box<Owner>>>,
+    pub(crate) owner: Slot<Owner>,
     pub(crate) outbox: Outbox,
     pub(crate) aside: Mutex<Aside>,
     registration: OnceLock<Registration>,
@@ -85,6 +86,10 @@ impl Sink for Line<'_> {
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         self.socket.send_vectored(slices)
     }
+
+    fn send_one(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.send(bytes)
+    }
 }
 
 impl Shared {
@@ -111,7 +116,7 @@ impl Shared {
             peer,
             context,
             outbox: Outbox::default(),
-            owner: Mutex::new(None),
+            owner: Slot::empty(),
             bytes_in: AtomicU64::new(0),
             aside: Mutex::default(),
             registration: OnceLock::new(),

@@ -63,9 +63,9 @@ pub(crate) fn accepted(
         return Err(error);
     }
     shared.set_hooks(hooks);
-    *shared.owner.lock() = Some(owner);
+    shared.owner.put(owner);
     if let Err(error) = register(wire, Interest::READ | Interest::WRITE) {
-        let owner = shared.owner.lock().take();
+        let owner = shared.owner.take();
         if let Some(owner) = owner {
             conclude(&shared, owner, CloseReason::Error(error.kind()));
         }
@@ -106,11 +106,11 @@ pub(crate) fn attach(
     let mut owner = Box::new(Owner::new(conn, Some(session)));
     owner.prepare()?;
     shared.set_hooks(hooks);
-    *shared.owner.lock() = Some(owner);
+    shared.owner.put(owner);
     shared.word.clear(OWNED);
     if let Some(registration) = shared.registration() {
         if let Err(error) = registration.set_interest(Interest::READ | Interest::WRITE) {
-            let owner = shared.owner.lock().take();
+            let owner = shared.owner.take();
             if let Some(owner) = owner {
                 conclude(&shared, owner, CloseReason::Error(error.kind()));
             }
@@ -182,13 +182,13 @@ pub(crate) fn abandon(wire: &Arc<Wire>) {
         return conclude(shared, owner, reason);
     }
     // Queued output still has to go: the poller owns the connection from here on.
-    *shared.owner.lock() = Some(owner);
+    shared.owner.put(owner);
     shared.word.clear(OWNED);
     let watched = shared
         .registration()
         .is_some_and(|r| r.set_interest(Interest::READ | Interest::WRITE).is_ok());
     if !watched {
-        let owner = shared.owner.lock().take();
+        let owner = shared.owner.take();
         if let Some(owner) = owner {
             conclude(shared, owner, reason);
         }

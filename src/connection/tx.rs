@@ -82,7 +82,9 @@ impl Tx {
         if buffer.is_empty() {
             return Ok(None);
         }
-        self.shared.submit(&self.socket, buffer, &self.patience)
+        let on_full = self.shared.context.limits.on_full;
+        self.shared
+            .submit(&self.socket, buffer, &self.patience, on_full)
     }
 
     /// Nothing can be written through this value any more.
@@ -157,13 +159,14 @@ impl Shared {
         Error::Closed(reason).into()
     }
 
-    /// Sends a chain or queues it. `None` when the kernel has all of it. Waits for room if the
-    /// policy says so.
+    /// Sends a chain or queues it. `None` when the kernel has all of it. Waits for room if
+    /// `on_full` says so.
     pub(crate) fn submit(
         self: &Arc<Self>,
         socket: &Socket,
         chain: &mut LinkBuffer,
         patience: &Patience,
+        on_full: OnFull,
     ) -> io::Result<Option<Mark>> {
         let len = chain.len();
         let mut until = None;
@@ -182,7 +185,7 @@ impl Shared {
                 }
                 Err(Full(queued)) => {
                     let limit = self.context.limits.max_output;
-                    match self.context.limits.on_full {
+                    match on_full {
                         OnFull::Error => return Err(Error::OutputFull { queued, limit }.into()),
                         OnFull::Close => {
                             self.abort_with(CloseReason::OutputFull);

@@ -3,7 +3,7 @@
 use crate::{
     client::{Lease, Pooled},
     connection::{
-        Connection, ConnectionHandle, FLUSHING, For, Hold, PIPED, READABLE, Shared, WROTE,
+        Connection, ConnectionHandle, FLUSHING, For, Hold, PIPED, READABLE, RUNNING, Shared, WROTE,
     },
     error::CloseReason,
     net::Peek,
@@ -149,9 +149,7 @@ impl Lane {
     pub(super) fn is_busy(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
             || self.shared.outbox.queued() > 0
-            || self.shared.word.has(FLUSHING | PIPED | READABLE)
-            // Somebody runs it.
-            || self.shared.owner.lock().is_none()
+            || self.shared.word.has(FLUSHING | PIPED | READABLE | RUNNING)
     }
 
     /// The relay is over for this side.

@@ -75,7 +75,12 @@ impl Buf for LinkBuffer {
 
     #[inline]
     fn chunk(&self) -> &[u8] {
-        self.chunks().next().unwrap_or(&[])
+        let front = &self.front.as_slice()[self.off..];
+        let front = &front[..front.len().min(self.len)];
+        if front.is_empty() {
+            return self.chunks().next().unwrap_or(&[]);
+        }
+        front
     }
 
     fn chunks_vectored<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
