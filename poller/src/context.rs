@@ -8,18 +8,15 @@ use std::{
 
 use crate::poller::Poller;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Not inside a callback that matters here.
-    Free,
-    /// Holds a role.
-    Holding,
-    /// Runs a callback; the role lies in its slot under this number.
-    Running(u64),
-}
+/// Not inside a callback that matters here.
+const FREE: u64 = 0;
+/// Holds a role.
+const HOLDING: u64 = 1;
+// Any other state is the number of the deposit under which the role lies in its slot while a callback
+// runs. One word, because it is set twice for each run; deposits are numbered from 2 on.
 
 thread_local! {
-    static STATE: Cell<State> = const { Cell::new(State::Free) };
+    static STATE: Cell<u64> = const { Cell::new(FREE) };
     static POLLER: RefCell<Option<Arc<Poller>>> = const { RefCell::new(None) };
 }
 
@@ -30,10 +27,11 @@ thread_local! {
 /// Everywhere else, and on every call of a run but the first, this does nothing and costs a few
 /// nanoseconds.
 pub fn before_blocking() {
-    let Ok(State::Running(deposit)) = STATE.try_with(Cell::get) else {
-        return;
+    let deposit = match STATE.try_with(Cell::get) {
+        Ok(FREE | HOLDING) | Err(_) => return,
+        Ok(deposit) => deposit,
     };
-    STATE.set(State::Free);
+    STATE.set(FREE);
     POLLER.with_borrow(|poller| {
         if let Some(poller) = poller {
             poller.hand_over(deposit);
@@ -47,13 +45,13 @@ pub fn before_blocking() {
 pub fn must_not_block() -> bool {
     STATE
         .try_with(Cell::get)
-        .is_ok_and(|state| state == State::Holding)
+        .is_ok_and(|state| state == HOLDING)
 }
 
 /// The current thread leads `poller` until the returned value is dropped.
 pub(crate) fn lead(poller: Arc<Poller>) -> Leading {
     POLLER.set(Some(poller));
-    STATE.set(State::Holding);
+    STATE.set(HOLDING);
     Leading(())
 }
 
@@ -62,19 +60,22 @@ pub(crate) struct Leading(());
 
 impl Leading {
     /// The role lies in its slot while a callback runs.
+    #[inline]
     pub(crate) fn running(&self, deposit: u64) {
-        STATE.set(State::Running(deposit));
+        debug_assert!(deposit > HOLDING);
+        STATE.set(deposit);
     }
 
     /// The callback returned; the role is back, or it is not.
+    #[inline]
     pub(crate) fn returned(&self, holding: bool) {
-        STATE.set(if holding { State::Holding } else { State::Free });
+        STATE.set(if holding { HOLDING } else { FREE });
     }
 }
 
 impl Drop for Leading {
     fn drop(&mut self) {
-        STATE.set(State::Free);
+        STATE.set(FREE);
         drop(POLLER.take());
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     readiness::Readiness,
     schedule::Call,
     sync::thread,
-    sys::{self, Activity},
+    sys,
     turn::{Core, Work},
     workers::Job,
 };
@@ -61,6 +61,13 @@ fn find_shared(poller: &Poller) -> Option<Box<Core>> {
         looks += 1;
     }
     poller.role.find(true)
+}
+
+/// A run with the role released.
+struct Released {
+    /// The number of its deposit.
+    number: u64,
+    begin: Instant,
 }
 
 /// A thread while it leads.
@@ -236,36 +243,33 @@ impl<'a> Leader<'a> {
         requests.run
     }
 
+    #[inline(always)]
     fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
         entry.control.run_begins();
-        let (core, progress) = self.released(core, || entry.operator.run());
-        match core {
-            Some(mut core) => {
-                match progress {
-                    Some(Progress::Drained) => {}
-                    Some(Progress::Yield) => core.yielded.push_back(Work::Run(entry)),
-                    Some(Progress::Pause) => core.pause_after_run(&entry),
-                    Some(Progress::Detach) | None => self.poller.detach(entry.control.token()),
-                }
-                Some(core)
-            }
-            None => {
-                finish_run(self.poller, entry, progress);
-                None
-            }
+        let run = self.release(core);
+        let progress = self.poller.contain(|| entry.operator.run());
+        let Some(mut core) = self.take_back(run) else {
+            finish_run(self.poller, entry, progress);
+            return None;
+        };
+        match progress {
+            Some(Progress::Drained) => {}
+            Some(Progress::Yield) => core.yielded.push_back(Work::Run(entry)),
+            Some(Progress::Pause) => core.pause_after_run(&entry),
+            Some(Progress::Detach) | None => self.poller.detach(entry.control.token()),
         }
+        Some(core)
     }
 
     fn run_closure(&self, core: Box<Core>, call: Call) -> Option<Box<Core>> {
-        self.released(core, call).0
+        let run = self.release(core);
+        self.poller.contain(call);
+        self.take_back(run)
     }
 
-    /// Runs foreign code with the role released.
-    fn released<T>(
-        &self,
-        core: Box<Core>,
-        foreign: impl FnOnce() -> T,
-    ) -> (Option<Box<Core>>, Option<T>) {
+    /// Foreign code is about to run: the role is released.
+    #[inline(always)]
+    fn release(&self, core: Box<Core>) -> Released {
         let poller = self.poller;
         let (begin, terms) = (core.now, core.learner.terms(core.work.len()));
         let deposit = poller.role.deposit(core, self.thread, terms, begin);
@@ -276,16 +280,24 @@ impl<'a> Leader<'a> {
             self.cover(deposit.number, begin);
         }
         self.context.running(deposit.number);
-        let value = poller.contain(foreign);
-        let core = match poller.role.reclaim(deposit.number) {
+        Released {
+            number: deposit.number,
+            begin,
+        }
+    }
+
+    /// Foreign code has returned. `None`: the role went to another thread meanwhile.
+    #[inline(always)]
+    fn take_back(&self, run: Released) -> Option<Box<Core>> {
+        let core = match self.poller.role.reclaim(run.number) {
             Some(mut core) => {
                 core.ran();
                 Some(core)
             }
-            None => self.returned(deposit.number, begin),
+            None => self.returned(run.number, run.begin),
         };
         self.context.returned(core.is_some());
-        (core, value)
+        core
     }
 
     /// A run that began at `begin` has returned and its deposit is gone: the core, if this thread is
@@ -300,10 +312,11 @@ impl<'a> Leader<'a> {
     }
 
     /// Sees to it that enough others are there to take shared deposits.
+    #[inline(never)]
     fn cover(&self, number: u64, now: Instant) {
         let poller = self.poller;
         if let Some(run) = poller.role.suspect(now) {
-            let waits = !matches!(sys::thread_activity(run.thread), Activity::Computing(_));
+            let waits = sys::thread_waits(run.thread);
             poller.role.judge(run.number, waits, now);
             if waits {
                 poller.counters.waits.add(1);

@@ -4,10 +4,10 @@
 //! waits, at the price of a stall of about a tick. Two situations want more than one thread:
 //!
 //! * **Runs often wait** without saying so: the stalls add up. From [`WAITS_TO_SHARE`] such runs
-//!   per [`WINDOW`] on, until they have become rare, deposits are open to whoever is free, the last
+//!   in a [`WINDOW`] on, until they have become rare, deposits are open to whoever is free, the last
 //!   of a batch too: nobody polls while it waits. There are to be [`HANDS_FOR_WAITS`] others, not
 //!   one: a run of the only other may be waiting as well, and until that is
-//!   [noticed](crate::role::SUSPECT_AFTER) nobody would poll. On a single processor, where others at
+//!   [noticed](crate::abroad::SUSPECT_AFTER) nobody would poll. On a single processor, where others at
 //!   work are in each other's way, one has to do.
 //! * **Runs are long**, [`LONG_RUN`] or more each: deposits are open to whoever is free, down to
 //!   the last of a batch, so that nobody leaves in the middle. Help is called for when the backlog
@@ -72,9 +72,9 @@ impl Learner {
 
     /// So many runs, at most [`TOGETHER`], that kept the role took this long together.
     pub(crate) fn ran(&mut self, took: Duration, runs: u32) {
-        let each = (took / runs).min(CLIP).as_nanos() as u64;
-        let runs = u64::from(runs);
-        self.typical = (self.typical * (32 - runs) + each * runs) / 32;
+        let together = u64::from(runs);
+        let took = (took.as_nanos() as u64).min(CLIP.as_nanos() as u64 * together);
+        self.typical = (self.typical * (32 - together) + took) / 32;
     }
 
     /// How many runs may be timed together: nothing depends on how long a short run takes, and
@@ -99,13 +99,15 @@ impl Learner {
     /// A turn begins; `waits` is the number of runs found waiting so far. `true`: deposits are
     /// shared from now on because of them, and were not before.
     pub(crate) fn turn(&mut self, now: Instant, waits: u64) -> bool {
-        if now < self.window_ends {
+        let seen = waits - self.waits_before;
+        // So many are reason enough, however much of the window is left.
+        let often = seen >= WAITS_TO_SHARE;
+        if !often && now < self.window_ends {
             return false;
         }
-        let seen = waits - self.waits_before;
         self.waits_before = waits;
         self.window_ends = now + WINDOW;
-        if seen >= WAITS_TO_SHARE {
+        if often {
             self.calm = 0;
             return !std::mem::replace(&mut self.waiting_often, true);
         }
@@ -213,6 +215,9 @@ mod tests {
         let mut single = Learner::new(now, 1);
         assert!(single.turn(now + WINDOW, WAITS_TO_SHARE));
         assert_eq!(single.terms(0), Terms::shared(1));
+        let mut early = Learner::new(now, 2);
+        assert!(!early.turn(now, WAITS_TO_SHARE - 1));
+        assert!(early.turn(now, WAITS_TO_SHARE), "the window need not end");
         let mut learner = Learner::new(now, 2);
         let mut waits = 0;
         let mut window = |learner: &mut Learner, more| {

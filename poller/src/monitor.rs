@@ -6,8 +6,10 @@
 //! loses it after it has really computed for a while; one that was merely not scheduled keeps it.
 //!
 //! A look costs as much as some requests: a timer, a wake-up, two switches. So as long as no run was
-//! found to wait for a while ([`ALERT`]), or none ever, the ticks are [longer](CALM). The first such
-//! run then stalls its poller for up to six ticks instead of one and a half, those after it do not.
+//! found to wait for a while ([`ALERT`]) the ticks are [longer](CALM): the next such run stalls its
+//! poller for up to six ticks instead of one and a half, those after it do not. Before the first one in
+//! the group's life they are [much longer](UNUSED), since most groups never see one. Once something was
+//! suspected the next tick is short in any case.
 //!
 //! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
 //! then [stands in](stand_in) at each tick: it polls and tells operators, so that a run that waits
@@ -35,6 +37,8 @@ const REST_AFTER: u32 = 10;
 const WORRIED: u32 = 3;
 /// The tick is multiplied by this while no run is found to wait or to compute for long.
 const CALM: u32 = 4;
+/// The same as long as none ever was.
+const UNUSED: u32 = 16;
 /// How long ticks stay short after one was.
 const ALERT: Duration = Duration::from_secs(10);
 /// Processor time after which a run counts as computing for long.
@@ -121,32 +125,35 @@ impl Monitor {
         let mut quiet = 0;
         let mut tick = self.tick;
         let mut found_before = 0;
-        let mut calm_from = Instant::now();
+        let mut alert_until = None;
         while let Some(pollers) = self.wait(tick) {
             suspects.resize_with(pollers.len(), Suspect::default);
             let mut moved = false;
-            let tick_before = std::mem::replace(&mut tick, self.tick * CALM);
             let mut found = 0;
+            let mut worried = false;
+            let mut alert = false;
             for (poller, suspect) in pollers.iter().zip(&mut suspects) {
                 if let Some(poller) = poller.upgrade() {
-                    moved |= suspect.look(&poller, tick_before / 2);
+                    moved |= suspect.look(&poller, tick / 2);
                     if poller.workers.is_stuck() {
                         stand_in(&poller);
-                        tick = tick.min(self.tick);
+                        alert = true;
                     }
-                    if poller.waiting_often.load(Ordering::Relaxed) {
-                        tick = self.tick / WORRIED;
-                    }
-                    let counters = &poller.counters;
-                    found += counters.waits.value() + counters.computing_promotions.value();
+                    alert |= suspect.is_under_suspicion();
+                    worried |= poller.waiting_often.load(Ordering::Relaxed);
+                    found += poller.counters.of_interest();
                 }
             }
             if std::mem::replace(&mut found_before, found) != found {
-                calm_from = Instant::now() + ALERT;
+                alert_until = Some(Instant::now() + ALERT);
             }
-            if tick > self.tick && calm_from > Instant::now() {
-                tick = self.tick;
-            }
+            alert |= alert_until.is_some_and(|end| Instant::now() < end);
+            tick = match alert_until {
+                _ if worried => self.tick / WORRIED,
+                _ if alert => self.tick,
+                Some(_) => self.tick * CALM,
+                None => self.tick * UNUSED,
+            };
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet >= REST_AFTER {
                 quiet = 0;
@@ -220,6 +227,11 @@ struct Suspect {
 }
 
 impl Suspect {
+    /// Its runner was found computing; how it goes on is to be seen.
+    fn is_under_suspicion(&self) -> bool {
+        self.computed.is_some() && !self.wanted
+    }
+
     /// Looks at a role; whether anything is or was deposited since the last look. What lies there
     /// for `long` is suspected at first sight.
     fn look(&mut self, poller: &Arc<Poller>, long: Duration) -> bool {

@@ -10,7 +10,8 @@
 //! a later request while it is only renews the number, and if the thread finds another deposit
 //! than the one asked for, it leaves it alone.
 //!
-//! A run whose core was taken by somebody else is *abroad*; it is kept in a list until it returns.
+//! A run whose core was taken by somebody else is *abroad*; it is kept in a [list](Abroad) until it
+//! returns.
 //!
 //! **Lending.** The promoted thread may not come: no more threads are allowed, or the system has
 //! none. Whoever finds that out [borrows](Role::lend) the core, polls once without calling anything
@@ -19,17 +20,16 @@
 //!
 //! **Sharing.** A leader that expects runs to wait, or to keep more than one processor busy, marks
 //! its deposits as shared, on [`Terms`]. A shared deposit may be taken by anybody: threads that
-//! return from abroad take it and go on with the batch, and so does a promoted thread. The terms say by how many others a deposit has to be *covered*: threads
-//! at work (abroad and not known to wait), looking for the core, or on their way. If there are
-//! fewer, the depositor sends one before it runs.
+//! return from abroad take it and go on with the batch, and so does a promoted thread. The terms say by
+//! how many others a deposit has to be *covered*: threads at work (abroad and not known to wait),
+//! looking for the core, or on their way. If there are fewer, the depositor sends one before it runs.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::sync::Mutex;
-
-/// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
-/// said that it computes.
-pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
+use crate::{
+    abroad::{Abroad, Run, ThreadId},
+    sync::Mutex,
+};
 
 /// What others may do with a deposit, and how many of them should be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,25 +76,9 @@ struct Slot<C> {
     /// Threads looking for a shared deposit.
     looking: usize,
     /// Runs whose core has been taken by somebody else.
-    abroad: Vec<Run>,
+    abroad: Abroad,
     /// The monitor does not look: the next deposit has to start it.
     unwatched: bool,
-}
-
-/// The system's number of a thread, 0 if unknown.
-pub(crate) type ThreadId = u32;
-
-/// A run of foreign code with the role released.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Run {
-    /// The number of its deposit.
-    pub(crate) number: u64,
-    /// Who runs it.
-    pub(crate) thread: ThreadId,
-    /// When it began, or was last found computing.
-    since: Instant,
-    /// It is known to wait.
-    waiting: bool,
 }
 
 /// What a deposit leads to.
@@ -125,24 +109,20 @@ impl<C> Role<C> {
         Self {
             slot: Mutex::new(Slot {
                 core: Some(core),
-                latest: Run {
-                    number: 1,
-                    thread: 0,
-                    since: Instant::now(),
-                    waiting: true,
-                },
+                latest: Run::none(Instant::now()),
                 ownerless: true,
                 terms: Terms::ALONE,
                 wanted: 1,
                 promoting: true,
                 looking: 0,
-                abroad: Vec::new(),
+                abroad: Abroad::default(),
                 unwatched: true,
             }),
         }
     }
 
     /// Leaves the core for others to take, at the time `now`.
+    #[inline]
     pub(crate) fn deposit(
         &self,
         core: Box<C>,
@@ -153,12 +133,7 @@ impl<C> Role<C> {
         let mut slot = self.slot.lock();
         debug_assert!(slot.core.is_none());
         slot.core = Some(core);
-        slot.latest = Run {
-            number: slot.latest.number + 1,
-            thread,
-            since: now,
-            waiting: false,
-        };
+        slot.latest = Run::new(slot.latest.number + 1, thread, now);
         slot.ownerless = false;
         slot.terms = terms;
         let unwatched = slot.unwatched;
@@ -171,6 +146,7 @@ impl<C> Role<C> {
     }
 
     /// After the foreign code returned: the caller's deposit, if it is untouched.
+    #[inline]
     pub(crate) fn reclaim(&self, number: u64) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
         if slot.latest.number == number {
@@ -186,9 +162,7 @@ impl<C> Role<C> {
     /// caller is here already; and if a later deposit is shared.
     pub(crate) fn rejoin(&self, number: u64) -> Option<Box<C>> {
         let mut slot = self.slot.lock();
-        if let Some(place) = slot.abroad.iter().position(|run| run.number == number) {
-            slot.abroad.swap_remove(place);
-        }
+        slot.abroad.leave(number);
         let wanted = slot.promoting && slot.is_wanted();
         if slot.terms.shared || wanted {
             slot.take_over()
@@ -203,7 +177,7 @@ impl<C> Role<C> {
     pub(crate) fn want(&self, number: u64) -> bool {
         let mut slot = self.slot.lock();
         if slot.latest.number != number || slot.core.is_none() {
-            slot.waits(number);
+            slot.abroad.waits(number);
             return false;
         }
         slot.latest.waiting = true;
@@ -290,17 +264,16 @@ impl<C> Role<C> {
 
     /// A run abroad that is suspected to wait, if any, judged at `now`.
     pub(crate) fn suspect(&self, now: Instant) -> Option<Run> {
-        let slot = self.slot.lock();
-        slot.abroad.iter().find(|run| run.is_suspect(now)).copied()
+        self.slot.lock().abroad.suspect(now)
     }
 
     /// What the system says about a suspect: it waits, or it was computing at `now`.
     pub(crate) fn judge(&self, number: u64, waits: bool, now: Instant) {
         let mut slot = self.slot.lock();
         if waits {
-            slot.waits(number);
-        } else if let Some(run) = slot.abroad.iter_mut().find(|run| run.number == number) {
-            run.since = now;
+            slot.abroad.waits(number);
+        } else {
+            slot.abroad.computes(number, now);
         }
     }
 
@@ -340,7 +313,7 @@ impl<C> Slot<C> {
     fn take_over(&mut self) -> Option<Box<C>> {
         let core = self.core.take()?;
         if !self.ownerless {
-            self.abroad.push(self.latest);
+            self.abroad.enter(self.latest);
         }
         Some(core)
     }
@@ -354,30 +327,16 @@ impl<C> Slot<C> {
         self.wanted == self.latest.number
     }
 
-    fn waits(&mut self, number: u64) {
-        if let Some(run) = self.abroad.iter_mut().find(|run| run.number == number) {
-            run.waiting = true;
-        }
-    }
-
     fn is_covered(&self, now: Instant) -> bool {
-        let at_work = self
-            .abroad
-            .iter()
-            .filter(|run| !run.waiting && !run.is_suspect(now));
-        usize::from(self.promoting) + self.looking + at_work.count() >= self.terms.hands
-    }
-}
-
-impl Run {
-    fn is_suspect(&self, now: Instant) -> bool {
-        !self.waiting && now.saturating_duration_since(self.since) > SUSPECT_AFTER
+        let there = usize::from(self.promoting) + self.looking + self.abroad.at_work(now);
+        there >= self.terms.hands
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::abroad::SUSPECT_AFTER;
 
     fn led() -> (Role<i32>, Box<i32>) {
         let role = Role::new(Box::new(7));

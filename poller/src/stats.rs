@@ -74,6 +74,13 @@ counters! {
     timers,
 }
 
+impl Counters {
+    /// Counts what tells the monitor that it is needed.
+    pub(crate) fn of_interest(&self) -> u64 {
+        self.waits.value() + self.computing_promotions.value() + self.cap_hits.value()
+    }
+}
+
 /// One counter.
 #[derive(Debug)]
 pub(crate) struct Counter(AtomicU64);

@@ -5,7 +5,7 @@
 //! * [`Waker`]: makes a wait return, from any thread.
 //! * [`wait_ready`]: waits for one descriptor without a poller.
 //! * [`coarse_millis`]: a clock that is cheap enough to look at for every message.
-//! * [`thread_id`], [`thread_activity`]: how the monitor tells a waiting thread from a busy one.
+//! * [`thread_id`], [`thread_activity`], [`thread_waits`]: how the monitor tells a waiting thread from a busy one.
 //!
 //! `mio` does the waiting and waking everywhere. What it leaves out is here: registering for the
 //! peer's hang-up alone (`epoll.rs`), and the meaning of each platform's flags (`epoll.rs`,
@@ -33,7 +33,7 @@ use kqueue as platform;
 
 pub use clock::coarse_millis;
 pub(crate) use selector::{Control, Event, Selector, Waker, open};
-pub(crate) use thread::{Activity, thread_activity, thread_id};
+pub(crate) use thread::{Activity, thread_activity, thread_id, thread_waits};
 pub use wait::{wait_ready, wait_ready_or};
 
 use crate::Readiness;

@@ -1,7 +1,12 @@
 //! Is a thread waiting, or computing? Read from `/proc`, so there is nothing `unsafe` about it.
 //! Where there is no such file (not Linux, or not mounted) every answer is "unknown".
 
-use std::{cell::Cell, fs, time::Duration};
+use std::{
+    cell::Cell,
+    fs::{self, File},
+    io::Read,
+    time::Duration,
+};
 
 /// What a thread is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,32 +37,48 @@ pub(crate) fn thread_id() -> u32 {
 
 /// What a thread of this process is doing right now.
 pub(crate) fn thread_activity(id: u32) -> Activity {
-    if id == 0 {
-        return Activity::Unknown;
-    }
-    let Ok(stat) = fs::read_to_string(format!("/proc/self/task/{id}/stat")) else {
-        return Activity::Unknown;
-    };
-    match state(&stat) {
-        Some('R') => Activity::Computing(processor_time(id)),
+    match current_state(id) {
+        Some(b'R') => Activity::Computing(processor_time(id)),
         Some(_) => Activity::Waiting,
         None => Activity::Unknown,
     }
 }
 
+/// Whether a thread of this process waits right now, for all that is known. Half as dear as
+/// [`thread_activity`].
+pub(crate) fn thread_waits(id: u32) -> bool {
+    current_state(id) != Some(b'R')
+}
+
+fn current_state(id: u32) -> Option<u8> {
+    if id == 0 {
+        return None;
+    }
+    let mut room = [0; 512];
+    state(read(id, "stat", &mut room)?)
+}
+
 /// The state letter: the field after the name, which is in brackets and may contain anything.
-fn state(stat: &str) -> Option<char> {
-    stat.rsplit_once(") ")?.1.chars().next()
+fn state(stat: &[u8]) -> Option<u8> {
+    let name_ends = stat.windows(2).rposition(|pair| pair == b") ")?;
+    stat.get(name_ends + 2).copied()
 }
 
 /// Nanoseconds on a processor: the first field of `schedstat`.
 fn processor_time(id: u32) -> Option<Duration> {
-    let text = fs::read_to_string(format!("/proc/self/task/{id}/schedstat")).ok()?;
-    text.split_ascii_whitespace()
-        .next()?
-        .parse()
-        .ok()
-        .map(Duration::from_nanos)
+    let mut room = [0; 128];
+    let text = read(id, "schedstat", &mut room)?;
+    let digits = text.split(|byte| !byte.is_ascii_digit()).next()?;
+    let nanos = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(Duration::from_nanos(nanos))
+}
+
+/// The beginning of a file about a thread. Such files are written anew for each read, so one read
+/// has to do.
+fn read<'a>(id: u32, what: &str, room: &'a mut [u8]) -> Option<&'a [u8]> {
+    let mut file = File::open(format!("/proc/self/task/{id}/{what}")).ok()?;
+    let length = file.read(room).ok()?;
+    Some(&room[..length])
 }
 
 #[cfg(all(test, not(loom), target_os = "linux"))]
@@ -67,9 +88,11 @@ mod tests {
 
     #[test]
     fn state_is_found_behind_any_name() {
-        assert_eq!(state("12 (a) R (b) S 1 2 3"), Some('S'));
-        assert_eq!(state("12 (worker-1) R 1 2"), Some('R'));
-        assert_eq!(state("nonsense"), None);
+        assert_eq!(state(b"12 (a) R (b) S 1 2 3"), Some(b'S'));
+        assert_eq!(state(b"12 (worker-1) R 1 2"), Some(b'R'));
+        assert_eq!(state(b"12 (\xff) ) S 1"), Some(b'S'));
+        assert_eq!(state(b"nonsense"), None);
+        assert_eq!(state(b"12 (cut) "), None);
     }
 
     #[test]
@@ -85,6 +108,7 @@ mod tests {
         while thread_activity(id) != Activity::Waiting {
             thread::yield_now();
         }
+        assert!(thread_waits(id) && !thread_waits(thread_id()));
         assert!(matches!(
             thread_activity(thread_id()),
             Activity::Computing(Some(_))

@@ -1,0 +1,140 @@
+//! Runs whose core was taken by somebody else, and what is known about each: does it compute, or wait?
+//!
+//! A run that computes will be back soon and go on with the batch, so it *covers* a shared deposit: no
+//! thread need be sent. One that waits covers nothing. Only the system can tell which of the two a run
+//! does, and asking it costs about as much as a short run. So a run is trusted for a moment
+//! ([`SUSPECT_AFTER`]), asked about after that, and if it was found computing trusted twice as long as
+//! before.
+
+use std::time::{Duration, Instant};
+
+/// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
+/// said that it computes.
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
+/// How often that time is doubled at most.
+const MOST_DOUBLINGS: u8 = 5;
+
+/// The system's number of a thread, 0 if unknown.
+pub(crate) type ThreadId = u32;
+
+/// A run of foreign code with the role released.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// The number of its deposit.
+    pub(crate) number: u64,
+    /// Who runs it.
+    pub(crate) thread: ThreadId,
+    /// When it began, or was last found computing.
+    pub(crate) since: Instant,
+    /// How often it was found computing.
+    computing: u8,
+    /// It is known to wait.
+    pub(crate) waiting: bool,
+}
+
+/// The runs abroad.
+#[derive(Debug, Default)]
+pub(crate) struct Abroad {
+    runs: Vec<Run>,
+}
+
+impl Run {
+    /// A run that begins.
+    #[inline]
+    pub(crate) fn new(number: u64, thread: ThreadId, since: Instant) -> Self {
+        Self {
+            number,
+            thread,
+            since,
+            computing: 0,
+            waiting: false,
+        }
+    }
+
+    /// What there is before the first run: number 1, and not to be looked after.
+    pub(crate) fn none(now: Instant) -> Self {
+        Self {
+            waiting: true,
+            ..Self::new(1, 0, now)
+        }
+    }
+
+    fn is_suspect(&self, now: Instant) -> bool {
+        let trusted_for = SUSPECT_AFTER * (1 << self.computing);
+        !self.waiting && now.saturating_duration_since(self.since) > trusted_for
+    }
+}
+
+impl Abroad {
+    /// The core of this run was taken.
+    pub(crate) fn enter(&mut self, run: Run) {
+        self.runs.push(run);
+    }
+
+    /// The run has returned.
+    pub(crate) fn leave(&mut self, number: u64) {
+        if let Some(place) = self.runs.iter().position(|run| run.number == number) {
+            self.runs.swap_remove(place);
+        }
+    }
+
+    /// The run, if it is abroad, waits.
+    pub(crate) fn waits(&mut self, number: u64) {
+        if let Some(run) = self.find(number) {
+            run.waiting = true;
+        }
+    }
+
+    /// The run, if it is abroad, was computing at `now`.
+    pub(crate) fn computes(&mut self, number: u64, now: Instant) {
+        if let Some(run) = self.find(number) {
+            run.since = now;
+            run.computing = MOST_DOUBLINGS.min(run.computing + 1);
+        }
+    }
+
+    /// A run that is suspected to wait, if any, judged at `now`.
+    pub(crate) fn suspect(&self, now: Instant) -> Option<Run> {
+        self.runs.iter().find(|run| run.is_suspect(now)).copied()
+    }
+
+    /// How many are trusted to compute at `now`.
+    pub(crate) fn at_work(&self, now: Instant) -> usize {
+        let at_work = |run: &&Run| !run.waiting && !run.is_suspect(now);
+        self.runs.iter().filter(at_work).count()
+    }
+
+    fn find(&mut self, number: u64) -> Option<&mut Run> {
+        self.runs.iter_mut().find(|run| run.number == number)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_computes_is_asked_about_ever_less_often() {
+        let mut abroad = Abroad::default();
+        let mut now = Instant::now();
+        abroad.enter(Run::new(7, 1, now));
+        let step = SUSPECT_AFTER / 10;
+        let mut asked_after = Vec::new();
+        for _ in 0..8 {
+            let trusted = now;
+            while abroad.suspect(now).is_none() {
+                assert_eq!(abroad.at_work(now), 1);
+                now += step;
+            }
+            assert_eq!(abroad.at_work(now), 0, "a suspect covers nothing");
+            asked_after.push((now - trusted).as_micros() / SUSPECT_AFTER.as_micros());
+            abroad.computes(7, now);
+        }
+        assert_eq!(asked_after, [1, 2, 4, 8, 16, 32, 32, 32]);
+        abroad.waits(7);
+        assert_eq!(abroad.at_work(now), 0);
+        assert!(abroad.suspect(now + 100 * SUSPECT_AFTER).is_none());
+        abroad.leave(7);
+        abroad.leave(7);
+    }
+}
