@@ -1,7 +1,7 @@
 //! Frames that end with a delimiter.
 
 use super::{
-    Body, Decoder, Encoder, FrameError, FrameView, ready,
+    Decoder, Encoder, FrameError, FrameView, ready,
     search::{Delimiter, Progress},
     whole,
 };
@@ -211,7 +211,11 @@ impl<V: FrameView> Decoder for Delimited<V> {
 /// that is [`FrameError::HoldsDelimiter`], except with
 /// [`encode_with`](Encoder::encode_with), where the body is not looked at.
 impl<V> Encoder for Delimited<V> {
-    fn encode_with(&self, w: &mut dyn Writer, body: &mut Body<'_>) -> io::Result<()> {
+    fn encode_with(
+        &self,
+        w: &mut dyn Writer,
+        body: &mut dyn FnMut(&mut dyn Writer) -> io::Result<()>,
+    ) -> io::Result<()> {
         whole(w, |w| {
             self.check_len(super::written(w, body)?)?;
             w.write_slice(self.delimiter.as_slice())

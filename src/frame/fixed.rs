@@ -1,6 +1,6 @@
 //! Frames that all have the same length.
 
-use super::{Body, Decoder, Encoder, FrameError, FrameView, ready, whole, written};
+use super::{Decoder, Encoder, FrameError, FrameView, ready, whole, written};
 use bytes::Bytes;
 use linkbuffer::{Reader, Writer};
 use std::{fmt, io, marker::PhantomData};
@@ -75,7 +75,11 @@ impl<V: FrameView> Decoder for FixedLength<V> {
 
 /// Every body must have the length of the frames: [`FrameError::BodySize`] otherwise.
 impl<V> Encoder for FixedLength<V> {
-    fn encode_with(&self, w: &mut dyn Writer, body: &mut Body<'_>) -> io::Result<()> {
+    fn encode_with(
+        &self,
+        w: &mut dyn Writer,
+        body: &mut dyn FnMut(&mut dyn Writer) -> io::Result<()>,
+    ) -> io::Result<()> {
         whole(w, |w| Ok(self.check(written(w, body)?)?))
     }
 

@@ -1,6 +1,6 @@
 //! Frames that say how long they are.
 
-use super::{Body, Decoder, Encoder, FrameError, FrameView, ready, whole, written};
+use super::{Decoder, Encoder, FrameError, FrameView, ready, whole, written};
 use bytes::Bytes;
 use linkbuffer::{Reader, Writer};
 use std::{fmt, io, marker::PhantomData};
@@ -130,7 +130,7 @@ impl<V> LengthField<V> {
         &self,
         w: &mut dyn Writer,
         head: &[u8],
-        body: &mut Body<'_>,
+        body: &mut dyn FnMut(&mut dyn Writer) -> io::Result<()>,
     ) -> io::Result<()> {
         let format = &self.format;
         format.check_head(head)?;
@@ -187,7 +187,11 @@ impl<V: FrameView> Decoder for LengthField<V> {
 /// For fields at the front of the frame; with an [`offset`](LengthField::offset) the bytes in
 /// front of the field have to be given: [`encode_with_head`](LengthField::encode_with_head).
 impl<V> Encoder for LengthField<V> {
-    fn encode_with(&self, w: &mut dyn Writer, body: &mut Body<'_>) -> io::Result<()> {
+    fn encode_with(
+        &self,
+        w: &mut dyn Writer,
+        body: &mut dyn FnMut(&mut dyn Writer) -> io::Result<()>,
+    ) -> io::Result<()> {
         self.encode_with_head(w, &[], body)
     }
 

@@ -140,6 +140,35 @@ where
 /// # Ok(())
 /// # }
 /// ```
+///
+/// One of your own:
+///
+/// ```
+/// use netpoll::{Encoder, LinkBuffer, Writer};
+/// use std::io;
+///
+/// struct Quoted;
+///
+/// impl Encoder for Quoted {
+///     fn encode_with(
+///         &self,
+///         w: &mut dyn Writer,
+///         body: &mut dyn FnMut(&mut dyn Writer) -> io::Result<()>,
+///     ) -> io::Result<()> {
+///         w.write_u8(b'"')?;
+///         body(w)?;
+///         w.write_u8(b'"')
+///     }
+/// }
+///
+/// # fn main() -> io::Result<()> {
+/// let mut out = LinkBuffer::new();
+/// Quoted.encode_slice(&mut out, b"text")?;
+/// out.flush();
+/// assert_eq!(out, *b"\"text\"");
+/// # Ok(())
+/// # }
+/// ```
 pub trait Encoder {
     /// Writes one frame around the bytes that `body` writes. `body` is called once and must not
     /// flush.
@@ -147,7 +176,11 @@ pub trait Encoder {
     /// # Errors
     ///
     /// [`FrameError`] if the body does not fit the frame, what `body` and `w` fail with.
-    fn encode_with(&self, w: &mut dyn Writer, body: &mut Body<'_>) -> io::Result<()>;
+    fn encode_with(
+        &self,
+        w: &mut dyn Writer,
+        body: &mut dyn FnMut(&mut dyn Writer) -> io::Result<()>,
+    ) -> io::Result<()>;
 
     /// Writes `body` as one frame; long ones are linked, not copied.
     ///
@@ -167,9 +200,6 @@ pub trait Encoder {
         self.encode_with(w, &mut |w| w.write_slice(body))
     }
 }
-
-/// Writes the body of a frame: see [`Encoder::encode_with`].
-type Body<'a> = dyn FnMut(&mut dyn Writer) -> io::Result<()> + 'a;
 
 /// Whether `n` bytes are here. The end of input in front of a frame is no error.
 fn ready(r: &mut dyn Reader, n: usize) -> io::Result<bool> {
@@ -193,7 +223,10 @@ fn whole(
 }
 
 /// Runs `body`, returns how many bytes it wrote.
-fn written(w: &mut dyn Writer, body: &mut Body<'_>) -> io::Result<usize> {
+fn written(
+    w: &mut dyn Writer,
+    body: &mut dyn FnMut(&mut dyn Writer) -> io::Result<()>,
+) -> io::Result<usize> {
     let before = w.malloc_len();
     body(w)?;
     w.malloc_len()
