@@ -26,6 +26,9 @@ const WAITS_TO_SHARE: u64 = 12;
 const WAITS_TO_STOP: u64 = 4;
 /// Windows in a row with few waits before sharing ends.
 const CALM_WINDOWS: u32 = 5;
+/// One without any counts as so many: sharing costs runs that compute some of their time, and should
+/// waits come back it takes [`WAITS_TO_SHARE`] of them to begin anew.
+const SILENCE: u32 = 3;
 /// Others that should be there then.
 const HANDS_FOR_WAITS: usize = 2;
 /// Typical time of a run up to which several are timed together, and how many.
@@ -111,10 +114,10 @@ impl Learner {
             self.calm = 0;
             return !std::mem::replace(&mut self.waiting_often, true);
         }
-        self.calm = if seen < WAITS_TO_STOP {
-            self.calm + 1
-        } else {
-            0
+        self.calm = match seen {
+            0 => self.calm + SILENCE,
+            1..WAITS_TO_STOP => self.calm + 1,
+            _ => 0,
         };
         if self.calm >= CALM_WINDOWS {
             self.waiting_often = false;
@@ -237,7 +240,7 @@ mod tests {
         assert_eq!(learner.terms(0), Terms::shared(HANDS_FOR_WAITS));
         assert!(!window(&mut learner, 100), "no news");
         for _ in 1..CALM_WINDOWS {
-            window(&mut learner, 0);
+            window(&mut learner, 1);
         }
         assert!(learner.waiting_often());
         window(&mut learner, WAITS_TO_STOP);
@@ -245,6 +248,11 @@ mod tests {
             assert!(learner.waiting_often());
             window(&mut learner, WAITS_TO_STOP - 1);
         }
+        assert!(!learner.waiting_often());
+        assert!(window(&mut learner, WAITS_TO_SHARE), "again");
+        window(&mut learner, 0);
+        assert!(learner.waiting_often(), "a pause");
+        window(&mut learner, 0);
         assert!(!learner.waiting_often());
         assert_eq!(learner.terms(100), Terms::ALONE);
     }
