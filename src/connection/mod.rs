@@ -316,13 +316,17 @@ impl Connection {
     /// Whether nothing is under way in either direction, so that another user may take over.
     pub(crate) fn is_sound(&self) -> bool {
         let shared = &self.rx.shared;
+        let queued = || {
+            // Without these bits nothing is, and nobody need look.
+            shared.word.has(QUEUED | FLUSHING) && shared.outbox.queued() > 0
+        };
         shared.is_active()
             && !shared.word.has(state::POISONED | state::WRITE_SHUT)
             && self.rx.end.is_none()
             && !self.rx.owed
             && self.rx.len() == 0
             && self.tx.pending() == 0
-            && shared.outbox.queued() == 0
+            && !queued()
     }
 }
 

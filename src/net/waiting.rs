@@ -35,8 +35,9 @@ const WORTHWHILE: Duration = Duration::from_millis(2 * 20);
 
 /// Changing the mode costs two calls, so a connection that is used once stays as it is.
 const FIRST: u8 = 1;
-/// A peer that took longer than a slice may do so again: the slice would be waited for nothing.
-const SLOW: u8 = 8;
+/// A peer that takes longer than a slice again and again is polled for at once, so many times at most
+/// before it gets another chance: the slices would be waited for nothing.
+const SLOW: u8 = 7;
 const NEVER: u8 = u8::MAX;
 
 /// Whether the receives of a socket may wait. The one who reads asks and answers; others only ever end it.
@@ -44,6 +45,8 @@ const NEVER: u8 = u8::MAX;
 pub(super) struct Waits {
     /// How many waits from now on are polled for; [`NEVER`] stands for all.
     polls: AtomicU8,
+    /// How many those will be after the next slice in which nothing came, beside the wait it was part of.
+    slow: AtomicU8,
     /// The descriptor is in blocking mode and has its time-out.
     blocking: AtomicBool,
 }
@@ -65,6 +68,7 @@ impl Waits {
     fn after(polls: u8) -> Self {
         Self {
             polls: AtomicU8::new(polls),
+            slow: AtomicU8::new(0),
             blocking: AtomicBool::new(false),
         }
     }
@@ -93,13 +97,22 @@ impl Socket {
     ///
     /// As [`recv_into`](Self::recv_into); `WouldBlock` after the slice, and after a signal.
     pub(crate) fn recv_waiting(&self, buf: &mut BytesMut) -> io::Result<usize> {
-        self.recv_once(buf).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
-                self.waits().polls.store(SLOW, Ordering::Relaxed);
-                io::ErrorKind::WouldBlock.into()
+        let slow = self.waits().slow.load(Ordering::Relaxed);
+        match self.recv_once(buf) {
+            Err(error) if is_over(&error) => {
+                // The rest of this wait is one of them.
+                self.waits().polls.store(1 + slow, Ordering::Relaxed);
+                let slower = (2 * slow + 1).min(SLOW);
+                self.waits().slow.store(slower, Ordering::Relaxed);
+                Err(io::ErrorKind::WouldBlock.into())
             }
-            _ => error,
-        })
+            received => {
+                if slow > 0 {
+                    self.waits().slow.store(0, Ordering::Relaxed);
+                }
+                received
+            }
+        }
     }
 
     /// From now on the descriptor is non-blocking and stays so: it may be shown to others.
@@ -131,6 +144,14 @@ impl Socket {
         }
         done.is_ok()
     }
+}
+
+/// The slice is over, or a signal came.
+fn is_over(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+    )
 }
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
@@ -253,17 +274,37 @@ mod tests {
         let (unix, _its) = own_unix();
         for socket in [tcp, unix] {
             let_wait(&socket);
-            let start = Instant::now();
             let mut buf = BytesMut::with_capacity(64);
-            let error = failure(socket.recv_waiting(&mut buf));
-            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-            // It did wait.
-            assert!(start.elapsed() >= SLICE / 2, "{:?}", start.elapsed());
-            for _ in 0..SLOW {
-                assert!(!socket.may_wait(None));
+            // Each time more of them, up to a limit.
+            for more in [0, 1, 3, 7, 7] {
+                let start = Instant::now();
+                let error = failure(socket.recv_waiting(&mut buf));
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                // It did wait.
+                assert!(start.elapsed() >= SLICE / 2, "{:?}", start.elapsed());
+                assert!(!socket.may_wait(None), "the rest of this wait");
+                for _ in 0..more {
+                    assert!(!socket.may_wait(None), "{more}");
+                }
+                assert!(socket.may_wait(None), "{more}");
             }
-            assert!(socket.may_wait(None));
         }
+    }
+
+    #[test]
+    fn an_answer_in_time_makes_up_for_slow_ones() {
+        let (socket, mut theirs) = own_unix();
+        let_wait(&socket);
+        let mut buf = BytesMut::with_capacity(64);
+        for _ in 0..2 {
+            failure(socket.recv_waiting(&mut buf));
+            while !socket.may_wait(None) {}
+        }
+        theirs.write_all(b"x").unwrap();
+        assert_eq!(socket.recv_waiting(&mut buf).unwrap(), 1);
+        failure(socket.recv_waiting(&mut buf));
+        assert!(!socket.may_wait(None), "the rest of this wait");
+        assert!(socket.may_wait(None));
     }
 
     #[test]
