@@ -250,8 +250,23 @@ impl Outbox {
         drop_output(guard, chain);
     }
 
+    #[inline]
     fn direct(&self, word: &Word, sink: &impl Sink, chain: &mut LinkBuffer) -> (Mark, Sent) {
-        let end = self.transmit(word, sink, chain, &mut 0);
+        // Nearly every reply is one chunk and goes out whole.
+        let mut first = None;
+        let reply = Buf::chunk(chain);
+        let whole = reply.len() == chain.len() && !reply.is_empty() && chain.is_plain();
+        if whole && !word.has(OVER) {
+            first = Some(sink.send_one(reply));
+        }
+        let end = match first {
+            Some(Ok(n)) if n == chain.len() => {
+                chain.consume(n);
+                add(&self.bytes, n);
+                Sent::All
+            }
+            first => self.transmit(word, sink, chain, &mut 0, first),
+        };
         if end == Sent::All {
             // The common end: nothing was queued behind us.
             if word.give_back_flush() {
@@ -259,6 +274,18 @@ impl Outbox {
             }
             return (Mark(i64::MIN), self.flush(word, sink));
         }
+        self.keep(word, sink, chain, end)
+    }
+
+    /// Queues what is left of a direct send, before everything that is queued already.
+    #[cold]
+    fn keep(
+        &self,
+        word: &Word,
+        sink: &impl Sink,
+        chain: &mut LinkBuffer,
+        end: Sent,
+    ) -> (Mark, Sent) {
         let mut locked = self.queue.lock();
         let queue = locked.get_or_insert_default();
         let mark = Mark(queue.sent);
@@ -321,7 +348,7 @@ impl Outbox {
                 return Sent::All;
             };
             let len = chain.len();
-            let end = self.transmit(word, sink, &mut chain, &mut share);
+            let end = self.transmit(word, sink, &mut chain, &mut share, None);
             let mut locked = self.queue.lock();
             let queue = locked.get_or_insert_default();
             queue.progress(len - chain.len());
@@ -378,20 +405,21 @@ impl Outbox {
         end
     }
 
-    /// The send loop, without any lock.
+    /// The send loop, without any lock; `first` is the result of a send that was made already.
     fn transmit(
         &self,
         word: &Word,
         sink: &impl Sink,
         chain: &mut LinkBuffer,
         share: &mut u64,
+        mut first: Option<io::Result<usize>>,
     ) -> Sent {
         let mut full_before = false;
         while !chain.is_empty() {
-            if word.has(OVER) {
+            if first.is_none() && word.has(OVER) {
                 return Sent::Failed(io::ErrorKind::NotConnected);
             }
-            match hand_over(sink, chain) {
+            match first.take().unwrap_or_else(|| hand_over(sink, chain)) {
                 Ok(n) => {
                     consume(sink, chain, n);
                     add(&self.bytes, n);
@@ -441,7 +469,7 @@ fn drop_output(guard: &impl Contain, chain: Option<Box<LinkBuffer>>) {
 
 /// One vectored send of what is at the front of the chain.
 fn hand_over(sink: &impl Sink, chain: &LinkBuffer) -> io::Result<usize> {
-    // Nearly every reply is one chunk: it needs no list.
+    // One chunk needs no list.
     let first = Buf::chunk(chain);
     if first.len() == chain.len() {
         return sink.send_one(first);

@@ -204,18 +204,30 @@ impl Shared {
     }
 
     /// Acts on what became of a flusher's turn; `Share` is left to the caller.
+    #[inline]
     pub(crate) fn after_send(self: &Arc<Self>, sent: Sent) {
+        if sent == Sent::All {
+            self.touch();
+            // A close or a drain may have waited for just this, or threads.
+            let bits = self.word.load();
+            if bits & (state::CLOSE | state::DRAIN | state::WRITE_WAIT) == 0 {
+                return;
+            }
+            if bits & (state::CLOSE | state::DRAIN) != 0 {
+                self.attend(0);
+            }
+            return self.notify(For::Output);
+        }
+        self.after_part(sent);
+    }
+
+    #[cold]
+    fn after_part(self: &Arc<Self>, sent: Sent) {
         if !matches!(sent, Sent::Failed(_)) {
             self.touch();
         }
         match sent {
-            Sent::All => {
-                // A close or a drain may have waited for just this.
-                if self.word.has(state::CLOSE | state::DRAIN) {
-                    self.attend(0);
-                }
-            }
-            Sent::Share => {}
+            Sent::All | Sent::Share => {}
             Sent::Parked => {
                 if self.word.has(state::OWNED) {
                     self.watch_output();
