@@ -108,33 +108,11 @@ impl ConnectionOperator {
         news
     }
 
-    /// Whether the peer is gone in both directions: reset, or closed. After the end of input no
-    /// receive would tell.
-    fn is_gone(bits: u32, readiness: Readiness) -> bool {
-        readiness.contains(Readiness::ERROR)
-            // Not if it was this side that ended the output.
-            || (readiness.contains(Readiness::WRITE_CLOSED) && bits & WRITE_SHUT == 0)
-    }
-}
-
-impl Deref for ConnectionOperator {
-    type Target = Socket;
-
-    #[inline]
-    fn deref(&self) -> &Socket {
-        &self.socket
-    }
-}
-
-impl Operator for ConnectionOperator {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
+    /// Readiness of other kinds, or a connection in an unusual state.
+    #[inline(never)]
+    fn look_closer(&self, bits: u32, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
         let hangup = Readiness::READ_CLOSED | Readiness::WRITE_CLOSED | Readiness::ERROR;
         let shared = &self.shared;
-        let bits = shared.word.load();
         if bits & LINGER != 0 {
             return self.linger(readiness);
         }
@@ -163,6 +141,16 @@ impl Operator for ConnectionOperator {
         } else {
             shared.word.post(news)
         };
+        let more = self.tell(before, news);
+        if readiness.contains(Readiness::TIMER) {
+            shared.arm();
+        }
+        self.place(taken, more, budget)
+    }
+
+    /// Tells whoever waits for the news. `true`: more is queued than one turn sends.
+    fn tell(&self, before: u32, news: u32) -> bool {
+        let shared = &self.shared;
         if before & READ_WAIT != 0 {
             shared.notify(For::Input);
         }
@@ -170,10 +158,13 @@ impl Operator for ConnectionOperator {
             shared.word.clear(PIPED);
             process::write_complete(shared);
         }
-        let more = before & QUEUED != 0 && news & WRITABLE != 0 && self.drive();
-        if readiness.contains(Readiness::TIMER) {
-            shared.arm();
-        }
+        before & QUEUED != 0 && news & WRITABLE != 0 && self.drive()
+    }
+
+    /// Has the owner run if the role was `taken` for it.
+    #[inline]
+    fn place(&self, taken: bool, more: bool, budget: &mut Budget<'_>) -> Progress {
+        let shared = &self.shared;
         let progress = if taken {
             match shared.context.runner.place(shared, budget) {
                 Placed::Elsewhere => Progress::Drained,
@@ -191,6 +182,50 @@ impl Operator for ConnectionOperator {
             Progress::Drained
         };
         if more { Progress::Yield } else { progress }
+    }
+
+    /// Whether the peer is gone in both directions: reset, or closed. After the end of input no
+    /// receive would tell.
+    fn is_gone(bits: u32, readiness: Readiness) -> bool {
+        readiness.contains(Readiness::ERROR)
+            // Not if it was this side that ended the output.
+            || (readiness.contains(Readiness::WRITE_CLOSED) && bits & WRITE_SHUT == 0)
+    }
+}
+
+impl Deref for ConnectionOperator {
+    type Target = Socket;
+
+    #[inline]
+    fn deref(&self) -> &Socket {
+        &self.socket
+    }
+}
+
+impl Operator for ConnectionOperator {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
+        // What is reported of a connection at work needs no second look.
+        let usual = Readiness::READABLE | Readiness::WRITABLE;
+        let word = &self.shared.word;
+        let bits = word.load();
+        if !usual.contains(readiness) || bits & (LINGER | CLOSED | OWNED) != 0 {
+            return self.look_closer(bits, readiness, budget);
+        }
+        let mut news = 0;
+        if readiness.contains(Readiness::READABLE) {
+            news |= READABLE;
+            self.shared.touch();
+        }
+        if readiness.contains(Readiness::WRITABLE) {
+            news |= WRITABLE;
+        }
+        let (before, taken) = word.post(news);
+        let more = before & (READ_WAIT | PIPED | QUEUED) != 0 && self.tell(before, news);
+        self.place(taken, more, budget)
     }
 
     fn run(&self) -> Progress {

@@ -121,6 +121,7 @@ impl Outbox {
     /// Returns where the chain ends in the queue, and what became of the flusher's turn
     /// (`Parked` too when another thread is the flusher). The chain is left empty unless the
     /// queue is full.
+    #[inline]
     pub(crate) fn send(
         &self,
         word: &Word,

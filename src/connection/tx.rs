@@ -73,6 +73,7 @@ impl Tx {
     }
 
     /// `None` when the kernel has everything, otherwise what to wait for.
+    #[inline]
     fn submit(&mut self) -> io::Result<Option<Mark>> {
         self.check()?;
         let Some(buffer) = self.buffer.as_mut() else {
@@ -242,6 +243,7 @@ impl Shared {
     }
 
     /// Goes on until a flusher's turn has an end.
+    #[inline]
     pub(super) fn settle_send(self: &Arc<Self>, socket: &Socket, mut sent: Sent) -> Sent {
         while sent == Sent::Share {
             sent = self.outbox.drive(&self.word, &self.line(socket));
