@@ -1,5 +1,8 @@
 //! A connection as every other thread sees it: send, close, wait, watch.
 
+#[cfg(doc)]
+use crate::Error;
+
 use super::{
     close::Done,
     patience::Patience,
@@ -78,8 +81,8 @@ impl ConnectionHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] on an ended connection, [`Error::OutputFull`] or
-    /// [`Error::WriteTimeout`] by policy, [`Error::Poisoned`] after a message was cut. Nothing
+    /// [`Error::Closed`] on an ended connection, [`Error::OutputFull`] or [`Error::WriteTimeout`] by
+    /// policy, [`Error::Poisoned`] after a message was cut. Nothing
     /// of the message was accepted then, unless the connection ended while it was being sent:
     /// what did not go out is counted as lost.
     pub fn send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
