@@ -12,6 +12,7 @@ use std::{
     net::{Shutdown, TcpStream},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::net::{UnixListener, UnixStream},
+    path::Path,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -65,10 +66,46 @@ fn patient() -> Dialer {
 }
 
 fn is_non_blocking(fd: BorrowedFd<'_>) -> bool {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+    is_non_blocking_by(
+        &fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap(),
+    )
+}
+
+fn is_non_blocking_by(info: &str) -> bool {
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
     flags & libc::O_NONBLOCK != 0
+}
+
+/// The mode of the descriptor of a TCP connection, as the system tells it to those who do not ask the
+/// connection for it.
+fn blocks(conn: &Address) -> bool {
+    let local = format!(":{:04X}", conn.as_socket_addr().unwrap().port());
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        // Others may have the port towards other peers, and both lists change while they are read.
+        let table = fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let sockets: Vec<_> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|fields| fields[1].ends_with(&local))
+            .map(|fields| format!("socket:[{}]", fields[9]))
+            .collect();
+        let info = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .flatten()
+            .filter(|entry| {
+                let to = fs::read_link(entry.path());
+                to.is_ok_and(|to| sockets.iter().any(|socket| to == Path::new(socket)))
+            })
+            .find_map(|entry| {
+                fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name())).ok()
+            });
+        if let Some(info) = info {
+            return !is_non_blocking_by(&info);
+        }
+        assert!(Instant::now() < deadline, "no descriptor at {conn}");
+    }
 }
 
 fn ends_by(
@@ -298,6 +335,29 @@ fn a_descriptor_that_is_shown_is_non_blocking_and_stays_so() {
             let copy = conn.as_fd().try_clone_to_owned().unwrap();
             warm(&mut conn, &mut peer);
             assert!(is_non_blocking(copy.as_fd()));
+        }
+    });
+}
+
+#[test]
+fn the_mode_is_back_before_anybody_else_has_the_descriptor() {
+    bounded("mode", || {
+        for way in 0..3 {
+            let (mut conn, mut peer) = pair_of(false, &patient());
+            let at = conn.local_addr().unwrap();
+            assert!(!blocks(&at));
+            warm(&mut conn, &mut peer);
+            assert!(blocks(&at), "or the other tests show nothing");
+            let kept: Box<dyn std::any::Any> = match way {
+                0 => Box::new(conn.attach(handler_fn(|_| Ok(()))).unwrap()),
+                1 => Box::new(conn.detach().unwrap()),
+                _ => {
+                    conn.as_fd();
+                    Box::new(conn)
+                }
+            };
+            assert!(!blocks(&at), "{way}");
+            drop((kept, peer));
         }
     });
 }
