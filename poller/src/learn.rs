@@ -31,7 +31,8 @@ const CALM_WINDOWS: u32 = 5;
 const SILENCE: u32 = 3;
 /// Others that should be there then.
 const HANDS_FOR_WAITS: usize = 2;
-/// Typical time of a run up to which several are timed together, and how many.
+/// Typical time of a run up to which several are timed together, and how many: a look at the clock was
+/// measured at 40 ns, four times an uncontended lock, where a request takes 5 us.
 const SHORT_RUN: Duration = Duration::from_micros(10);
 const TOGETHER: u32 = 8;
 /// Typical time of a run from which help pays.

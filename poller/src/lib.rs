@@ -12,9 +12,9 @@
 //! core lies in a slot where another thread may take it:
 //!
 //! * at once, if the run calls [`before_blocking`] before it waits;
-//! * half a tick to one and a half later (1 ms each by default, [`GroupBuilder::slow_after`]; four
-//!   times as long if no run was found to wait for ten seconds, sixteen times if none ever was) if the
-//!   group's monitor finds the run waiting without a word, or having computed for more than 5 ms;
+//! * half a tick to one and a half later (1 ms each by default, [`GroupBuilder::slow_after`]; twice
+//!   as long if no run was found to wait for a second, four times after ten, sixteen times if none ever
+//!   was) if the group's monitor finds the run waiting without a word, or having computed for more than 5 ms;
 //! * right away, where runs have often waited lately, or where runs are long and there is another
 //!   processor: then several threads share the batch.
 //!

@@ -5,10 +5,10 @@
 //! the system is asked what that thread does: one that waits loses the role at once; one that computes
 //! loses it after it has really computed for a while; one that was merely not scheduled keeps it.
 //!
-//! A look costs as much as some requests: a timer, a wake-up, two switches. So as long as no run was
-//! found to wait for a while ([`ALERT`]) the ticks are [longer](CALM): the next such run stalls its
-//! poller for up to six ticks instead of one and a half, those after it do not. Before the first one in
-//! the group's life they are [much longer](UNUSED), since most groups never see one. Once something was
+//! A look costs as much as some requests: a timer, a wake-up, two switches. So where no run was found to
+//! wait for a while the ticks are longer ([`EASED`], [`CALM`]): the next such run stalls its poller for
+//! up to three or six ticks instead of one and a half, those after it do not. Before the first one in the
+//! group's life they are [much longer](UNUSED), since most groups never see one. Once something was
 //! suspected the next tick is short in any case.
 //!
 //! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
@@ -35,12 +35,15 @@ use crate::{
 const REST_AFTER: u32 = 10;
 /// The tick is divided by this while runs of some poller often wait.
 const WORRIED: u32 = 3;
-/// The tick is multiplied by this while no run is found to wait or to compute for long.
+/// For so long after a run was found to wait, or to compute for long, ticks stay as short as they are.
+const ALERT: Duration = Duration::from_secs(1);
+/// Then the tick is multiplied by this, for so long after that run.
+const EASED: u32 = 2;
+const UNEASY: Duration = Duration::from_secs(10);
+/// Then by this.
 const CALM: u32 = 4;
-/// The same as long as none ever was.
+/// And by this as long as none ever was found.
 const UNUSED: u32 = 16;
-/// How long ticks stay short after one was.
-const ALERT: Duration = Duration::from_secs(10);
 /// Processor time after which a run counts as computing for long.
 const COMPUTING: Duration = Duration::from_millis(5);
 
@@ -125,7 +128,7 @@ impl Monitor {
         let mut quiet = 0;
         let mut tick = self.tick;
         let mut found_before = 0;
-        let mut alert_until = None;
+        let mut found_at: Option<Instant> = None;
         while let Some(pollers) = self.wait(tick) {
             suspects.resize_with(pollers.len(), Suspect::default);
             let mut moved = false;
@@ -145,12 +148,13 @@ impl Monitor {
                 }
             }
             if std::mem::replace(&mut found_before, found) != found {
-                alert_until = Some(Instant::now() + ALERT);
+                found_at = Some(Instant::now());
             }
-            alert |= alert_until.is_some_and(|end| Instant::now() < end);
-            tick = match alert_until {
+            tick = match found_at.map(|at| at.elapsed()) {
                 _ if worried => self.tick / WORRIED,
                 _ if alert => self.tick,
+                Some(ago) if ago < ALERT => self.tick,
+                Some(ago) if ago < UNEASY => self.tick * EASED,
                 Some(_) => self.tick * CALM,
                 None => self.tick * UNUSED,
             };
