@@ -4,6 +4,9 @@ use std::{io, os::fd::BorrowedFd};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+#[cfg(feature = "fault-injection")]
+use crate::fault::pass;
+
 /// A kind of system call, the key of a fault plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -41,7 +44,7 @@ pub enum Call {
 #[inline]
 pub(super) fn call<T>(kind: Call, mut op: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
-        match fault(kind, None).and_then(|_| op()) {
+        match pass(kind, None, |_| op()) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
@@ -59,7 +62,7 @@ pub(super) fn transfer(
     mut op: impl FnMut(usize) -> io::Result<usize>,
 ) -> io::Result<usize> {
     loop {
-        match fault(kind, Some(fd)).and_then(|cut| op(cut.map_or(len, |cut| cut.min(len)))) {
+        match transfer_once(kind, fd, len, &mut op) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
@@ -74,7 +77,11 @@ pub(super) fn transfer_once(
     len: usize,
     op: impl FnOnce(usize) -> io::Result<usize>,
 ) -> io::Result<usize> {
-    fault(kind, Some(fd)).and_then(|cut| op(cut.map_or(len, |cut| cut.min(len))))
+    pass(
+        kind,
+        Some(fd),
+        |cut| op(cut.map_or(len, |cut| cut.min(len))),
+    )
 }
 
 /// A stream socket that is close-on-exec and non-blocking, both from birth where the system can.
@@ -134,16 +141,15 @@ pub(super) fn accept_prepared(listener: &SockRef<'_>) -> io::Result<(Socket, Soc
     Ok((socket, peer))
 }
 
-/// What the fault plan has for this call: an error, a smaller count, or nothing.
-#[cfg(feature = "fault-injection")]
-fn fault(kind: Call, fd: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
-    crate::fault::next(kind, fd)
-}
-
+/// Makes one call. `op` gets the count that a fault cuts it to: there are none here.
 #[cfg(not(feature = "fault-injection"))]
 #[inline(always)]
-fn fault(_: Call, _: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
-    Ok(None)
+fn pass<T>(
+    _: Call,
+    _: Option<BorrowedFd<'_>>,
+    op: impl FnOnce(Option<usize>) -> io::Result<T>,
+) -> io::Result<T> {
+    op(None)
 }
 
 #[cfg(test)]

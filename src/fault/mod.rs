@@ -20,12 +20,12 @@ use std::{
     io::{self, Write},
     os::fd::BorrowedFd,
     process,
-    str::FromStr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, ThreadId},
+    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -36,6 +36,8 @@ use {
     socket2::SockRef,
     std::time::Instant,
 };
+
+mod text;
 
 pub use crate::net::Call;
 
@@ -55,6 +57,12 @@ pub enum Fault {
     /// are left alone. What came before a hang-up cannot come later than it. Nor are sends of a
     /// caller that must not wait (inline dispatch), which a full socket makes fail.
     Later,
+    /// The thread sleeps for so long before it makes the call, as if it had been interrupted then:
+    /// others are ahead of it.
+    Held(Duration),
+    /// The call is made, and then the thread sleeps for so long before it learns the result: what
+    /// others do on hearing of the call comes before whatever the caller does next.
+    Late(Duration),
 }
 
 /// Which call of a kind is hit. Calls are counted from 1.
@@ -82,7 +90,8 @@ struct Rule {
 ///
 /// * the call: `accept`, `bind`, `connect`, `get-option`, `listen`, `name`, `peek`, `recv`, `send`,
 ///   `set-option`, `shutdown` or `socket`;
-/// * the fault: `short=` bytes, `later`, `eintr` or `errno=` number;
+/// * the fault: `short=` bytes, `later`, `eintr`, `errno=` number, `held=` microseconds or `late=`
+///   microseconds;
 /// * when: `every=` n, or `chance=` so many in a thousand.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -138,67 +147,6 @@ impl Plan {
     }
 }
 
-impl FromStr for Plan {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut plan = Self::new(0);
-        for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
-            if let Some(seed) = item.strip_prefix("seed=") {
-                plan.seed = number(seed)?;
-                continue;
-            }
-            let parts: Vec<&str> = item.split(':').collect();
-            let [call, fault, when] = parts[..] else {
-                return Err(format!("'{item}' is not call:fault:when"));
-            };
-            plan = plan.rule(parse_call(call)?, parse_when(when)?, parse_fault(fault)?);
-        }
-        Ok(plan)
-    }
-}
-
-fn parse_call(text: &str) -> Result<Call, String> {
-    Ok(match text {
-        "accept" => Call::Accept,
-        "bind" => Call::Bind,
-        "connect" => Call::Connect,
-        "get-option" => Call::GetOption,
-        "listen" => Call::Listen,
-        "name" => Call::Name,
-        "peek" => Call::Peek,
-        "recv" => Call::Receive,
-        "send" => Call::Send,
-        "set-option" => Call::SetOption,
-        "shutdown" => Call::Shutdown,
-        "socket" => Call::Socket,
-        _ => return Err(format!("'{text}' is no call")),
-    })
-}
-
-fn parse_fault(text: &str) -> Result<Fault, String> {
-    Ok(match text.split_once('=') {
-        None if text == "later" => Fault::Later,
-        None if text == "eintr" => Fault::Errno(libc::EINTR),
-        Some(("short", n)) => Fault::Short(number(n)?),
-        Some(("errno", n)) => Fault::Errno(number(n)?),
-        _ => return Err(format!("'{text}' is no fault")),
-    })
-}
-
-fn parse_when(text: &str) -> Result<When, String> {
-    Ok(match text.split_once('=') {
-        Some(("every", n)) => When::Every(number(n)?),
-        Some(("chance", n)) => When::Chance(number(n)?),
-        _ => return Err(format!("'{text}' does not say when")),
-    })
-}
-
-fn number<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse()
-        .map_err(|_| format!("'{text}' is no number, or too large"))
-}
-
 /// A plan in force; dropping it ends it.
 #[must_use]
 pub struct Installed {
@@ -231,9 +179,13 @@ impl fmt::Debug for Installed {
     }
 }
 
-/// Judges one call: fails it, cuts it to a count, or lets it be. `fd` is the socket that the call
-/// moves bytes on, if it moves any.
-pub(crate) fn next(call: Call, fd: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
+/// Makes one call as the plan has it. `op` gets the count it is cut to, if it is. `fd` is the socket
+/// that the call moves bytes on, if it moves any.
+pub(crate) fn pass<T>(
+    call: Call,
+    fd: Option<BorrowedFd<'_>>,
+    op: impl FnOnce(Option<usize>) -> io::Result<T>,
+) -> io::Result<T> {
     if call == Call::Receive {
         CUT.set(false);
     }
@@ -244,14 +196,23 @@ pub(crate) fn next(call: Call, fd: Option<BorrowedFd<'_>>) -> io::Result<Option<
         environment().and_then(|table| table.judge(call, fd))
     };
     match fault {
-        None => Ok(None),
+        None => op(None),
         Some(Fault::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
         Some(Fault::Later) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
         Some(Fault::Short(count)) => {
             if call == Call::Receive {
                 CUT.set(true);
             }
-            Ok(Some(count.max(1)))
+            op(Some(count.max(1)))
+        }
+        Some(Fault::Held(time)) => {
+            thread::sleep(time);
+            op(None)
+        }
+        Some(Fault::Late(time)) => {
+            let result = op(None);
+            thread::sleep(time);
+            result
         }
     }
 }
@@ -391,7 +352,14 @@ thread_local! {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    /// Judges a call that does nothing: fails it, cuts it to a count, or lets it be.
+    pub(super) fn next(call: Call, fd: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
+        pass(call, fd, Ok)
+    }
 
     fn faults(plan: Plan, call: Call, calls: usize) -> Vec<bool> {
         let _installed = plan.this_thread().install();
@@ -487,40 +455,29 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_read_from_text() {
-        let plan: Plan = "seed=9, recv:short=7:chance=300,send:eintr:every=3,\
-                          accept:errno=24:every=2,send:later:chance=1000"
-            .parse()
-            .unwrap();
-        assert_eq!((plan.seed, plan.rules.len()), (9, 4));
-        let _installed = plan.this_thread().install();
-        let sends: Vec<_> = (0..3).map(|_| next(Call::Send, None)).collect();
-        assert_eq!(
-            sends[2].as_ref().unwrap_err().kind(),
-            io::ErrorKind::Interrupted
-        );
-        // Without a socket nothing can come later.
-        assert!(sends[..2].iter().all(|sent| matches!(sent, Ok(None))));
-        assert_eq!(next(Call::Accept, None).unwrap(), None);
-        let error = next(Call::Accept, None).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
-        let cut = (0..1000).filter(|_| next(Call::Receive, None).unwrap() == Some(7));
-        assert!((200..400).contains(&cut.count()));
-    }
-
-    #[test]
-    fn text_that_is_no_plan_says_what_is_wrong() {
-        for (text, word) in [
-            ("seed=x", "x"),
-            ("recv:short=7", "recv:short=7"),
-            ("read:later:every=1", "read"),
-            ("recv:sometimes:every=1", "sometimes"),
-            ("recv:short=:every=1", "''"),
-            ("recv:later:often=1", "often=1"),
-        ] {
-            let why = text.parse::<Plan>().unwrap_err();
-            assert!(why.contains(word), "{text}: {why}");
-        }
+    fn the_thread_sleeps_before_a_call_that_is_held_and_after_one_that_is_late() {
+        let pause = Duration::from_millis(20);
+        let installed = Plan::new(0)
+            .from(Call::Send, 1, 1, Fault::Held(pause))
+            .from(Call::Send, 2, 2, Fault::Late(pause))
+            .this_thread()
+            .install();
+        let now = |_| Ok(Instant::now());
+        let begin = Instant::now();
+        let made = pass(Call::Send, None, now).unwrap();
+        assert!(made - begin >= pause);
+        let made = pass(Call::Send, None, now).unwrap();
+        assert!(made.elapsed() >= pause);
+        // The result is the call's own.
+        let mut made = None;
+        let failed: io::Result<()> = pass(Call::Send, None, |cut| {
+            made = Some((Instant::now(), cut));
+            Err(io::ErrorKind::BrokenPipe.into())
+        });
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let (made, cut) = made.unwrap();
+        assert!(made.elapsed() >= pause && cut.is_none());
+        assert_eq!(installed.hits(Call::Send), 3);
     }
 
     #[cfg(target_os = "linux")]
