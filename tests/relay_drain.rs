@@ -3,17 +3,18 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, Error, Event, EventLoop, Outcome, Relay, RelayEnd,
-    Verdict, event_fn,
+    Address, CloseReason, Connection, Dialer, Dispatch, Error, Event, EventLoop, Executor, Outcome,
+    Relay, RelayEnd, Task, Verdict, event_fn,
 };
+use socket2::SockRef;
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use support::{LIMIT, Log, bounded, eventually};
+use support::{Gate, LIMIT, Log, OpenOnDrop, bounded, eventually};
 
 /// Longer than a relay waits before it takes silence for idleness.
 const SILENCE: Duration = Duration::from_millis(250);
@@ -27,7 +28,7 @@ struct Proxy {
     address: SocketAddr,
     backend: TcpListener,
     ends: Log<RelayEnd>,
-    outcomes: std::sync::Arc<Mutex<Vec<Outcome>>>,
+    outcomes: Arc<Mutex<Vec<Outcome>>>,
 }
 
 impl Proxy {
@@ -36,20 +37,23 @@ impl Proxy {
     }
 
     fn with(relay: netpoll::RelayBuilder) -> Self {
+        Self::dialling(relay, Dialer::new())
+    }
+
+    fn dialling(relay: netpoll::RelayBuilder, dialer: Dialer) -> Self {
         let backend = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = Address::from(backend.local_addr().unwrap());
         let ends = Log::new();
         let log = ends.clone();
-        let outcomes = std::sync::Arc::new(Mutex::new(Vec::new()));
-        let kept = std::sync::Arc::clone(&outcomes);
-        let dialer = Dialer::new();
+        let outcomes = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&outcomes);
         let event_loop = EventLoop::builder()
             .pollers(1)
             .build(event_fn(move |client: &mut Connection, event| {
                 if event == Event::Connected {
                     let backend = dialer.dial_connection(to.clone())?;
                     let relay = relay.clone().start(client.hijack()?, backend)?;
-                    let (log, kept) = (log.clone(), std::sync::Arc::clone(&kept));
+                    let (log, kept) = (log.clone(), Arc::clone(&kept));
                     relay.on_end(move |outcome| {
                         let end = outcome.end;
                         kept.lock().unwrap().push(outcome);
@@ -319,8 +323,8 @@ fn a_relay_that_begins_during_the_drain_ends_too() {
         let to = Address::from(backend.local_addr().unwrap());
         let (begun, ends) = (Log::new(), Log::new());
         let (begin, end) = (begun.clone(), ends.clone());
-        let gate = support::Gate::new();
-        let _open = support::OpenOnDrop(gate.clone());
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
         let at_gate = gate.clone();
         let event_loop = EventLoop::builder()
             .pollers(1)
@@ -352,5 +356,48 @@ fn a_relay_that_begins_during_the_drain_ends_too() {
         drop(client);
         ending.join().unwrap().unwrap();
         assert_eq!(ends.wait_len(1), [RelayEnd::Drained]);
+    });
+}
+
+/// Runs tasks on threads of their own once its gate is open.
+#[derive(Default)]
+struct Held(Gate);
+
+impl Executor for Held {
+    fn execute(&self, task: Task) -> Result<(), Task> {
+        let gate = self.0.clone();
+        thread::spawn(move || {
+            gate.pass();
+            task.run();
+        });
+        Ok(())
+    }
+}
+
+#[test]
+fn a_shutdown_waits_for_the_other_side_and_what_is_called_at_the_end() {
+    bounded("other side", || {
+        let held = Held::default();
+        let gate = held.0.clone();
+        let _open = OpenOnDrop(gate.clone());
+        let dialer = Dialer::new().dispatch(Dispatch::Custom(Arc::new(held)));
+        let proxy = Proxy::dialling(Relay::builder(), dialer);
+        let (client, _server) = proxy.connect();
+        gate.wait_arrived(1);
+        SockRef::from(&client)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(client);
+        eventually("the client's side is closed", || {
+            proxy.event_loop.stats().closed == 1
+        });
+        let early = proxy.event_loop.shutdown(SOON).unwrap_err();
+        let remaining = Error::ShutdownIncomplete { remaining: 1 };
+        assert_eq!(Error::from_io(&early), Some(remaining));
+        assert_eq!(proxy.ends.len(), 0);
+        gate.open();
+        proxy.event_loop.shutdown(LIMIT).unwrap();
+        let ends = proxy.ends.all();
+        assert!(matches!(ends[..], [RelayEnd::Failed(_)]), "{ends:?}");
     });
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     connection::{Shared, Wire},
+    context::Context,
     sync::{Condvar, Mutex},
 };
 use slab::Slab;
@@ -23,7 +24,7 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct Table {
     entries: Slab<Entry>,
-    /// Entries whose callbacks have not all run.
+    /// Connections whose callbacks have not all run: entries, and what is pending.
     live: usize,
     /// Places kept for connections that are about to be inserted.
     reserved: usize,
@@ -36,6 +37,33 @@ struct Table {
 pub(crate) struct Place<'a> {
     connections: &'a Connections,
     reserved: bool,
+}
+
+/// A connection that is over, but is part of something that is not: it counts as one whose callbacks
+/// have not all run until this is dropped.
+pub(crate) struct Pending {
+    context: Arc<Context>,
+}
+
+impl Pending {
+    /// To be called by a callback of the connection's. `None` if all have run.
+    pub(crate) fn new(shared: &Shared) -> Option<Self> {
+        let mut table = shared.context.connections.table.lock();
+        let entry = table.entry(shared)?;
+        // Still counted, but not by the entry.
+        std::mem::take(&mut entry.live).then(|| Self {
+            context: Arc::clone(&shared.context),
+        })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let connections = &self.context.connections;
+        let mut table = connections.table.lock();
+        table.live -= 1;
+        connections.notify(&table);
+    }
 }
 
 struct Entry {

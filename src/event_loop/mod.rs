@@ -8,7 +8,7 @@ mod models;
 mod pauses;
 
 pub use builder::{Builder, Pollers};
-pub(crate) use connections::Connections;
+pub(crate) use connections::{Connections, Pending};
 
 use crate::{
     connection::{DRAIN, in_callback},

@@ -20,6 +20,7 @@ pub use side::{RelaySide, Verdict};
 use crate::{
     connection::{COARSE, Connection},
     error::{CloseReason, Error},
+    event_loop::Pending,
     sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
 };
 use poller::coarse_millis;
@@ -52,7 +53,7 @@ use std::{
 /// soon as nothing is under way ([`RelayEnd::Drained`]): nothing waits to be passed on, nothing
 /// moved for 100 ms, neither side has ended its output alone, and the last bytes did not come from
 /// the draining side, which then waits for the answer. What is under way is passed on up to the
-/// deadline of the shutdown.
+/// deadline of the shutdown, which returns when what was given to [`Relay::on_end`] has returned.
 ///
 /// # Errors
 ///
@@ -126,6 +127,7 @@ impl RelayBuilder {
                 end: None,
                 returned: [None, None],
                 leases: [lease_a, lease_b],
+                first: None,
                 outcome: None,
                 callbacks: Vec::new(),
                 settled: false,
@@ -264,6 +266,9 @@ struct Progress {
     end: Option<RelayEnd>,
     returned: [Option<Returned>; 2],
     leases: [Option<crate::client::Lease>; 2],
+    /// The side that closed first: a shutdown of its event loop waits for the other one and for
+    /// what is called at the end.
+    first: Option<Pending>,
     outcome: Option<Outcome>,
     callbacks: Vec<Callback>,
     settled: bool,
@@ -356,13 +361,17 @@ impl Core {
                 RelayEnd::Failed(*reason)
             });
         }
-        let (end, sides) = {
+        let (end, sides, first) = {
             let mut progress = self.progress.lock();
             if progress.returned[index].is_some() {
                 return;
             }
+            let closed = matches!(returned, Returned::Closed(_));
             progress.returned[index] = Some(returned);
             if progress.returned.iter().any(Option::is_none) {
+                if closed {
+                    progress.first = Pending::new(&self.lanes[index].shared);
+                }
                 return;
             }
             let returned = std::mem::replace(&mut progress.returned, [const { None }; 2]);
@@ -372,6 +381,7 @@ impl Core {
             (
                 progress.end.unwrap_or(RelayEnd::Interrupted),
                 returned.into_iter().zip(leases),
+                progress.first.take(),
             )
         };
         // Who took over from `a` would get the answer to its last question.
@@ -401,6 +411,7 @@ impl Core {
                 b_to_a,
             },
         );
+        drop(first);
     }
 
     /// Hands the outcome out: with the sides to whoever asked first.
