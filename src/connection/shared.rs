@@ -84,11 +84,25 @@ impl Contain for Line<'_> {
 
 impl Sink for Line<'_> {
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.socket.send_vectored(slices)
+        self.noted(self.socket.send_vectored(slices))
     }
 
     fn send_one(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.send(bytes)
+        self.noted(self.socket.send(bytes))
+    }
+}
+
+impl Line<'_> {
+    /// An error of a send is why the connection ends. That is decided before the word says that
+    /// something is wrong: whoever sees it there would have a less exact reason.
+    fn noted(&self, sent: io::Result<usize>) -> io::Result<usize> {
+        if let Err(error) = &sent {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                let reason = CloseReason::Error(error.kind());
+                self.shared.aside.lock().decide(reason);
+            }
+        }
+        sent
     }
 }
 
@@ -406,5 +420,31 @@ impl fmt::Debug for Shared {
             .field("peer", &self.peer)
             .field("state", &self.word)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::client::Dialer;
+    use std::{
+        net::Shutdown,
+        os::{fd::OwnedFd, unix::net::UnixStream},
+    };
+
+    #[test]
+    fn a_send_that_fails_is_the_reason_before_anybody_sees_that_it_failed() {
+        let (ours, _peer) = UnixStream::pair().unwrap();
+        let conn = Dialer::new().adopt(OwnedFd::from(ours)).unwrap();
+        let shared = conn.shared();
+        let socket = shared.socket().unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        let line = shared.line(&socket);
+        let broken = Some(CloseReason::Error(io::ErrorKind::BrokenPipe));
+        for sent in [line.send_one(b"x"), line.send(&[IoSlice::new(b"x"); 2])] {
+            assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            assert_eq!(shared.aside.lock().reason(), broken);
+            assert!(!shared.word.has(state::BROKEN));
+        }
     }
 }
