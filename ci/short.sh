@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # The integration tests once more, with faults in the way of every socket call of the library: short
-# sends and receives, signals, and bytes that come a moment after their announcement. The tests know
-# nothing of it: the plan comes from the environment (NETPOLL_FAULTS, see src/fault.rs).
+# sends and receives, signals, bytes that come a moment after their announcement, and threads that
+# are held up around their calls. The tests know nothing of it: the plan comes from the environment
+# (NETPOLL_FAULTS, see src/fault/mod.rs).
 #
-#   ci/short.sh            three settings of the whole suite, about four minutes each
-#   ci/short.sh --smoke    a slice of each, forty seconds in all after the build
-#   ci/short.sh short      one setting: short, signals or later
+#   ci/short.sh            four settings of the whole suite, about four minutes each
+#   ci/short.sh --smoke    a slice of each, a minute in all after the build
+#   ci/short.sh short      one setting: short, signals, later or late
+#
+# SHORT_SEED (1) is the seed of what is left to chance.
 source "$(dirname "$0")/lib.sh"
 
 export RUST_BACKTRACE="${RUST_BACKTRACE:-1}"
@@ -24,6 +27,16 @@ signals+=",set-option:eintr:every=3,name:eintr:every=3"
 # EAGAIN although there are bytes, or room, and the announcement anew. TCP only: no other socket can
 # be made to announce itself again.
 later="seed=$seed,recv:later:chance=300,send:later:chance=500"
+
+# Who makes a call sleeps before or after it: what its peer and other threads do meanwhile is done when
+# it goes on. Seldom for 20 ms, longer than any exchange, and often for 0.3 ms, about as long as one.
+late="seed=$seed,shutdown:late=5000:chance=150,shutdown:held=5000:chance=150"
+late+=",accept:late=10000:chance=80,connect:late=10000:chance=80,set-option:late=2000:chance=40"
+late+=",peek:late=20000:chance=10,peek:late=300:chance=200"
+for call in send recv; do
+    late+=",$call:late=20000:chance=3,$call:held=20000:chance=1"
+    late+=",$call:late=300:chance=100,$call:held=300:chance=40"
+done
 
 # Not here:
 #   frame_fuzz, frame_split     no socket
@@ -47,6 +60,10 @@ skip_of() {
         # Holds the sending thread; a send that was put off is the poller's, who must not be held.
         echo the_figures_are_final_when_done_says_so
         ;;
+    late:accept)
+        # Tells pollers by their threads; an accept that sleeps has another thread poll on.
+        echo connections_are_spread_over_the_pollers
+        ;;
     later:event_fn_events)
         # A send that was put off has a completion of its own.
         echo an_answer_that_fits_at_once_is_no_completion
@@ -60,10 +77,11 @@ smoke_of() {
     short) echo client connection_read pool queue relay relay_matrix server unix ;;
     signals) echo client net_descriptors pool relay_matrix server_chaos unix ;;
     later) echo client connection_read pool queue relay relay_matrix server_chaos ;;
+    late) echo client pool queue relay_drain relay_verdicts server_chaos unix ;;
     esac
 }
 
-settings=(short signals later)
+settings=(short signals later late)
 targets=(--tests)
 smoke=false
 case "${1:-}" in
@@ -72,13 +90,13 @@ case "${1:-}" in
     smoke=true
     targets=()
     # shellcheck disable=SC2046
-    for name in $(printf '%s\n' $(smoke_of short) $(smoke_of signals) $(smoke_of later) | sort -u); do
+    for name in $(printf '%s\n' $(smoke_of short) $(smoke_of signals) $(smoke_of later) $(smoke_of late) | sort -u); do
         targets+=(--test "$name")
     done
     ;;
-short | signals | later) settings=("$1") ;;
+short | signals | later | late) settings=("$1") ;;
 *)
-    echo "usage: ci/short.sh [--smoke | short | signals | later]" >&2
+    echo "usage: ci/short.sh [--smoke | short | signals | later | late]" >&2
     exit 2
     ;;
 esac
