@@ -67,6 +67,13 @@ pub(crate) static ALL: &[Peer] = &[
         handlers: BLOCKS_LOOP,
         serve: raw_epoll::carrying,
     },
+    Peer {
+        name: "raw-epoll-threaded",
+        design: "the reference in a process with a second thread, which sleeps for good: what every \
+            server with threads pays in each call",
+        handlers: BLOCKS_LOOP,
+        serve: raw_epoll::threaded,
+    },
     #[cfg(feature = "peers")]
     Peer {
         name: "raw-uring",

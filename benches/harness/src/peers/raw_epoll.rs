@@ -27,6 +27,18 @@ pub(crate) fn carrying(listener: TcpListener) -> io::Result<()> {
     serve(&listener, Scratch::carrying(256 << 10))
 }
 
+/// The reference in a process that has a second thread, asleep for good. From the second thread on the
+/// kernel counts references to a descriptor in every call, and the C library marks calls that may be
+/// cancelled: what every server with threads pays before it does anything.
+pub(crate) fn threaded(listener: TcpListener) -> io::Result<()> {
+    let _asleep = std::thread::Builder::new().spawn(|| {
+        loop {
+            std::thread::park();
+        }
+    })?;
+    spilling(listener)
+}
+
 fn serve(listener: &TcpListener, scratch: Scratch) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let epoll = Epoll::new()?;
