@@ -42,8 +42,9 @@ done
 #   frame_fuzz, frame_split     no socket
 #   net_faults, short_environment   have plans of their own
 #   allocations, memory         count allocations; a call more is one more
+#   receive_bulk                tells how much one receive takes
 #   leak_detect                 needs another feature
-not_here='^(frame_fuzz|frame_split|net_faults|short_environment|allocations|memory|leak_detect)$'
+not_here='^(frame_fuzz|frame_split|net_faults|short_environment|allocations|memory|receive_bulk|leak_detect)$'
 
 # Tests that rely on what only a whole receive or an early one gives, each with the reason.
 skip_of() {
