@@ -103,6 +103,9 @@ fn frames_with_a_length_of_exactly_the_maximum() {
     let make = || LengthField::new(1).strip(2);
     gives(make, b"\x03abc\x01a", &[b"bc", b""]);
     refuses(make, b"\x00", 1, FrameError::TooShort { len: 1, least: 2 });
+    // Whatever is stripped must fit too.
+    let make = || LengthField::new(1).strip(5).max_frame(4);
+    refuses(make, b"\x04abcd", 1, FrameError::TooLong { len: 5, max: 4 });
 }
 
 #[test]
@@ -145,6 +148,10 @@ fn bodies_that_fit_no_frame_with_a_length() {
     refused(&frames, b"ab", size(2, 3));
     let frames = LengthField::new(1).strip(3);
     refused(&frames, b"a", size(1, 2));
+    let mut out = LinkBuffer::new();
+    frames.encode_slice(&mut out, b"ab").unwrap();
+    out.flush();
+    assert_eq!(out, *b"\x02ab");
     refused(&FixedLength::new(3), b"ab", size(2, 3));
     refused(&FixedLength::new(3), b"abcd", size(4, 3));
     let frames = LengthField::new(1).offset(2);
