@@ -4,16 +4,17 @@ mod support;
 
 use netpoll::{
     CloseReason, Connection, ConnectionHandle, Decoder, Delimited, Encoder, Error, FixedLength,
-    FrameError, Handler, LengthField, LinkBuffer, framed,
+    FrameError, Handler, LengthField, LinkBuffer, SocketOptions, framed, handler_fn,
 };
+use socket2::SockRef;
 use std::{
     io::{self, Read, Write},
-    sync::Arc,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
+    sync::{Arc, Mutex},
     thread,
 };
 use support::{
-    Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, bounded, eventually, every,
+    Case, Gate, Kind, Log, OpenOnDrop, Peer, Script, Transport, bounded, eventually, every,
     every_blocking, frame, pattern, read_frame,
 };
 
@@ -442,41 +443,92 @@ fn a_handler_may_take_one_frame_at_a_time() {
     });
 }
 
-#[test]
-fn a_peer_that_never_pauses_does_not_keep_the_thread() {
-    // One thread for everything, and frames that never end where a receive does.
-    bounded("a flood of frames", || {
-        let server = Case::new(Transport::Tcp, Kind::Inline).serve(framed(
-            LengthField::new(4),
-            |conn, body| {
-                if body.starts_with(b"ping") {
-                    return LengthField::new(4).encode(conn, body);
-                }
-                Ok(())
-            },
-        ));
-        let over = Arc::new(AtomicBool::new(false));
-        let floods: Vec<_> = (0..2)
-            .map(|_| {
-                let (mut peer, over) = (server.connect(), Arc::clone(&over));
-                thread::spawn(move || {
-                    let bytes: Vec<u8> = (0..100).flat_map(|_| frame(&[0; 1001])).collect();
-                    while !over.load(Ordering::Relaxed) {
-                        peer.write_all(&bytes).unwrap();
-                    }
-                })
-            })
-            .collect();
+/// Fills a socket with frames whenever it is asked to, without waiting.
+struct Flood {
+    peer: Peer,
+    /// One frame after the other, and where in one of them the next byte is.
+    frames: Vec<u8>,
+    at: usize,
+}
+
+impl Flood {
+    const FRAME: usize = 1005;
+
+    fn new(peer: Peer) -> Self {
+        let frames = frame(&[0; Self::FRAME - 4]).repeat(300);
+        Self {
+            peer,
+            frames,
+            at: 0,
+        }
+    }
+
+    fn fill(&mut self) {
+        let socket = SockRef::from(&self.peer);
+        while let Ok(n) = socket.send_with_flags(&self.frames[self.at..], libc::MSG_DONTWAIT) {
+            self.at = (self.at + n) % Self::FRAME;
+        }
+    }
+}
+
+/// A peer whose socket is full again with every frame that the handler takes: who goes on as long as
+/// something comes never ends. The only thread serves another one nevertheless.
+fn flood<H: Handler>(
+    what: &str,
+    handler: impl FnOnce(Arc<Mutex<Option<Flood>>>) -> H + Send + 'static,
+) {
+    bounded(what, || {
+        let source: Arc<Mutex<Option<Flood>>> = Arc::default();
+        let case = Case::new(Transport::Tcp, Kind::Inline);
+        // So that more is there than one receive takes.
+        let options = SocketOptions::new().recv_buffer(1 << 20);
+        let server = case.serve_with(case.builder().socket(options), handler(Arc::clone(&source)));
         let mut peer = server.connect();
-        for _ in 0..50 {
+        peer.ping(b"ping");
+        let mut flood = Flood::new(server.connect());
+        flood.fill();
+        *source.lock().unwrap() = Some(flood);
+        for _ in 0..10 {
             peer.ping(b"ping");
         }
-        over.store(true, Ordering::Relaxed);
-        for flood in floods {
-            flood.join().unwrap();
-        }
+        *source.lock().unwrap() = None;
         drop(peer);
         server.stop();
+    });
+}
+
+fn fill(source: &Mutex<Option<Flood>>) {
+    if let Some(flood) = source.lock().unwrap().as_mut() {
+        flood.fill();
+    }
+}
+
+#[test]
+fn a_peer_that_never_pauses_does_not_keep_the_thread() {
+    flood("framed", |source| {
+        framed(LengthField::new(4), move |conn, body| {
+            if body == "ping" {
+                return LengthField::new(4).encode(conn, body);
+            }
+            fill(&source);
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_loop_as_long_as_frames_come_does_not_keep_the_thread() {
+    flood("a loop", |source| {
+        handler_fn(move |conn| {
+            while let Some(request) = support::decode(conn)? {
+                if request.len() == 8 {
+                    conn.append(request)?;
+                } else {
+                    fill(&source);
+                }
+            }
+            conn.flush()
+        })
     });
 }
 

@@ -70,6 +70,8 @@ pub(crate) struct Rx {
     patient: bool,
     /// More than zero: many small messages come at once. Counts down while they do not.
     bulk: u8,
+    /// Receives of this turn.
+    reads: u8,
     pub(crate) patience: Patience,
     /// Up to this stream offset there is no such byte.
     scan_upto: u64,
@@ -100,6 +102,7 @@ impl Rx {
             large: true,
             patient: false,
             bulk: 0,
+            reads: 0,
             patience: Patience::default(),
             scan_upto: 0,
             scan_for: 0,
@@ -143,8 +146,9 @@ impl Rx {
         self.end = Some(End::Failed(io::ErrorKind::NotConnected));
     }
 
-    /// Takes over what the poller learned.
+    /// A turn begins: takes over what the poller learned.
     pub(crate) fn note(&mut self, bits: u32) {
+        self.reads = 0;
         if bits & READABLE != 0 {
             self.readable = true;
         }
@@ -161,6 +165,7 @@ impl Rx {
         let mut reads = 0;
         while self.readable && self.end.is_none() && self.len() < target && reads < TURN_READS {
             reads += 1;
+            self.reads = self.reads.saturating_add(1);
             let missing = self.mark.saturating_sub(self.len());
             let unknown = missing == 0;
             let received = if self.lands(missing) {
@@ -260,7 +265,12 @@ impl Rx {
         self.wanted(n)?;
         self.refresh();
         // Nobody tells the user's own connection that there is more: it has to look.
-        self.readable |= self.shared.word.has(OWNED);
+        if self.shared.word.has(OWNED) {
+            self.readable = true;
+        } else if self.turn_is_over() {
+            self.check_end(n)?;
+            return Ok(false);
+        }
         self.receive(n);
         if self.len() >= n {
             self.mark = 0;
@@ -272,6 +282,17 @@ impl Rx {
         }
         self.check_end(n)?;
         Ok(false)
+    }
+
+    /// Whether others have their turn before more is received: a handler that goes on as long as
+    /// something comes would keep its thread. `readable` brings it back. Said once, so that one that
+    /// asks nevertheless gets the next share.
+    fn turn_is_over(&mut self) -> bool {
+        let over = self.readable && self.end.is_none() && u32::from(self.reads) >= TURN_READS;
+        if over {
+            self.reads = 0;
+        }
+        over
     }
 
     /// How much of what is here is known not to hold `delim`.
