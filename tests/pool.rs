@@ -393,7 +393,8 @@ fn evict_closes_what_is_dead_and_keeps_the_rest() {
             evicted += pool.evict();
             evicted == 2
         });
-        assert_eq!(pool.stats().idle, 2);
+        let stats = pool.stats();
+        assert_eq!((stats.idle, stats.discarded), (2, 2));
         pool.close();
         server.stop();
     });
@@ -407,6 +408,8 @@ fn a_closed_pool_hands_nothing_out_and_keeps_nothing() {
         let mut out = pool.get(&server.address).unwrap();
         drop(pool.get(&server.address).unwrap());
         pool.close();
+        let stats = pool.stats();
+        assert_eq!((stats.idle, stats.in_use), (0, 1), "one is still out");
         let error = pool.get(&server.address).unwrap_err();
         assert_eq!(Error::from_io(&error), Some(Error::ShuttingDown));
         call(&mut out, b"goes on").unwrap();

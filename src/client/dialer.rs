@@ -75,7 +75,8 @@ impl Dialer {
         self
     }
 
-    /// How often a refused or failed attempt is repeated within the timeout. Default: never.
+    /// How often a refused or failed attempt is repeated within the timeout, each time at once: who
+    /// wants a pause between attempts makes it between dials. Default: never.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
         self

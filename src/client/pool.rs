@@ -61,7 +61,8 @@ pub struct PoolStats {
     pub failed: u64,
     /// Kept connections that were found dead, dirty or too old.
     pub discarded: u64,
-    /// Returned connections that were not sound enough to keep.
+    /// Connections that did not come back to be kept: not sound, one more than are kept, or taken out
+    /// for good ([`Pooled::discard`], [`Pooled::into_inner`]).
     pub rejected: u64,
     /// The most connections that existed at once.
     pub peak: usize,
