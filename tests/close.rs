@@ -1198,6 +1198,30 @@ fn writes_race_with_close_without_a_panic() {
 }
 
 #[test]
+fn what_was_not_received_at_a_close_is_not_read() {
+    bounded("reads", || {
+        for reason in [CloseReason::Local, CloseReason::Abort] {
+            let (mut conn, mut peer) = pair();
+            peer.write_all(&[1; 100]).unwrap();
+            conn.fill(100).unwrap();
+            // As of a peer that never pauses: there is always more.
+            peer.write_all(&[2; 4096]).unwrap();
+            match reason {
+                CloseReason::Abort => conn.handle().abort(),
+                _ => conn.handle().close(),
+            }
+            let closed = Some(Error::Closed(reason));
+            assert_eq!(conn.next(60).unwrap(), [1; 60], "it was here before");
+            assert_eq!(Error::from_io(&conn.fill(100).unwrap_err()), closed);
+            assert_eq!(Error::from_io(&conn.try_fill(100).unwrap_err()), closed);
+            assert_eq!(conn.next(40).unwrap(), [1; 40]);
+            assert_eq!(Error::from_io(&conn.next(1).unwrap_err()), closed);
+            assert_eq!(Error::from_io(&conn.until(2).unwrap_err()), closed);
+        }
+    });
+}
+
+#[test]
 fn reads_race_with_close_without_a_panic() {
     bounded("reads", || {
         for round in 0..100 {

@@ -229,6 +229,7 @@ impl Rx {
     fn wait_filled(&mut self, n: usize, until: &mut Option<Option<Instant>>) -> io::Result<()> {
         let mut last_look = false;
         loop {
+            self.check_open()?;
             self.refresh();
             self.receive(n);
             if self.len() >= n {
@@ -263,6 +264,7 @@ impl Rx {
     #[inline(never)]
     fn try_fill_up(&mut self, n: usize) -> io::Result<bool> {
         self.wanted(n)?;
+        self.check_open()?;
         self.refresh();
         // Nobody tells the user's own connection that there is more: it has to look.
         if self.shared.word.has(OWNED) {
@@ -334,10 +336,17 @@ impl Rx {
         }
     }
 
-    fn check_end(&self, wanted: usize) -> io::Result<()> {
+    /// Nothing more is received on a connection that we have closed, however much there is: a peer
+    /// that never pauses would keep its reader for ever.
+    fn check_open(&self) -> io::Result<()> {
         if self.shared.word.ended() {
             return Err(self.shared.closed_error());
         }
+        Ok(())
+    }
+
+    fn check_end(&self, wanted: usize) -> io::Result<()> {
+        self.check_open()?;
         match self.end {
             None => Ok(()),
             Some(End::Eof) => Err(Error::PeerClosed {
