@@ -194,10 +194,11 @@ fn row_020_a_false_alarm_is_waited_out() {
         for times in 1..=3 {
             let plan = Plan::new(20).from(Call::Receive, 1, times, Fault::Errno(libc::EAGAIN));
             let installed = plan.install();
-            // Each of these is announced and not found.
+            // Each of these is announced and not found. The server may have looked once more for what the
+            // last round brought, and have had a false alarm then.
             for hit in 1..=times {
                 peer.write_all(&frame(&[hit as u8])).unwrap();
-                eventually("the false alarm", || installed.hits(Call::Receive) == hit);
+                eventually("the false alarm", || installed.hits(Call::Receive) >= hit);
             }
             peer.write_all(&frame(b"the last")).unwrap();
             for hit in 1..=times {
