@@ -93,6 +93,17 @@ struct Queue {
     lost: Loss,
 }
 
+/// What became of a [straight send](Outbox::send_whole).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Straight {
+    /// All is sent, and nobody asked for anything meanwhile.
+    Sent,
+    /// A turn of the flusher, as of [`Outbox::send`].
+    Turn(Mark, Sent),
+    /// Nothing has happened: the way is not straight.
+    No,
+}
+
 /// Accepted output that will never be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loss {
@@ -131,7 +142,7 @@ impl Outbox {
     ) -> Result<(Mark, Sent), Full> {
         if word.try_flush_first() {
             add(&self.direct, 1);
-            return Ok(self.direct(word, sink, chain));
+            return Ok(self.direct(word, sink, chain, None));
         }
         let (mark, flusher) = self.enqueue(word, sink, chain, bound)?;
         let sent = if flusher {
@@ -144,6 +155,46 @@ impl Outbox {
             }
         };
         Ok((mark, sent))
+    }
+
+    /// The straight way of nearly every reply: it is one piece, nothing else goes on, and the sink
+    /// takes all of it. `calm` are the bits that [`Word::calm`] has seen.
+    #[inline]
+    pub(crate) fn send_whole(
+        &self,
+        word: &Word,
+        calm: u32,
+        sink: &impl Sink,
+        chain: &mut LinkBuffer,
+    ) -> Straight {
+        let piece = Buf::chunk(chain);
+        let len = piece.len();
+        if len != chain.len() || !chain.is_plain() || !word.begin_calm(calm) {
+            return Straight::No;
+        }
+        add(&self.direct, 1);
+        let first = sink.send_one(piece);
+        if matches!(first, Ok(n) if n == len) {
+            chain.consume(len);
+            add(&self.bytes, len);
+            if word.end_calm(calm) {
+                return Straight::Sent;
+            }
+            return self.not_straight(word, sink, chain, None);
+        }
+        self.not_straight(word, sink, chain, Some(first))
+    }
+
+    #[cold]
+    fn not_straight(
+        &self,
+        word: &Word,
+        sink: &impl Sink,
+        chain: &mut LinkBuffer,
+        first: Option<io::Result<usize>>,
+    ) -> Straight {
+        let (mark, sent) = self.direct(word, sink, chain, first);
+        Straight::Turn(mark, sent)
     }
 
     /// Sends the caller's own slices in one call to the sink, as one message, if nothing is before
@@ -179,7 +230,7 @@ impl Outbox {
             skip = skip.saturating_sub(slice.len());
         }
         rest.flush();
-        Some(self.direct(word, sink, &mut rest))
+        Some(self.direct(word, sink, &mut rest, None))
     }
 
     /// Sends what is queued if nobody does: for the poller when the sink has room again.
@@ -251,23 +302,15 @@ impl Outbox {
         drop_output(guard, chain);
     }
 
-    #[inline]
-    fn direct(&self, word: &Word, sink: &impl Sink, chain: &mut LinkBuffer) -> (Mark, Sent) {
-        // Nearly every reply is one chunk and goes out whole.
-        let mut first = None;
-        let reply = Buf::chunk(chain);
-        let whole = reply.len() == chain.len() && !reply.is_empty() && chain.is_plain();
-        if whole && !word.has(OVER) {
-            first = Some(sink.send_one(reply));
-        }
-        let end = match first {
-            Some(Ok(n)) if n == chain.len() => {
-                chain.consume(n);
-                add(&self.bytes, n);
-                Sent::All
-            }
-            first => self.transmit(word, sink, chain, &mut 0, first),
-        };
+    /// The rest of a direct send, whose `first` call may have been made.
+    fn direct(
+        &self,
+        word: &Word,
+        sink: &impl Sink,
+        chain: &mut LinkBuffer,
+        first: Option<io::Result<usize>>,
+    ) -> (Mark, Sent) {
+        let end = self.transmit(word, sink, chain, &mut 0, first);
         if end == Sent::All {
             // The common end: nothing was queued behind us.
             if word.give_back_flush() {

@@ -87,6 +87,7 @@ impl Sink for Line<'_> {
         self.noted(self.socket.send_vectored(slices))
     }
 
+    #[inline]
     fn send_one(&self, bytes: &[u8]) -> io::Result<usize> {
         self.noted(self.socket.send(bytes))
     }
@@ -95,14 +96,17 @@ impl Sink for Line<'_> {
 impl Line<'_> {
     /// An error of a send is why the connection ends. That is decided before the word says that
     /// something is wrong: whoever sees it there would have a less exact reason.
+    #[inline]
     fn noted(&self, sent: io::Result<usize>) -> io::Result<usize> {
-        if let Err(error) = &sent {
-            if error.kind() != io::ErrorKind::WouldBlock {
-                let reason = CloseReason::Error(error.kind());
-                self.shared.aside.lock().decide(reason);
-            }
+        sent.inspect_err(|error| self.note(error))
+    }
+
+    #[cold]
+    fn note(&self, error: &io::Error) {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            let reason = CloseReason::Error(error.kind());
+            self.shared.aside.lock().decide(reason);
         }
-        sent
     }
 }
 

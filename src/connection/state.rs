@@ -89,6 +89,9 @@ pub(crate) const HELD: u32 = 1 << 25;
 
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
+/// Somebody sends, waits for the end of a send, or nothing may be sent any more.
+const NOT_CALM: u32 =
+    FLUSHING | QUEUED | WRITE_WAIT | DRAIN | ENDED | BROKEN | POISONED | WRITE_SHUT;
 
 /// The atomic word of one connection.
 pub(crate) struct Word(AtomicU32);
@@ -146,6 +149,33 @@ impl Word {
     /// Returns the bits before.
     pub(crate) fn release(&self) -> u32 {
         self.clear(RUNNING)
+    }
+
+    /// The bits, if a message can be sent without anything else to see to.
+    #[inline]
+    pub(crate) fn calm(&self) -> Option<u32> {
+        let bits = self.0.load(Ordering::Relaxed);
+        (bits & NOT_CALM == 0).then_some(bits)
+    }
+
+    /// Takes the flusher's role if the bits still are the `calm` ones.
+    #[inline]
+    pub(crate) fn begin_calm(&self, calm: u32) -> bool {
+        self.swap(calm, calm | FLUSHING)
+    }
+
+    /// Gives the flusher's role back if nothing has happened since [`Self::begin_calm`]. `false`:
+    /// it is still ours.
+    #[inline]
+    pub(crate) fn end_calm(&self, calm: u32) -> bool {
+        self.swap(calm | FLUSHING, calm)
+    }
+
+    #[inline]
+    fn swap(&self, from: u32, to: u32) -> bool {
+        self.0
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// Takes the flusher's role if it is free.

@@ -2,7 +2,7 @@
 
 use super::{
     operator::Wire,
-    output::{Bound, Full, Mark, Sent},
+    output::{Bound, Full, Mark, Sent, Straight},
     patience::Patience,
     shared::{For, Shared},
     spare,
@@ -57,24 +57,62 @@ impl Tx {
     }
 
     /// Sends everything written so far and waits until the kernel has it.
+    #[inline]
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        match self.submit()? {
+        match self.send_whole() {
+            Straight::Sent => Ok(()),
+            straight => self.flush_on(straight),
+        }
+    }
+
+    #[inline(never)]
+    fn flush_on(&mut self, straight: Straight) -> io::Result<()> {
+        match self.submit_on(straight)? {
             None => Ok(()),
             Some(mark) => self.shared.wait_sent(mark, &self.patience),
         }
     }
 
+    /// Sends the output if nothing stands in its way.
+    #[inline]
+    fn send_whole(&mut self) -> Straight {
+        let shared = &self.shared;
+        let (Some(buffer), Some(calm), false) =
+            (self.buffer.as_mut(), shared.word.calm(), self.spent)
+        else {
+            return Straight::No;
+        };
+        buffer.flush();
+        if buffer.is_empty() {
+            return Straight::Sent;
+        }
+        let line = shared.line(&self.socket);
+        let straight = shared
+            .outbox
+            .send_whole(&shared.word, calm, &line, buffer);
+        if straight == Straight::Sent {
+            shared.touch();
+        }
+        straight
+    }
+
     /// Sends what the kernel takes now, leaves the rest to the poller. `true`: nothing is left.
     pub(crate) fn try_flush(&mut self) -> io::Result<bool> {
-        match self.submit()? {
+        let straight = self.send_whole();
+        match self.submit_on(straight)? {
             None => Ok(true),
             Some(mark) => Ok(self.shared.outbox.passed(mark)),
         }
     }
 
-    /// `None` when the kernel has everything, otherwise what to wait for.
-    #[inline]
-    fn submit(&mut self) -> io::Result<Option<Mark>> {
+    /// Goes on behind a straight send. `None` when the kernel has everything, otherwise what to
+    /// wait for.
+    fn submit_on(&mut self, straight: Straight) -> io::Result<Option<Mark>> {
+        match straight {
+            Straight::Sent => return Ok(None),
+            Straight::Turn(mark, sent) => return self.shared.sent(&self.socket, mark, sent),
+            Straight::No => {}
+        }
         self.check()?;
         let Some(buffer) = self.buffer.as_mut() else {
             return Ok(None);
@@ -176,14 +214,7 @@ impl Shared {
                 .outbox
                 .send(&self.word, &self.line(socket), chain, self.bound())
             {
-                Ok((mark, sent)) => {
-                    let sent = self.settle_send(socket, sent);
-                    return match sent {
-                        Sent::All => Ok(None),
-                        Sent::Parked | Sent::Starved | Sent::Share => Ok(Some(mark)),
-                        Sent::Failed(_) => Err(self.write_error()),
-                    };
-                }
+                Ok((mark, sent)) => return self.sent(socket, mark, sent),
                 Err(Full(queued)) => {
                     let limit = self.context.limits.max_output;
                     match on_full {
@@ -203,6 +234,20 @@ impl Shared {
                     }
                 }
             }
+        }
+    }
+
+    /// The end of a flusher's turn. `None` when the kernel has all of what was before `mark`.
+    fn sent(
+        self: &Arc<Self>,
+        socket: &Socket,
+        mark: Mark,
+        sent: Sent,
+    ) -> io::Result<Option<Mark>> {
+        match self.settle_send(socket, sent) {
+            Sent::All => Ok(None),
+            Sent::Parked | Sent::Starved | Sent::Share => Ok(Some(mark)),
+            Sent::Failed(_) => Err(self.write_error()),
         }
     }
 
