@@ -173,6 +173,12 @@ pub(crate) trait Session: Send + fmt::Debug {
     /// The connection ended before `connect` was called or because it failed.
     fn never_connected(&mut self, _reason: CloseReason) {}
 
+    /// Whether the session has a say in what is received: [`input_share`](Self::input_share) and
+    /// [`pump`](Self::pump) are asked in each turn. The same in all of its life.
+    fn steers_input(&self) -> bool {
+        false
+    }
+
     /// How many bytes to receive at most before the next `request`; 0 for none at all now.
     fn input_share(&self, limit: usize) -> usize {
         limit

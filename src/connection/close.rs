@@ -83,17 +83,28 @@ impl Shared {
     /// Runs user code; a panic is counted, logged and turned into `None`.
     pub(crate) fn contain<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
         let _inside = Inside::enter();
+        self.caught(what, code)
+    }
+
+    /// As [`contain`](Self::contain), for a caller that has [entered](Inside) already.
+    #[inline]
+    pub(super) fn caught<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
         match catch_unwind(AssertUnwindSafe(code)) {
             Ok(value) => Some(value),
             Err(payload) => {
-                self.context.counters.panics.fetch_add(1, Ordering::Relaxed);
-                let text = panic_text(&*payload);
-                trace::error!("connection {}: panic in {what}: {text}", self.id);
-                // A payload's own drop may panic; that must not get out either.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                self.note_panic(what, payload);
                 None
             }
         }
+    }
+
+    #[cold]
+    fn note_panic(&self, what: &str, payload: Box<dyn std::any::Any + Send>) {
+        self.context.counters.panics.fetch_add(1, Ordering::Relaxed);
+        let text = panic_text(&*payload);
+        trace::error!("connection {}: panic in {what}: {text}", self.id);
+        // A payload's own drop may panic; that must not get out either.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
     }
 
     /// The result that [`Done`] gives: `None` while the connection is not over.

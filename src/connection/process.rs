@@ -38,6 +38,8 @@ use std::{cell::Cell, io, sync::Arc};
 pub(crate) struct Owner {
     pub(crate) conn: Connection,
     session: Option<Box<dyn Session>>,
+    /// The session is asked before anything is received.
+    steered: bool,
     /// `on_connect` returned Ok.
     connected: bool,
     /// The handler was run with the end of input in sight.
@@ -167,6 +169,7 @@ impl Owner {
             conn,
             // Without callbacks there is nothing to connect.
             connected: session.is_none(),
+            steered: session.as_ref().is_some_and(|s| s.steers_input()),
             session,
             end_shown: false,
             last_look: false,
@@ -293,6 +296,7 @@ impl Owner {
                 // What it had flushed before is still sent.
                 Err(reason) => return self.close(shared, reason),
                 Ok(After::Taken) => return Turn::Taken,
+                Ok(After::Same) if self.has_answered_all(shared) => return Turn::Idle,
                 Ok(After::Same) => again = self.progressed(available),
                 Ok(After::Replaced) => again = true,
             }
@@ -302,16 +306,27 @@ impl Owner {
     /// Receives one share of input; the mark may ask for more than that. `false`: none is wanted.
     fn take_input(&mut self, pause_at: usize) -> bool {
         let conn = &mut self.conn;
-        let share = match &mut self.session {
-            None => pause_at,
-            Some(session) => match session.input_share(pause_at) {
+        let mut share = pause_at;
+        if let Some(session) = self.session.as_mut().filter(|_| self.steered) {
+            share = match session.input_share(pause_at) {
                 0 => return false,
                 _ if session.pump(conn) => return true,
                 share => share,
-            },
-        };
+            };
+        }
         conn.rx.receive(share.max(conn.rx.mark));
         true
+    }
+
+    /// The usual end of a turn, seen at a glance: nothing is left, and nothing else is due. It is
+    /// what [`Self::ending`] and [`Self::rest`] would find.
+    #[inline]
+    fn has_answered_all(&self, shared: &Shared) -> bool {
+        let rx = &self.conn.rx;
+        rx.len() == 0
+            && !rx.readable
+            && rx.end.is_none()
+            && !shared.word.has(ABORT | CLOSE | BROKEN | DRAIN)
     }
 
     fn wants_end(&self) -> bool {
@@ -352,7 +367,7 @@ impl Owner {
             return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
         }
         // Asked anew: the callback or the pump may have changed its mind.
-        let session = self.session.as_ref();
+        let session = self.session.as_ref().filter(|_| self.steered);
         let wanted = || session.is_none_or(|s| s.input_share(limits.pause_at) > 0);
         if rx.readable && rx.end.is_none() && wanted() {
             let paused = available >= limits.pause_at.max(rx.mark);
@@ -423,7 +438,17 @@ impl Owner {
     }
 
     /// Puts in place what a callback asked for: a new handler, or another owner.
+    #[inline]
     fn after_callback(&mut self, shared: &Arc<Shared>) -> Result<After, CloseReason> {
+        if self.conn.is_passed_on() {
+            self.succeed(shared)
+        } else {
+            Ok(After::Same)
+        }
+    }
+
+    #[cold]
+    fn succeed(&mut self, shared: &Arc<Shared>) -> Result<After, CloseReason> {
         let mut after = After::Same;
         loop {
             if self.conn.is_taken() {
@@ -434,6 +459,7 @@ impl Owner {
             };
             after = After::Replaced;
             shared.set_hooks(next.hooks());
+            self.steered = next.steers_input();
             if let Some(old) = self.session.replace(next) {
                 self.conn.retire(old);
             }
@@ -470,7 +496,8 @@ impl Owner {
         let Some(session) = session else {
             return Ok(());
         };
-        match shared.contain(what, || callback(&mut **session, conn)) {
+        // The turn is inside of the connection's callbacks already.
+        match shared.caught(what, || callback(&mut **session, conn)) {
             None => Err(CloseReason::HandlerPanic),
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => {

@@ -73,6 +73,10 @@ impl Session for RelaySession {
         self.core.forward(self.index, conn)
     }
 
+    fn steers_input(&self) -> bool {
+        true
+    }
+
     #[cfg(target_os = "linux")]
     fn pump(&mut self, conn: &mut Connection) -> bool {
         !self.core.gives_back(self.index) && self.kernel.pump(&self.core, self.index, conn)
