@@ -1,7 +1,7 @@
 //! Loom models of the real state word and outbox.
 
 use super::{
-    output::{Bound, Contain, Outbox, Sink},
+    output::{Bound, Contain, Outbox, Sink, Straight},
     state::{ATTEND, QUEUED, READABLE, RUNNING, WRITABLE, Word},
 };
 use crate::sync::{AtomicU32, Mutex, Ordering, thread};
@@ -44,7 +44,9 @@ impl Turns {
 
     fn post(&self, news: u32) {
         self.posted.fetch_add(1, Ordering::AcqRel);
-        if self.word.post(news).1 {
+        // As the poller does it, and for other news than input as everybody else.
+        let at_rest = news == READABLE && self.word.begin_turn(self.word.load(), news);
+        if at_rest || self.word.post(news).1 {
             self.run();
         }
     }
@@ -105,6 +107,14 @@ struct Link {
     sink: Script,
 }
 
+/// Output in one piece of its own.
+fn message(bytes: &[u8]) -> LinkBuffer {
+    let mut chain = LinkBuffer::new();
+    chain.write_slice(bytes);
+    chain.flush();
+    chain
+}
+
 impl Link {
     fn new(room: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -118,10 +128,19 @@ impl Link {
     }
 
     fn send(&self, bytes: &'static [u8]) {
-        let mut chain = LinkBuffer::from(bytes::Bytes::from_static(bytes));
-        self.outbox
-            .send(&self.word, &self.sink, &mut chain, BOUND)
-            .unwrap();
+        let mut chain = message(bytes);
+        // As a connection's flush does it.
+        let straight = match self.word.calm() {
+            Some(calm) => self
+                .outbox
+                .send_whole(&self.word, calm, &self.sink, &mut chain),
+            None => Straight::No,
+        };
+        if straight == Straight::No {
+            self.outbox
+                .send(&self.word, &self.sink, &mut chain, BOUND)
+                .unwrap();
+        }
         assert!(chain.is_empty());
     }
 

@@ -108,7 +108,17 @@ impl ConnectionOperator {
         news
     }
 
-    /// Readiness of other kinds, or a connection in an unusual state.
+    /// The news of input, with room for output or without, and of nothing else.
+    #[inline]
+    fn request(readiness: Readiness) -> Option<u32> {
+        if readiness == Readiness::READABLE | Readiness::WRITABLE {
+            Some(READABLE | WRITABLE)
+        } else {
+            (readiness == Readiness::READABLE).then_some(READABLE)
+        }
+    }
+
+    /// Readiness of all kinds, of a connection in any state.
     #[inline(never)]
     fn look_closer(&self, bits: u32, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
         let hangup = Readiness::READ_CLOSED | Readiness::WRITE_CLOSED | Readiness::ERROR;
@@ -145,7 +155,12 @@ impl ConnectionOperator {
         if readiness.contains(Readiness::TIMER) {
             shared.arm();
         }
-        self.place(taken, more, budget)
+        let progress = if taken {
+            self.place(budget)
+        } else {
+            Progress::Drained
+        };
+        if more { Progress::Yield } else { progress }
     }
 
     /// Tells whoever waits for the news. `true`: more is queued than one turn sends.
@@ -161,27 +176,20 @@ impl ConnectionOperator {
         before & QUEUED != 0 && news & WRITABLE != 0 && self.drive()
     }
 
-    /// Has the owner run if the role was `taken` for it.
+    /// Has the owner run, whose role was taken for it.
     #[inline]
-    fn place(&self, taken: bool, more: bool, budget: &mut Budget<'_>) -> Progress {
+    fn place(&self, budget: &mut Budget<'_>) -> Progress {
         let shared = &self.shared;
-        let progress = if taken {
-            match shared.context.runner.place(shared, budget) {
-                Placed::Elsewhere => Progress::Drained,
-                Placed::Here => match process::run(shared) {
-                    Progress::Yield => {
-                        // The next round takes the role anew.
-                        shared.word.set(READABLE);
-                        shared.word.release();
-                        Progress::Yield
-                    }
-                    other => other,
-                },
-            }
-        } else {
-            Progress::Drained
-        };
-        if more { Progress::Yield } else { progress }
+        if shared.context.runner.place(shared, budget) == Placed::Elsewhere {
+            return Progress::Drained;
+        }
+        let progress = process::run(shared);
+        if progress == Progress::Yield {
+            // The next round takes the role anew.
+            shared.word.set(READABLE);
+            shared.word.release();
+        }
+        progress
     }
 
     /// Whether the peer is gone in both directions: reset, or closed. After the end of input no
@@ -207,25 +215,18 @@ impl Operator for ConnectionOperator {
         self.socket.as_fd()
     }
 
+    #[inline]
     fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
-        // What is reported of a connection at work needs no second look.
-        let usual = Readiness::READABLE | Readiness::WRITABLE;
-        let word = &self.shared.word;
-        let bits = word.load();
-        if !usual.contains(readiness) || bits & (LINGER | CLOSED | OWNED) != 0 {
-            return self.look_closer(bits, readiness, budget);
+        let shared = &self.shared;
+        let bits = shared.word.load();
+        // What is reported of a connection at rest, for whom nobody waits, is a turn of its owner.
+        if let Some(news) = Self::request(readiness) {
+            if shared.word.begin_turn(bits, news) {
+                shared.touch();
+                return self.place(budget);
+            }
         }
-        let mut news = 0;
-        if readiness.contains(Readiness::READABLE) {
-            news |= READABLE;
-            self.shared.touch();
-        }
-        if readiness.contains(Readiness::WRITABLE) {
-            news |= WRITABLE;
-        }
-        let (before, taken) = word.post(news);
-        let more = before & (READ_WAIT | PIPED | QUEUED) != 0 && self.tell(before, news);
-        self.place(taken, more, budget)
+        self.look_closer(bits, readiness, budget)
     }
 
     fn run(&self) -> Progress {

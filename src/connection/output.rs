@@ -159,7 +159,7 @@ impl Outbox {
 
     /// The straight way of nearly every reply: it is one piece, nothing else goes on, and the sink
     /// takes all of it. `calm` are the bits that [`Word::calm`] has seen.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_whole(
         &self,
         word: &Word,
@@ -361,7 +361,7 @@ impl Outbox {
         let end = queue.accepted;
         queue.ends.push_back(end);
         let mut tail = queue.chain.take().unwrap_or_default();
-        let mut copied = tail.append_from(std::mem::take(chain));
+        let mut copied = tail.append_from(chain.take());
         tail.flush();
         queue.chain = Some(tail);
         let flusher = word.queue_and_try_flush();
@@ -547,7 +547,7 @@ impl Queue {
     }
 
     fn put_back(&mut self, chain: &mut LinkBuffer) {
-        let rest = std::mem::take(chain);
+        let rest = chain.take();
         self.chain.get_or_insert_default().push_front(rest);
     }
 

@@ -120,6 +120,8 @@ pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
                 return Progress::Drained;
             }
             Turn::More => {
+                // It waits for its next round without a chunk.
+                owner.conn.rx.settle();
                 shared.owner.put(owner);
                 return Progress::Yield;
             }

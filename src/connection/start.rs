@@ -139,6 +139,8 @@ pub(crate) fn hijack(conn: &mut Connection) -> io::Result<Connection> {
     registration.set_interest(Interest::HANGUP)?;
     shared.word.set(OWNED | BUSY);
     shared.set_hooks(None);
+    // In the user's hands it keeps no chunk of the thread's.
+    conn.rx.settle();
     let mut taken = Connection::new(&conn.rx.socket);
     std::mem::swap(&mut taken.rx, &mut conn.rx);
     std::mem::swap(&mut taken.tx, &mut conn.tx);

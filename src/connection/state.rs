@@ -89,6 +89,8 @@ pub(crate) const HELD: u32 = 1 << 25;
 
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
+/// Somebody has the owner's role or waits for news, or they are for nobody any more.
+const NOT_AT_REST: u32 = RUNNING | OWNED | QUEUED | READ_WAIT | PIPED | LINGER | CLOSED;
 /// Somebody sends, waits for the end of a send, or nothing may be sent any more.
 const NOT_CALM: u32 =
     FLUSHING | QUEUED | WRITE_WAIT | DRAIN | ENDED | BROKEN | POISONED | WRITE_SHUT;
@@ -137,6 +139,13 @@ impl Word {
             })
             .unwrap_or_else(|bits| bits);
         (before, taken)
+    }
+
+    /// As [`post`](Self::post) of news that oblige the owner, if nobody has its role, nobody waits
+    /// for such news and the bits still are the given ones. `false`: nothing has happened.
+    #[inline]
+    pub(crate) fn begin_turn(&self, bits: u32, news: u32) -> bool {
+        bits & NOT_AT_REST == 0 && self.swap(bits, bits | news | RUNNING)
     }
 
     /// Gives the owner's role back unless there is news. `false`: keep running.

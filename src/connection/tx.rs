@@ -65,7 +65,7 @@ impl Tx {
         }
     }
 
-    #[inline(never)]
+    #[cold]
     fn flush_on(&mut self, straight: Straight) -> io::Result<()> {
         match self.submit_on(straight)? {
             None => Ok(()),
@@ -74,7 +74,7 @@ impl Tx {
     }
 
     /// Sends the output if nothing stands in its way.
-    #[inline]
+    #[inline(always)]
     fn send_whole(&mut self) -> Straight {
         let shared = &self.shared;
         let (Some(buffer), Some(calm), false) =

@@ -121,27 +121,36 @@ impl Runner {
     }
 
     /// Places a turn of a connection whose owner's role the caller has.
+    #[inline]
     pub(crate) fn place(&self, shared: &Arc<Shared>, budget: &mut Budget<'_>) -> Placed {
-        let refused = match self {
+        match self {
             Self::Inline => return Placed::Here,
-            Self::Adaptive => true,
-            Self::Workers(pool) => pool.submit(Arc::<Shared>::clone(shared)).is_err(),
-            Self::Custom(executor) => {
-                match executor.execute(Task {
-                    shared: Some(Arc::clone(shared)),
-                }) {
-                    Ok(()) => false,
-                    Err(mut task) => {
-                        task.shared = None;
-                        true
-                    }
+            Self::Adaptive => budget.request_run(),
+            Self::Workers(_) | Self::Custom(_) => {
+                if !self.submit(shared) {
+                    budget.request_run();
                 }
             }
-        };
-        if refused {
-            budget.request_run();
         }
         Placed::Elsewhere
+    }
+
+    /// Gives the turn to other threads. `false`: they do not take it.
+    #[inline(never)]
+    fn submit(&self, shared: &Arc<Shared>) -> bool {
+        match self {
+            Self::Inline | Self::Adaptive => false,
+            Self::Workers(pool) => pool.submit(Arc::<Shared>::clone(shared)).is_ok(),
+            Self::Custom(executor) => {
+                let task = Task {
+                    shared: Some(Arc::clone(shared)),
+                };
+                executor
+                    .execute(task)
+                    .map_err(|mut refused| refused.shared = None)
+                    .is_ok()
+            }
+        }
     }
 
     /// Ends the threads that belong to this runner; from one of them it only asks them to end.
