@@ -1,7 +1,7 @@
 //! Loom models of the real state word and outbox.
 
 use super::{
-    output::{Bound, Contain, Outbox, Sink, Straight},
+    output::{Bound, Contain, Outbox, Sent, Sink, Straight},
     state::{ATTEND, QUEUED, READABLE, RUNNING, WRITABLE, Word},
 };
 use crate::sync::{AtomicU32, Mutex, Ordering, thread};
@@ -127,7 +127,7 @@ impl Link {
         })
     }
 
-    fn send(&self, bytes: &'static [u8]) {
+    fn send(&self, bytes: &[u8]) -> Sent {
         let mut chain = message(bytes);
         // As a connection's flush does it.
         let straight = match self.word.calm() {
@@ -136,12 +136,19 @@ impl Link {
                 .send_whole(&self.word, calm, &self.sink, &mut chain),
             None => Straight::No,
         };
-        if straight == Straight::No {
-            self.outbox
-                .send(&self.word, &self.sink, &mut chain, BOUND)
-                .unwrap();
-        }
+        let sent = match straight {
+            Straight::Sent => Sent::All,
+            Straight::Turn(_, sent) => sent,
+            Straight::No => {
+                let turn = self
+                    .outbox
+                    .send(&self.word, &self.sink, &mut chain, BOUND)
+                    .unwrap();
+                turn.1
+            }
+        };
         assert!(chain.is_empty());
+        sent
     }
 
     /// What the poller does for a writable edge.
@@ -213,12 +220,7 @@ fn loom_discard_counts_everything_that_is_not_sent() {
             other.word.set(super::state::ABORT);
             other.outbox.discard(&other.word, &other.sink);
         });
-        let mut chain = LinkBuffer::from(bytes::Bytes::from_static(b"abc"));
-        let sent = link
-            .outbox
-            .send(&link.word, &link.sink, &mut chain, BOUND)
-            .unwrap()
-            .1;
+        let sent = link.send(b"abc");
         closer.join().unwrap();
         let taken = link.sink.taken.lock().len() as u64;
         assert_eq!(

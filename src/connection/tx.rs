@@ -87,9 +87,7 @@ impl Tx {
             return Straight::Sent;
         }
         let line = shared.line(&self.socket);
-        let straight = shared
-            .outbox
-            .send_whole(&shared.word, calm, &line, buffer);
+        let straight = shared.outbox.send_whole(&shared.word, calm, &line, buffer);
         if straight == Straight::Sent {
             shared.touch();
         }
@@ -238,12 +236,7 @@ impl Shared {
     }
 
     /// The end of a flusher's turn. `None` when the kernel has all of what was before `mark`.
-    fn sent(
-        self: &Arc<Self>,
-        socket: &Socket,
-        mark: Mark,
-        sent: Sent,
-    ) -> io::Result<Option<Mark>> {
+    fn sent(self: &Arc<Self>, socket: &Socket, mark: Mark, sent: Sent) -> io::Result<Option<Mark>> {
         match self.settle_send(socket, sent) {
             Sent::All => Ok(None),
             Sent::Parked | Sent::Starved | Sent::Share => Ok(Some(mark)),
