@@ -2,7 +2,8 @@
 //!
 //! Invariants for the `unsafe` blocks: `recv(2)` initialises the first `n` bytes of the room it is
 //! given, where `n` is the count it returns; the count is checked against the room before the buffer
-//! is told about it. It writes nothing else. `setsockopt(2)` reads as many bytes as it is told from a
+//! is told about it. It writes nothing else, and `send(2)` only reads; both touch no more bytes than they
+//! are told, of memory that is borrowed for as long as the call takes. `setsockopt(2)` reads as many bytes as it is told from a
 //! value that lives longer than the call, on a descriptor that is borrowed and so open.
 
 use std::{
@@ -195,7 +196,8 @@ impl Socket {
         if total == 0 {
             return Ok(0);
         }
-        self.transmit(total.min(MAX_BYTES), |socket, len| {
+        let socket = SockRef::from(&self.fd);
+        self.transmit(total.min(MAX_BYTES), |len| {
             if len == total {
                 socket.send_vectored_with_flags(bufs, SEND_FLAGS)
             } else {
@@ -209,8 +211,8 @@ impl Socket {
         if buf.is_empty() {
             return Ok(0);
         }
-        self.transmit(buf.len().min(MAX_BYTES), |socket, len| {
-            socket.send_with_flags(&buf[..len], SEND_FLAGS)
+        self.transmit(buf.len().min(MAX_BYTES), |len| {
+            direct::send(self.as_fd(), &buf[..len])
         })
     }
 
@@ -264,25 +266,26 @@ impl Socket {
         call(Call::Name, || SockRef::from(&self.fd).local_addr())
     }
 
+    #[inline]
     fn receive(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
         if room.is_empty() {
             return Err(no_room());
         }
         transfer(Call::Receive, self.as_fd(), room.len(), |len| {
-            SockRef::from(&self.fd).recv_with_flags(&mut room[..len], libc::MSG_DONTWAIT)
+            direct::receive(self.as_fd(), &mut room[..len])
         })
     }
 
     /// Sends, and outlasts a short lack of memory.
+    #[inline]
     fn transmit(
         &self,
         len: usize,
-        mut op: impl FnMut(&SockRef<'_>, usize) -> io::Result<usize>,
+        mut op: impl FnMut(usize) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        let socket = SockRef::from(&self.fd);
         let mut tries = SHORTAGE_TRIES;
         loop {
-            match transfer(Call::Send, self.as_fd(), len, |len| op(&socket, len)) {
+            match transfer(Call::Send, self.as_fd(), len, &mut op) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
                     tries -= 1;
                     if tries == 0 {
@@ -401,6 +404,90 @@ const SHORTAGE_TRIES: u32 = 4;
 const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 #[cfg(target_vendor = "apple")]
 const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
+
+/// The two calls that move nearly every byte, without what the C library wraps around them: its `recv` and
+/// `send` are points at which `pthread_cancel(3)` may end the thread, which is prepared for and undone in
+/// each call, and which nobody wants of a thread that runs Rust.
+#[cfg(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    ),
+))]
+mod direct {
+    use super::{BorrowedFd, MaybeUninit, SEND_FLAGS, io};
+    use std::{os::fd::AsRawFd, ptr};
+
+    /// `recv(2)` that does not wait.
+    #[inline]
+    pub(super) fn receive(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+        // SAFETY: the room is borrowed exclusively, and the call is told its length; a receive without
+        // an address to fill in is `recv(2)`.
+        #[allow(unsafe_code)]
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_recvfrom,
+                fd.as_raw_fd(),
+                room.as_mut_ptr(),
+                room.len(),
+                libc::MSG_DONTWAIT,
+                ptr::null_mut::<u8>(),
+                ptr::null_mut::<u8>(),
+            )
+        };
+        count(result)
+    }
+
+    /// `send(2)` that does not wait and raises no signal.
+    #[inline]
+    pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        // SAFETY: the bytes are borrowed, and the call is told how many they are; a send without an
+        // address is `send(2)`.
+        #[allow(unsafe_code)]
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_sendto,
+                fd.as_raw_fd(),
+                bytes.as_ptr(),
+                bytes.len(),
+                SEND_FLAGS,
+                ptr::null::<u8>(),
+                0_usize,
+            )
+        };
+        count(result)
+    }
+
+    #[inline]
+    fn count(result: libc::c_long) -> io::Result<usize> {
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// The same through the C library.
+#[cfg(not(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    ),
+)))]
+mod direct {
+    use super::{BorrowedFd, MaybeUninit, SEND_FLAGS, SockRef, io};
+
+    pub(super) fn receive(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+        SockRef::from(&fd).recv_with_flags(room, libc::MSG_DONTWAIT)
+    }
+
+    pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        SockRef::from(&fd).send_with_flags(bytes, SEND_FLAGS)
+    }
+}
 
 #[cfg(test)]
 mod tests {
