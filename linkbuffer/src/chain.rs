@@ -99,7 +99,8 @@ impl LinkBuffer {
             Node::Own(chunk, class) if class.is_kept() => chunk.clear(),
             Node::Piece(chunk) => *chunk = BytesMut::new(),
             _ => {
-                let large = std::mem::replace(&mut self.front, Node::VACANT);
+                let vacant = Node::Piece(BytesMut::new());
+                let large = std::mem::replace(&mut self.front, vacant);
                 self.discard(large);
             }
         }
@@ -187,6 +188,6 @@ impl LinkBuffer {
 /// Longest node list worth keeping.
 const KEEP_LINKS: usize = 256;
 /// Smallest rest of a chunk worth keeping as room for the next write.
-const KEEP_ROOM: usize = 1024;
+pub(crate) const KEEP_ROOM: usize = 1024;
 /// Least room worth a node of its own.
 pub(crate) const LEAST_ROOM: usize = 64;

@@ -36,7 +36,7 @@ impl LinkBuffer {
     /// ```
     #[inline]
     pub fn forward(&mut self, n: usize, to: &mut Self) -> io::Result<()> {
-        if n == self.len && n >= COPY_BELOW && self.is_one_piece() && to.is_vacant() {
+        if n == self.len && n >= COPY_BELOW && self.may_change_hands(to) {
             self.hand_over(to);
             return Ok(());
         }
@@ -58,19 +58,19 @@ impl LinkBuffer {
         Ok(())
     }
 
-    /// Whether a received piece is all there is.
+    /// Whether one chunk is all there is, and may take the place of what `to` has: of nothing, or of its
+    /// room for the next write if it is such room itself.
     #[inline]
-    fn is_one_piece(&self) -> bool {
-        matches!(self.front, Node::Piece(_)) && self.pending == 0 && !self.has_rest()
+    fn may_change_hands(&self, to: &Self) -> bool {
+        let fits = match self.front {
+            Node::Own(..) => true,
+            Node::Piece(_) => !to.front.is_own(),
+            _ => false,
+        };
+        fits && self.pending == 0 && !self.has_rest() && to.len + to.pending == 0 && !to.has_rest()
     }
 
-    /// Whether nothing is here, no room for the next write either.
-    #[inline]
-    fn is_vacant(&self) -> bool {
-        self.len + self.pending == 0 && !self.front.is_own() && !self.has_rest()
-    }
-
-    /// One message was received and goes on as a whole: its piece changes hands.
+    /// One message was received and goes on as a whole: its chunk changes hands.
     #[inline]
     fn hand_over(&mut self, to: &mut Self) {
         mem::swap(&mut self.front, &mut to.front);
@@ -125,18 +125,22 @@ impl LinkBuffer {
     /// The first `k` bytes of the front node as the begin of a run, if more lies behind them that
     /// may follow: what was received together often leaves together.
     fn begin_run(&mut self, k: usize) -> Option<Node> {
-        if cfg!(feature = "leak-detect") || self.front.len() - self.off == k {
+        // What is unflushed may still be cut or filled in.
+        let all = self.front.len() - self.off == k || self.pending > 0;
+        if cfg!(feature = "leak-detect") || all {
             return None;
         }
-        let Node::Piece(piece) = &mut self.front else {
+        let len = u32::try_from(k).ok()?;
+        u32::try_from(self.front.len()).ok()?;
+        let (Node::Piece(piece) | Node::Own(piece, _)) = &mut self.front else {
             return None;
         };
-        let len = u32::try_from(k).ok()?;
-        u32::try_from(piece.len()).ok()?;
-        let mut rest = mem::take(piece).freeze();
+        let mut rest = piece.split().freeze();
         rest.advance(self.off);
         self.off = k;
-        self.front = Node::Shared(rest.clone());
+        let old = mem::replace(&mut self.front, Node::Shared(rest.clone()));
+        // Of an own chunk the room behind all this is left.
+        self.put_room(old.is_own().then_some(old));
         Some(Node::Run(rest, len))
     }
 

@@ -12,6 +12,7 @@ mod io;
 pub mod leak;
 mod node;
 mod read;
+mod receive;
 mod slot;
 mod text;
 mod traits;

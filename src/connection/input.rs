@@ -29,8 +29,8 @@ use bytes::BytesMut;
 use linkbuffer::{ChunkPool, LinkBuffer};
 use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Instant};
 
-/// What a thread receives small messages into.
-const SCRATCH: usize = 64 << 10;
+/// What small messages are received into.
+const SCRATCH: usize = spare::ROOM;
 /// The same for a connection on which many of them come at once.
 const BULK: usize = 256 << 10;
 /// Receives in a row that would have fitted into the small chunk before that one is used again.
@@ -123,21 +123,32 @@ impl Rx {
     pub(crate) fn take(&mut self) -> LinkBuffer {
         self.buffer
             .take()
-            .map_or_else(LinkBuffer::new, |mut buffer| buffer.take())
+            .map_or_else(LinkBuffer::new, |mut buffer| buffer.take_filled())
     }
 
     /// Gives back what an idle connection does not need: the buffer if it is empty, otherwise
     /// the part of its chunks that a small rest would keep.
+    #[inline]
     pub(crate) fn settle(&mut self) {
-        match &mut self.buffer {
-            Some(buffer) if buffer.is_empty() => {
-                if let Some(buffer) = self.buffer.take() {
-                    spare::put_input(buffer);
-                }
+        if let Some(buffer) = self.buffer.take() {
+            if buffer.is_empty() {
+                spare::put_input(buffer);
+            } else {
+                self.buffer = Some(self.settled(buffer));
             }
-            Some(buffer) => buffer.compact(),
-            None => {}
         }
+    }
+
+    #[inline(never)]
+    fn settled(&self, mut buffer: Box<LinkBuffer>) -> Box<LinkBuffer> {
+        let missing = self.mark.saturating_sub(buffer.len());
+        if is_scratch(&buffer) && missing <= LANDING {
+            // The thread goes on with the room behind it.
+            let rest = Box::new(buffer.take_filled());
+            spare::put_input(std::mem::replace(&mut buffer, rest));
+        }
+        buffer.compact();
+        buffer
     }
 
     /// Nothing can be read through this value any more.
@@ -161,13 +172,59 @@ impl Rx {
 
     /// Receives until `target` bytes are here, the kernel has no more, or the turn's share is
     /// used up; in the last case `readable` stays set.
+    #[inline]
     pub(crate) fn receive(&mut self, target: usize) {
-        let mut reads = 0;
+        if self.readable && self.end.is_none() && self.len() < target {
+            if self.len() == 0 && self.mark <= LANDING && self.bulk == 0 && !self.patient {
+                self.receive_usual(target);
+            } else {
+                self.receive_more(target, 0);
+            }
+        }
+    }
+
+    /// A message that comes as a whole, while nothing else is here: into the chunk that the thread's
+    /// buffer has for this, where it stays until it is gone.
+    fn receive_usual(&mut self, target: usize) {
+        // Buffers of the user's own connections are kept, those of others wait for another round when
+        // the peer is gone: they need not keep a chunk meanwhile.
+        if self.shared.word.has(OWNED | PEER_CLOSED) {
+            return self.receive_more(target, 0);
+        }
+        self.reads = self.reads.saturating_add(1);
+        let socket = &self.socket;
+        let buffer = self.buffer.get_or_insert_with(spare::input);
+        let mut offered = 0;
+        let received = buffer.receive_with(SCRATCH, |chunk| {
+            offered = chunk.capacity();
+            socket.recv_into(chunk)
+        });
+        match received {
+            Ok(n) if n > 0 => {
+                self.fresh = true;
+                self.owed = false;
+                add(&self.shared.bytes_in, n);
+                // A short read emptied the socket; only a hang-up may hide behind it.
+                if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
+                    self.readable = false;
+                } else if self.mark > 0 || !self.asks_first(n, offered) {
+                    self.receive_more(target, 1);
+                }
+            }
+            nothing => {
+                self.note_received(nothing.map(|n| (n, offered)));
+                self.settle();
+            }
+        }
+    }
+
+    /// As [`Self::receive`], whatever is here; `reads` receives were made already.
+    #[inline(never)]
+    fn receive_more(&mut self, target: usize, mut reads: u32) {
         while self.readable && self.end.is_none() && self.len() < target && reads < TURN_READS {
             reads += 1;
             self.reads = self.reads.saturating_add(1);
             let missing = self.mark.saturating_sub(self.len());
-            let unknown = missing == 0;
             let received = if self.lands(missing) {
                 self.receive_landing(missing)
             } else if self.bulk > 0 && target.saturating_sub(self.len()) >= BULK {
@@ -175,33 +232,16 @@ impl Rx {
             } else {
                 self.receive_scratch(SCRATCH)
             };
-            match received {
-                Ok((0, _)) => self.finish(End::Eof),
-                Ok((n, offered)) => {
-                    self.fresh = true;
-                    self.owed = false;
-                    add(&self.shared.bytes_in, n);
-                    if self.shared.word.has(OWNED) {
-                        // Of others the poller knows.
-                        self.shared.touch();
-                    }
-                    if unknown {
-                        if n == offered && std::mem::take(&mut self.large) {
-                            return;
-                        }
-                        self.learn(n, n == offered);
-                    }
-                    // A short read emptied the socket; only a hang-up may hide behind it.
-                    if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
-                        self.readable = false;
-                    }
+            if let Some((n, offered)) = self.note_received(received) {
+                if missing == 0 && self.asks_first(n, offered) {
+                    return;
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
-                Err(e) => self.finish(End::Failed(e.kind())),
+                if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
+                    self.readable = false;
+                }
             }
         }
     }
-
     /// Waits until `n` bytes are here.
     #[inline]
     pub(crate) fn fill(&mut self, n: usize) -> io::Result<()> {
@@ -427,22 +467,54 @@ impl Rx {
         received.map(|n| (n, offered))
     }
 
-    /// A receive of messages of unknown size brought `n` bytes.
-    #[inline]
-    fn learn(&mut self, n: usize, filled: bool) {
+    /// Takes down what a receive brought, if it brought something.
+    fn note_received(&mut self, received: io::Result<(usize, usize)>) -> Option<(usize, usize)> {
+        match received {
+            Ok((0, _)) => self.finish(End::Eof),
+            Ok((n, offered)) => {
+                self.fresh = true;
+                self.owed = false;
+                add(&self.shared.bytes_in, n);
+                if self.shared.word.has(OWNED) {
+                    // Of others the poller knows.
+                    self.shared.touch();
+                }
+                return Some((n, offered));
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+            Err(e) => self.finish(End::Failed(e.kind())),
+        }
+        None
+    }
+
+    /// A receive of messages of unknown size brought `n` bytes. `true`: the handler is to say first
+    /// whether it is the begin of a large one.
+    fn asks_first(&mut self, n: usize, offered: usize) -> bool {
+        let filled = n == offered;
+        if filled && std::mem::take(&mut self.large) {
+            return true;
+        }
         if filled || n > SCRATCH {
             self.bulk = BULK_ENDS;
         } else if self.bulk > 0 {
             self.bulk -= 1;
         }
+        false
     }
 
-    /// Receives into the thread's scratch chunk, which has that size.
-    #[inline]
+    /// Receives into the thread's scratch chunk, which has that size, or behind what is in such a chunk.
     fn receive_scratch(&mut self, size: usize) -> io::Result<(usize, usize)> {
-        // What was consumed to the end holds the chunk no longer than necessary.
-        if let Some(buffer) = self.buffer.as_mut().filter(|buffer| buffer.is_empty()) {
-            buffer.release();
+        if let Some(buffer) = &mut self.buffer {
+            if buffer.is_empty() {
+                // What was consumed to the end holds the chunk no longer than necessary.
+                buffer.release();
+            } else if !self.patient && size == SCRATCH && is_scratch(buffer) {
+                let socket = &self.socket;
+                return buffer.receive_with(SCRATCH / 4, |chunk| {
+                    let offered = chunk.capacity() - chunk.len();
+                    socket.recv_into(chunk).map(|n| (n, offered))
+                });
+            }
         }
         if size == SCRATCH {
             CHUNK.with_borrow_mut(|chunk| self.receive_piece(chunk, SCRATCH))
@@ -475,6 +547,11 @@ impl Rx {
         }
         Ok((n, offered))
     }
+}
+
+/// Whether what is here lies in a chunk for small messages that has room for more of them.
+fn is_scratch(buffer: &LinkBuffer) -> bool {
+    buffer.spare() >= SCRATCH / 4 && buffer.held() <= SCRATCH
 }
 
 impl Drop for Rx {

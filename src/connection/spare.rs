@@ -10,6 +10,8 @@ use std::{
     thread::LocalKey,
 };
 
+/// The chunk that the last input buffer keeps: what small messages are received into.
+pub(crate) const ROOM: usize = 64 << 10;
 /// Buffers a thread keeps; more than this many connections at work on one thread is rare.
 const KEPT: usize = 16;
 
@@ -34,17 +36,40 @@ pub(crate) fn output() -> Box<LinkBuffer> {
     Spare::take(&OUTPUT)
 }
 
-/// Keeps an empty input buffer.
+/// Keeps an empty input buffer, and its chunk if the next receive can use it.
+#[inline]
 pub(crate) fn put_input(mut buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty());
-    buffer.release();
+    if !buffer.keeps(ROOM) {
+        buffer.release();
+    }
     Spare::put(&INPUT, buffer);
 }
 
-/// Keeps an empty output buffer.
-pub(crate) fn put_output(buffer: Box<LinkBuffer>) {
+/// Keeps an empty output buffer. The chunk of a message that was received and sent on as it was goes
+/// back to where messages are received.
+#[inline]
+pub(crate) fn put_output(mut buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty() && buffer.malloc_len() == 0);
+    if buffer.keeps(ROOM) {
+        return_room(&mut buffer);
+    }
     Spare::put(&OUTPUT, buffer);
+}
+
+#[inline]
+fn return_room(output: &mut LinkBuffer) {
+    let returned = INPUT.try_with(|spare| {
+        let Some(mut input) = spare.last.take() else {
+            return false;
+        };
+        let returned = !input.keeps(ROOM) && input.swap_room(output);
+        spare.last.set(Some(input));
+        returned
+    });
+    if !returned.unwrap_or(false) {
+        output.release();
+    }
 }
 
 impl Spare {
@@ -79,7 +104,9 @@ impl Spare {
     }
 
     #[cold]
-    fn keep(&self, buffer: Box<LinkBuffer>) {
+    fn keep(&self, mut buffer: Box<LinkBuffer>) {
+        // A thread has one chunk, not as many as it has buffers.
+        buffer.release();
         let mut others = self.others.borrow_mut();
         if others.len() < KEPT {
             others.push(buffer);

@@ -1,0 +1,142 @@
+//! Receiving into a chunk that stays with its buffer.
+
+use std::mem;
+
+use bytes::BytesMut;
+
+use crate::buffer::LinkBuffer;
+use crate::chain::KEEP_ROOM;
+use crate::chunk::Class;
+use crate::node::Node;
+
+impl LinkBuffer {
+    /// Lets `receive` append to a chunk of this buffer; what it appends becomes readable. Returns what
+    /// `receive` returns.
+    ///
+    /// An empty buffer lends a chunk of `size` bytes (at most 64 KiB of which it keeps when all of it was
+    /// read, see [`keeps`](Self::keeps)), with at least a quarter of it free: the first three quarters may
+    /// still be viewed by others. A message that is received, read or [forwarded](Self::forward) as a
+    /// whole, and gone before the next one comes, touches no reference count on its way, which is the point
+    /// of it. The first room is where it was last time, and most likely cached.
+    ///
+    /// Where something is readable the room is the one behind it, so that both are in one piece: at least
+    /// `size` bytes, as [`landing`](Self::landing) lends them. Look at [`spare`](Self::spare) before, if
+    /// moving what is there is not wanted.
+    ///
+    /// Unflushed bytes become readable, as by [`flush`](Self::flush).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// let mut buf = LinkBuffer::new();
+    /// for _ in 0..3 {
+    ///     // A socket would receive into `room.spare_capacity_mut()`.
+    ///     let n = buf.receive_with(16 << 10, |room| {
+    ///         room.extend_from_slice(b"request");
+    ///         room.len()
+    ///     });
+    ///     assert_eq!(buf.next(n)?, b"request");
+    /// }
+    /// assert_eq!(buf.held(), 16 << 10);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[inline]
+    pub fn receive_with<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
+        if self.len + self.pending != 0 {
+            return self.receive_behind(size, receive);
+        }
+        if !self.is_room(size) {
+            self.make_room(size);
+        }
+        self.off = 0;
+        let lent = Lent(self);
+        match &mut lent.0.front {
+            Node::Own(chunk, _) => {
+                chunk.clear();
+                receive(chunk)
+            }
+            _ => unreachable!("room was made"),
+        }
+    }
+
+    /// Whether this buffer is empty and has a chunk of `size` bytes for the next
+    /// [`receive_with`](Self::receive_with), part of which may be viewed by others.
+    #[inline]
+    pub fn keeps(&self, size: usize) -> bool {
+        matches!(self.front, Node::Own(_, class) if class == Class::of(size))
+            && self.len + self.pending == 0
+            && !self.has_rest()
+    }
+
+    /// Exchanges the room of two empty buffers: this one gets what `other` has. `false`: one of them is not
+    /// empty, and nothing has happened.
+    #[inline]
+    pub fn swap_room(&mut self, other: &mut Self) -> bool {
+        if self.has_rest() || other.has_rest() {
+            return false;
+        }
+        if (self.len + self.pending) + (other.len + other.pending) != 0 {
+            return false;
+        }
+        mem::swap(&mut self.front, &mut other.front);
+        mem::swap(&mut self.off, &mut other.off);
+        true
+    }
+
+    /// As [`take`](Self::take), but room behind the last byte that is worth it stays here: for content
+    /// that goes its own way while the next message is received. What is taken shares the chunk then.
+    pub fn take_filled(&mut self) -> Self {
+        let mut filled = self.take();
+        let tail = filled.take_empty_tail().or_else(|| {
+            let back = filled.back_mut();
+            (back.is_own() && back.spare() >= KEEP_ROOM).then(|| back.split_off(back.len()))
+        });
+        if let Some(room) = tail {
+            self.front = room;
+        }
+        filled
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn receive_behind<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
+        let mut room = self.landing(size);
+        let result = receive(&mut room);
+        self.landed(room);
+        result
+    }
+
+    /// Whether the front node is all there is, and an own chunk with so much room if it starts over.
+    #[inline]
+    fn is_room(&self, size: usize) -> bool {
+        matches!(&self.front, Node::Own(chunk, _) if chunk.capacity() >= size) && !self.has_rest()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, size: usize) {
+        self.settle();
+        if let Node::Own(chunk, _) = &mut self.front {
+            // Back to its start if nobody holds a view of it.
+            if chunk.try_reclaim(size) || chunk.capacity() >= size / 4 {
+                return;
+            }
+        }
+        let (chunk, class) = self.pool().take_class(size);
+        let old = mem::replace(&mut self.front, Node::Own(chunk, class));
+        self.discard(old);
+    }
+}
+
+/// Sees to it that what was received is counted, however the receive ends.
+struct Lent<'a>(&'a mut LinkBuffer);
+
+impl Drop for Lent<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let buf = &mut *self.0;
+        buf.len = buf.front.len();
+        buf.written += buf.len as u64;
+    }
+}
