@@ -109,7 +109,7 @@ impl LinkBuffer {
     /// An empty buffer. It holds no memory before something is written.
     pub const fn new() -> Self {
         Self {
-            front: Node::VACANT,
+            front: Node::Vacant,
             off: 0,
             len: 0,
             pending: 0,
@@ -168,7 +168,7 @@ impl LinkBuffer {
     /// owner of some [`Bytes`](bytes::Bytes). May be `false` without need.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        matches!(self.front, Node::Own(..) | Node::Piece(_)) && !self.has_rest()
+        matches!(self.front, Node::Own(..) | Node::Piece(_) | Node::Vacant) && !self.has_rest()
     }
 
     /// Bytes of memory that this buffer covers: consumed, readable and unflushed bytes and spare
@@ -243,9 +243,10 @@ impl LinkBuffer {
             Node::Piece(chunk)
                 if chunk.capacity() == 0 && self.rest.is_none() && self.pending == 0 =>
             {
-                *chunk = BytesMut::new();
+                self.front = Node::Vacant;
                 self.off = 0;
             }
+            Node::Vacant if self.rest.is_none() => {}
             _ => self.release_all(),
         }
     }
@@ -256,7 +257,7 @@ impl LinkBuffer {
         if self.len + self.pending > 0 {
             return;
         }
-        if let Node::Own(chunk, class) = std::mem::replace(&mut self.front, Node::VACANT) {
+        if let Node::Own(chunk, class) = std::mem::replace(&mut self.front, Node::Vacant) {
             self.pool().give(chunk, class);
         }
         self.off = 0;
@@ -304,7 +305,7 @@ impl Default for LinkBuffer {
 
 impl Drop for LinkBuffer {
     fn drop(&mut self) {
-        let front = std::mem::replace(&mut self.front, Node::VACANT);
+        let front = std::mem::replace(&mut self.front, Node::Vacant);
         self.discard(front);
         while let Some(node) = self.pop_rest() {
             self.discard(node);

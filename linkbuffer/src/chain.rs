@@ -1,7 +1,5 @@
 //! The upkeep of the node list: what is dropped when it is read, what is kept for the next write.
 
-use bytes::BytesMut;
-
 use crate::buffer::{LinkBuffer, Links};
 use crate::node::Node;
 
@@ -97,13 +95,15 @@ impl LinkBuffer {
         match &mut self.front {
             // Bytes before the handle's own region may be viewed by others; those in it are not.
             Node::Own(chunk, class) if class.is_kept() => chunk.clear(),
-            Node::Piece(chunk) => *chunk = BytesMut::new(),
-            _ => {
-                let vacant = Node::Piece(BytesMut::new());
-                let large = std::mem::replace(&mut self.front, vacant);
-                self.discard(large);
-            }
+            Node::Vacant => {}
+            _ => self.vacate(),
         }
+    }
+
+    #[inline(never)]
+    fn vacate(&mut self) {
+        let old = std::mem::replace(&mut self.front, Node::Vacant);
+        self.discard(old);
     }
 
     /// A node that was read to the end: its chunk becomes the room for the next write if there is
@@ -140,7 +140,7 @@ impl LinkBuffer {
             if self.off == chunk.len() {
                 self.off = 0;
                 chunk.clear();
-                return Some(std::mem::replace(&mut self.front, Node::VACANT));
+                return Some(std::mem::replace(&mut self.front, Node::Vacant));
             }
         }
         None

@@ -248,6 +248,7 @@ pub(crate) fn view(node: Node) -> Bytes {
         Node::Own(chunk, _) | Node::Piece(chunk) => chunk.freeze(),
         Node::Shared(bytes) => return bytes,
         Node::Run(mut bytes, n) => return bytes.split_to(n as usize),
+        Node::Vacant => return Bytes::new(),
     };
     let (len, pinned) = (bytes.len(), pinned(&bytes));
     Bytes::from_owner(View {
@@ -259,7 +260,7 @@ pub(crate) fn view(node: Node) -> Bytes {
 impl LinkBuffer {
     /// Records a slice, unless it has nothing to share.
     pub(crate) fn track_slice(&mut self) {
-        let shares = |node: &&Node| !matches!(node, Node::Shared(_) | Node::Run(..));
+        let shares = |node: &&Node| !matches!(node, Node::Shared(_) | Node::Run(..) | Node::Vacant);
         let first = self
             .nodes()
             .find(shares)

@@ -9,6 +9,8 @@ use crate::chunk::Class;
 /// A chunk has at most one [`Node::Own`] handle, and that handle is the one that goes back to the
 /// pool. Every other handle on the same memory is a `Piece` or a `Shared`, which is simply dropped.
 pub(crate) enum Node {
+    /// Holds nothing at all.
+    Vacant,
     /// Taken from the pool (or the allocator) by this buffer: it may grow into its spare room.
     Own(BytesMut, Class),
     /// Exclusive part of a chunk that somebody else looks after.
@@ -21,15 +23,13 @@ pub(crate) enum Node {
 }
 
 impl Node {
-    /// Holds nothing at all.
-    pub(crate) const VACANT: Self = Self::Shared(Bytes::new());
-
     #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b,
             Self::Shared(b) => b,
             Self::Run(b, n) => &b[..*n as usize],
+            Self::Vacant => &[],
         }
     }
 
@@ -39,6 +39,7 @@ impl Node {
             Self::Own(b, _) | Self::Piece(b) => b.len(),
             Self::Shared(b) => b.len(),
             Self::Run(_, n) => *n as usize,
+            Self::Vacant => 0,
         }
     }
 
@@ -47,7 +48,7 @@ impl Node {
     pub(crate) fn spare(&self) -> usize {
         match self {
             Self::Own(b, _) | Self::Piece(b) => b.capacity() - b.len(),
-            Self::Shared(_) | Self::Run(..) => 0,
+            Self::Shared(_) | Self::Run(..) | Self::Vacant => 0,
         }
     }
 
@@ -57,6 +58,7 @@ impl Node {
             Self::Own(b, _) | Self::Piece(b) => b.capacity(),
             Self::Shared(b) => b.len(),
             Self::Run(_, n) => *n as usize,
+            Self::Vacant => 0,
         }
     }
 
@@ -70,7 +72,7 @@ impl Node {
     pub(crate) fn as_mut(&mut self) -> Option<&mut BytesMut> {
         match self {
             Self::Own(b, _) | Self::Piece(b) => Some(b),
-            Self::Shared(_) | Self::Run(..) => None,
+            Self::Shared(_) | Self::Run(..) | Self::Vacant => None,
         }
     }
 
@@ -83,6 +85,7 @@ impl Node {
                 b.advance(n);
                 *len -= n as u32;
             }
+            Self::Vacant => {}
         }
     }
 
@@ -91,6 +94,7 @@ impl Node {
             Self::Own(b, _) | Self::Piece(b) => b.truncate(n),
             Self::Shared(b) => b.truncate(n),
             Self::Run(_, len) => *len = (*len).min(u32::try_from(n).unwrap_or(u32::MAX)),
+            Self::Vacant => {}
         }
     }
 
@@ -111,6 +115,7 @@ impl Node {
                 *len = n as u32;
                 right
             }
+            Self::Vacant => Self::Vacant,
         }
     }
 
@@ -123,6 +128,7 @@ impl Node {
                 *len -= n as u32;
                 b.split_to(n)
             }
+            Self::Vacant => Bytes::new(),
         }
     }
 

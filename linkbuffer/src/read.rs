@@ -163,7 +163,9 @@ impl LinkBuffer {
     pub(crate) fn advance_by(&mut self, n: usize) {
         self.len -= n;
         self.off += n;
-        if self.off >= self.front.len() {
+        if self.len + self.pending == 0 && !self.has_rest() {
+            self.restart_front();
+        } else if self.off >= self.front.len() {
             self.settle();
         }
     }
@@ -284,7 +286,7 @@ impl LinkBuffer {
             return mem::take(chunk);
         }
         let view = chunk.split_to(n);
-        let owner = mem::replace(&mut self.front, Node::VACANT);
+        let owner = mem::replace(&mut self.front, Node::Vacant);
         self.discard(owner);
         view
     }

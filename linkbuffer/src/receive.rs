@@ -69,19 +69,18 @@ impl LinkBuffer {
             && !self.has_rest()
     }
 
-    /// Exchanges the room of two empty buffers: this one gets what `other` has. `false`: one of them is not
-    /// empty, and nothing has happened.
-    #[inline]
-    pub fn swap_room(&mut self, other: &mut Self) -> bool {
-        if self.has_rest() || other.has_rest() {
-            return false;
+    /// Takes the chunk out of an empty buffer, to be freed and not to go back to the pool. What it returns
+    /// is empty, and has no room if there was no such chunk.
+    pub fn take_room(&mut self) -> BytesMut {
+        if self.len + self.pending == 0 && !self.has_rest() {
+            self.restart_front();
+            if let Node::Own(chunk, _) = &mut self.front {
+                let chunk = mem::take(chunk);
+                self.front = Node::Vacant;
+                return chunk;
+            }
         }
-        if (self.len + self.pending) + (other.len + other.pending) != 0 {
-            return false;
-        }
-        mem::swap(&mut self.front, &mut other.front);
-        mem::swap(&mut self.off, &mut other.off);
-        true
+        BytesMut::new()
     }
 
     /// As [`take`](Self::take), but room behind the last byte that is worth it stays here: for content
@@ -110,16 +109,18 @@ impl LinkBuffer {
     /// Whether the front node is all there is, and an own chunk with so much room if it starts over.
     #[inline]
     fn is_room(&self, size: usize) -> bool {
-        matches!(&self.front, Node::Own(chunk, _) if chunk.capacity() >= size) && !self.has_rest()
+        matches!(&self.front, Node::Own(chunk, _) if chunk.capacity() >= size.max(1))
+            && !self.has_rest()
     }
 
     #[cold]
     #[inline(never)]
     fn make_room(&mut self, size: usize) {
         self.settle();
+        let size = size.max(1);
         if let Node::Own(chunk, _) = &mut self.front {
             // Back to its start if nobody holds a view of it.
-            if chunk.try_reclaim(size) || chunk.capacity() >= size / 4 {
+            if chunk.try_reclaim(size) || chunk.capacity() >= size.div_ceil(4) {
                 return;
             }
         }
@@ -136,7 +137,9 @@ impl Drop for Lent<'_> {
     #[inline]
     fn drop(&mut self) {
         let buf = &mut *self.0;
-        buf.len = buf.front.len();
-        buf.written += buf.len as u64;
+        if let Node::Own(chunk, _) = &buf.front {
+            buf.len = chunk.len();
+            buf.written += chunk.len() as u64;
+        }
     }
 }

@@ -270,7 +270,7 @@ impl LinkBuffer {
         self.trim();
         self.len += n;
         self.compacted = NEVER;
-        let front = std::mem::replace(&mut other.front, Node::VACANT);
+        let front = std::mem::replace(&mut other.front, Node::Vacant);
         let old = std::mem::replace(&mut self.front, front);
         (other.len, other.pending) = (0, 0);
         if old.len() == 0 && !self.has_rest() && !other.has_rest() {

@@ -104,7 +104,7 @@ impl LinkBuffer {
         other.trim();
         self.pending += n;
         self.written += n as u64;
-        let front = std::mem::replace(&mut other.front, Node::VACANT);
+        let front = std::mem::replace(&mut other.front, Node::Vacant);
         other.len = 0;
         if !other.has_rest() {
             self.link_behind(front);

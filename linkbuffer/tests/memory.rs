@@ -386,6 +386,118 @@ fn take_keeps_the_pool() {
 }
 
 #[test]
+fn one_chunk_is_received_into_again_and_again() {
+    const SIZE: usize = 64 << 10;
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    assert!(!buf.keeps(SIZE));
+    let receive = |buf: &mut LinkBuffer, n: usize| {
+        buf.receive_with(SIZE, |room| {
+            room.extend_from_slice(&vec![7; n]);
+            (room.as_ptr().addr(), room.capacity())
+        })
+    };
+    let (first, room) = receive(&mut buf, 3000);
+    assert_eq!((room, buf.len(), buf.is_single_chunk()), (SIZE, 3000, true));
+    assert!(!buf.keeps(SIZE), "not empty");
+    // Read in place, or passed on as a whole: to its start.
+    buf.next(3000).unwrap();
+    assert!(buf.keeps(SIZE));
+    assert_eq!(receive(&mut buf, 3000), (first, SIZE));
+    let mut out = LinkBuffer::with_pool(&pool);
+    buf.forward(3000, &mut out).unwrap();
+    assert!(!buf.keeps(SIZE), "the chunk went along");
+    out.flush();
+    assert_eq!(out.peek(1).unwrap().as_ptr().addr(), first, "not copied");
+    out.consume(3000);
+    assert!(out.keeps(SIZE));
+    assert_eq!(receive(&mut out, 5000), (first, SIZE));
+    // A view is alive: behind it, and to the start again when it is gone.
+    let view = out.next_bytes(5000).unwrap();
+    assert_eq!(receive(&mut out, 600), (first + 5000, SIZE - 5000));
+    out.skip(600).unwrap();
+    drop(view);
+    assert_eq!(receive(&mut out, 10), (first, SIZE));
+    // Less than a quarter would be left.
+    out.skip(10).unwrap();
+    receive(&mut out, SIZE / 4 * 3);
+    let view = out.next_bytes(SIZE / 4 * 3 - 10).unwrap();
+    out.skip(10).unwrap();
+    assert_eq!(receive(&mut out, 1000).1, SIZE / 4 + 10);
+    let more = out.next_bytes(1000).unwrap();
+    assert_eq!(receive(&mut out, 10).1, SIZE, "another one");
+    assert_eq!((view.len(), more.len()), (SIZE / 4 * 3 - 10, 1000));
+    assert_eq!(pool.stats().allocated, 2);
+    drop((buf, out, view, more));
+    assert_eq!(pool.stats().retained, 2 * SIZE);
+}
+
+#[test]
+fn what_is_received_behind_something_continues_it() {
+    let mut buf = LinkBuffer::new();
+    let receive = |buf: &mut LinkBuffer, data: &[u8]| {
+        buf.receive_with(64 << 10, |room| room.extend_from_slice(data));
+    };
+    receive(&mut buf, b"begin, ");
+    assert!(buf.spare() > 60 << 10);
+    buf.receive_with(16 << 10, |room| room.extend_from_slice(b"end"));
+    assert!(buf.is_single_chunk());
+    assert_eq!(buf, "begin, end");
+}
+
+#[test]
+fn a_receive_that_panics_loses_nothing() {
+    let mut buf = LinkBuffer::new();
+    let cut = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        buf.receive_with(100, |room| {
+            room.extend_from_slice(b"came");
+            panic!("while receiving");
+        });
+    }));
+    assert!(cut.is_err());
+    buf.write_slice(b" and more");
+    buf.flush();
+    assert_eq!(buf, "came and more");
+}
+
+#[test]
+fn content_goes_its_way_and_room_stays() {
+    const SIZE: usize = 64 << 10;
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    let mut kept = Vec::new();
+    for i in 0..20 {
+        buf.receive_with(SIZE, |room| room.extend_from_slice(&[i; 1000]));
+        buf.skip(100).unwrap();
+        kept.push(buf.take_filled());
+        assert!(buf.is_empty());
+    }
+    for (i, part) in kept.iter().enumerate() {
+        assert_eq!(*part, vec![i as u8; 900]);
+        assert_eq!(part.held(), 1000, "and no room");
+    }
+    assert_eq!(pool.stats().allocated, 1, "all of them share a chunk");
+    drop(kept);
+    // Behind a linked payload, and with nothing to keep.
+    buf.write_bytes(Bytes::from(vec![1; 10_000]));
+    buf.write_slice(b"tail");
+    buf.flush();
+    let both = buf.take_filled();
+    assert_eq!((both.len(), both.spare()), (10_004, 0));
+    assert!(buf.spare() > 3000);
+    assert_eq!(both.pool().stats().retained, 0);
+    let room = buf.take_room();
+    assert!(room.is_empty() && room.capacity() > 3000);
+    drop((room, both));
+    assert_eq!((buf.held(), pool.stats().retained), (0, SIZE), "not pooled");
+    assert_eq!(buf.take_room().capacity(), 0);
+    let mut full = LinkBuffer::from(vec![1; 5000]);
+    assert_eq!(full.take_room().capacity(), 0, "not empty");
+    assert_eq!(full.take_filled().len(), 5000);
+    assert_eq!(full.held(), 0);
+}
+
+#[test]
 fn debug_shows_sizes_and_never_contents() {
     let mut buf = LinkBuffer::from("top secret");
     buf.write_str("password");

@@ -56,12 +56,17 @@ enum Op {
     PushPiece(usize),
     PushFrom(usize),
     PushForeign(usize),
+    ReceiveWith {
+        room: usize,
+        n: usize,
+    },
     Landing(usize),
     Landed(f64),
     DropLanding,
     Compact,
     Release,
     Take,
+    TakeFilled,
     PushFront {
         n: usize,
         parts: usize,
@@ -113,12 +118,14 @@ fn op() -> impl Strategy<Value = Op> {
         3 => size().prop_map(Op::PushPiece),
         3 => size().prop_map(Op::PushFrom),
         1 => size().prop_map(Op::PushForeign),
+        3 => (size(), size()).prop_map(|(room, n)| Op::ReceiveWith { room, n }),
         2 => size().prop_map(Op::Landing),
         3 => share().prop_map(Op::Landed),
         1 => Just(Op::DropLanding),
         1 => Just(Op::Compact),
         1 => Just(Op::Release),
         1 => Just(Op::Take),
+        1 => Just(Op::TakeFilled),
         1 => (size(), 1usize..4).prop_map(|(n, parts)| Op::PushFront { n, parts }),
         1 => size().prop_map(Op::TryNext),
         1 => Just(Op::DropViews),
@@ -464,6 +471,23 @@ impl Model {
                     self.readable.extend(d);
                 }
             }
+            Op::ReceiveWith { room: size, n } => {
+                let mut d = self.data(n);
+                let least = if self.readable.is_empty() && self.pending.is_empty() {
+                    size.div_ceil(4).max(1)
+                } else {
+                    size
+                };
+                let taken = self.buf.receive_with(size, |room| {
+                    assert!(room.is_empty() && room.capacity() >= least);
+                    d.truncate(room.capacity());
+                    room.extend_from_slice(&d);
+                    d.len()
+                });
+                assert_eq!(taken, d.len());
+                self.publish();
+                self.readable.extend(d);
+            }
             Op::Landing(want) => {
                 if self.room.is_none() {
                     let room = self.buf.landing(want);
@@ -499,6 +523,16 @@ impl Model {
                     (0, 0, 0)
                 );
                 self.buf = taken;
+            }
+            Op::TakeFilled => {
+                let filled = self.buf.take_filled();
+                assert_eq!((self.buf.len(), self.buf.malloc_len()), (0, 0));
+                assert_eq!(self.buf.spare(), self.buf.held(), "nothing but room");
+                if self.pending.is_empty() {
+                    self.buf.push_front(filled);
+                } else {
+                    self.buf = filled;
+                }
             }
             Op::PushFront { n, parts } => {
                 let (other, all) = self.built(n, n / 5, parts);

@@ -144,7 +144,8 @@ impl Rx {
         let missing = self.mark.saturating_sub(buffer.len());
         if is_scratch(&buffer) && missing <= LANDING {
             // The thread goes on with the room behind it.
-            let rest = Box::new(buffer.take_filled());
+            let mut rest = spare::plain();
+            *rest = buffer.take_filled();
             spare::put_input(std::mem::replace(&mut buffer, rest));
         }
         buffer.compact();
@@ -172,27 +173,33 @@ impl Rx {
 
     /// Receives until `target` bytes are here, the kernel has no more, or the turn's share is
     /// used up; in the last case `readable` stays set.
-    #[inline]
     pub(crate) fn receive(&mut self, target: usize) {
-        if self.readable && self.end.is_none() && self.len() < target {
-            if self.len() == 0 && self.mark <= LANDING && self.bulk == 0 && !self.patient {
-                self.receive_usual(target);
-            } else {
-                self.receive_more(target, 0);
-            }
+        if !self.readable || self.end.is_some() || self.len() >= target {
+            return;
+        }
+        // Buffers of the user's own connections are kept, those of others wait for another round when
+        // the peer is gone: they need not keep a chunk meanwhile.
+        let usual = self.len() == 0
+            && self.mark <= LANDING
+            && self.bulk == 0
+            && !self.patient
+            && !self.shared.word.has(OWNED | PEER_CLOSED);
+        if usual {
+            self.receive_usual(target);
+        } else {
+            self.receive_more(target, 0);
         }
     }
 
     /// A message that comes as a whole, while nothing else is here: into the chunk that the thread's
     /// buffer has for this, where it stays until it is gone.
+    #[inline(always)]
     fn receive_usual(&mut self, target: usize) {
-        // Buffers of the user's own connections are kept, those of others wait for another round when
-        // the peer is gone: they need not keep a chunk meanwhile.
-        if self.shared.word.has(OWNED | PEER_CLOSED) {
-            return self.receive_more(target, 0);
-        }
         self.reads = self.reads.saturating_add(1);
         let socket = &self.socket;
+        if let Some(buffer) = &mut self.buffer {
+            spare::refit(buffer);
+        }
         let buffer = self.buffer.get_or_insert_with(spare::input);
         let mut offered = 0;
         let received = buffer.receive_with(SCRATCH, |chunk| {
@@ -211,10 +218,7 @@ impl Rx {
                     self.receive_more(target, 1);
                 }
             }
-            nothing => {
-                self.note_received(nothing.map(|n| (n, offered)));
-                self.settle();
-            }
+            nothing => self.receive_failed(nothing),
         }
     }
 
@@ -465,6 +469,13 @@ impl Rx {
         let received = self.socket.recv_at_most(&mut chunk, offered);
         buffer.landed(chunk);
         received.map(|n| (n, offered))
+    }
+
+    /// Nothing came, so the buffer is not needed.
+    #[inline(never)]
+    fn receive_failed(&mut self, received: io::Result<usize>) {
+        self.note_received(received.map(|n| (n, 0)));
+        self.settle();
     }
 
     /// Takes down what a receive brought, if it brought something.

@@ -10,14 +10,19 @@ use std::{
     thread::LocalKey,
 };
 
-/// The chunk that the last input buffer keeps: what small messages are received into.
+/// The chunk of an input buffer: what small messages are received into.
 pub(crate) const ROOM: usize = 64 << 10;
 /// Buffers a thread keeps; more than this many connections at work on one thread is rare.
 const KEPT: usize = 16;
 
-/// Empty buffers: the one that was used last, and others for callbacks within callbacks.
+/// Empty buffers of a thread. However many they are, no more than two have a chunk for input.
 struct Spare {
+    /// The one that was used last.
     last: Cell<Option<Box<LinkBuffer>>>,
+    /// The other one with such a chunk: for handlers that pass on a message and receive the next one
+    /// before their turn ends.
+    second: Cell<Option<Box<LinkBuffer>>>,
+    /// Those for callbacks within callbacks.
     others: RefCell<Vec<Box<LinkBuffer>>>,
 }
 
@@ -26,9 +31,18 @@ thread_local! {
     static OUTPUT: Spare = const { Spare::new() };
 }
 
-/// An empty buffer for received chunks.
+/// An empty buffer for what is received, with a chunk for it as a rule.
 pub(crate) fn input() -> Box<LinkBuffer> {
     Spare::take(&INPUT)
+}
+
+/// An empty buffer without a chunk.
+pub(crate) fn plain() -> Box<LinkBuffer> {
+    INPUT
+        .try_with(Spare::another)
+        .ok()
+        .flatten()
+        .unwrap_or_default()
 }
 
 /// An empty buffer for output, with the tail chunk of its last user.
@@ -36,39 +50,45 @@ pub(crate) fn output() -> Box<LinkBuffer> {
     Spare::take(&OUTPUT)
 }
 
+/// Gives an empty input buffer a chunk again, if the thread has one for it.
+#[cold]
+#[inline(never)]
+pub(crate) fn refit(buffer: &mut Box<LinkBuffer>) {
+    if buffer.keeps(ROOM) {
+        return;
+    }
+    let second = INPUT.try_with(|spare| spare.second.take());
+    if let Ok(Some(second)) = second {
+        Spare::add(&OUTPUT, std::mem::replace(buffer, second));
+    }
+}
+
 /// Keeps an empty input buffer, and its chunk if the next receive can use it.
 #[inline]
 pub(crate) fn put_input(mut buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty());
-    if !buffer.keeps(ROOM) {
+    if buffer.keeps(ROOM) {
+        Spare::put(&INPUT, buffer);
+    } else {
         buffer.release();
+        Spare::add(&INPUT, buffer);
     }
-    Spare::put(&INPUT, buffer);
 }
 
-/// Keeps an empty output buffer. The chunk of a message that was received and sent on as it was goes
-/// back to where messages are received.
+/// Keeps an empty output buffer. One with the chunk of a message that was received and sent on as it was
+/// becomes the next input buffer, and the other way round.
 #[inline]
-pub(crate) fn put_output(mut buffer: Box<LinkBuffer>) {
+pub(crate) fn put_output(buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty() && buffer.malloc_len() == 0);
     if buffer.keeps(ROOM) {
-        return_room(&mut buffer);
-    }
-    Spare::put(&OUTPUT, buffer);
-}
-
-#[inline]
-fn return_room(output: &mut LinkBuffer) {
-    let returned = INPUT.try_with(|spare| {
-        let Some(mut input) = spare.last.take() else {
-            return false;
-        };
-        let returned = !input.keeps(ROOM) && input.swap_room(output);
-        spare.last.set(Some(input));
-        returned
-    });
-    if !returned.unwrap_or(false) {
-        output.release();
+        let input = INPUT.try_with(|spare| spare.last.replace(Some(buffer)));
+        match input {
+            Ok(Some(input)) if input.keeps(ROOM) => Spare::add(&INPUT, input),
+            Ok(Some(input)) => Spare::put(&OUTPUT, input),
+            _ => {}
+        }
+    } else {
+        Spare::put(&OUTPUT, buffer);
     }
 }
 
@@ -76,6 +96,7 @@ impl Spare {
     const fn new() -> Self {
         Self {
             last: Cell::new(None),
+            second: Cell::new(None),
             others: RefCell::new(Vec::new()),
         }
     }
@@ -89,11 +110,24 @@ impl Spare {
             .unwrap_or_default()
     }
 
+    /// Keeps a buffer as the one that was used last.
     #[inline]
     fn put(of: &'static LocalKey<Self>, buffer: Box<LinkBuffer>) {
         let _ = of.try_with(|spare| {
             if let Some(before) = spare.last.replace(Some(buffer)) {
                 spare.keep(before);
+            }
+        });
+    }
+
+    /// Keeps a buffer that is no better than the others.
+    #[inline]
+    fn add(of: &'static LocalKey<Self>, buffer: Box<LinkBuffer>) {
+        let _ = of.try_with(|spare| match spare.last.take() {
+            None => spare.last.set(Some(buffer)),
+            last => {
+                spare.last.set(last);
+                spare.keep(buffer);
             }
         });
     }
@@ -105,11 +139,26 @@ impl Spare {
 
     #[cold]
     fn keep(&self, mut buffer: Box<LinkBuffer>) {
-        // A thread has one chunk, not as many as it has buffers.
-        buffer.release();
+        if buffer.keeps(ROOM) {
+            let Some(before) = self.second.replace(Some(buffer)) else {
+                return;
+            };
+            buffer = before;
+            buffer.release();
+        }
         let mut others = self.others.borrow_mut();
         if others.len() < KEPT {
             others.push(buffer);
+        }
+    }
+}
+
+impl Drop for Spare {
+    /// With its thread the memory goes: a pool would keep as much as there ever were threads.
+    fn drop(&mut self) {
+        let kept = [self.last.take(), self.second.take()];
+        for mut buffer in kept.into_iter().flatten().chain(self.others.take()) {
+            drop(buffer.take_room());
         }
     }
 }

@@ -20,7 +20,7 @@ use socket2::{SockAddr, SockRef, Type};
 
 use super::{
     address::Address,
-    syscall::{Call, call, transfer, transfer_once},
+    syscall::{Call, call, transfer_once},
     waiting::Waits,
 };
 use crate::error::with_context;
@@ -95,8 +95,9 @@ impl Socket {
     ///
     /// `WouldBlock` when nothing is there, `InvalidInput` when `buf` has no spare capacity (so
     /// that a full buffer is never taken for an end of stream), or what the system reports.
+    #[inline]
     pub(crate) fn recv_into(&self, buf: &mut BytesMut) -> io::Result<usize> {
-        self.recv_at_most(buf, usize::MAX)
+        Self::append(buf, usize::MAX, |room| self.receive(room))
     }
 
     /// As [`Self::recv_into`], but no more than `most` bytes.
@@ -207,6 +208,7 @@ impl Socket {
     }
 
     /// Sends from `buf`, as [`Self::send_vectored`].
+    #[inline]
     pub(crate) fn send(&self, buf: &[u8]) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
@@ -271,29 +273,65 @@ impl Socket {
         if room.is_empty() {
             return Err(no_room());
         }
-        transfer(Call::Receive, self.as_fd(), room.len(), |len| {
-            direct::receive(self.as_fd(), &mut room[..len])
+        match self.receive_once(room) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => self.receive_again(room),
+            result => result,
+        }
+    }
+
+    #[inline]
+    fn receive_once(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+        let fd = self.as_fd();
+        transfer_once(Call::Receive, fd, room.len(), |len| {
+            direct::receive(fd, &mut room[..len])
         })
     }
 
-    /// Sends, and outlasts a short lack of memory.
+    #[cold]
+    #[inline(never)]
+    fn receive_again(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+        loop {
+            match self.receive_once(room) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends, and outlasts signals and a short lack of memory.
     #[inline]
     fn transmit(
         &self,
         len: usize,
         mut op: impl FnMut(usize) -> io::Result<usize>,
     ) -> io::Result<usize> {
+        match transfer_once(Call::Send, self.as_fd(), len, &mut op) {
+            Err(error) => self.transmit_again(len, op, error),
+            sent => sent,
+        }
+    }
+
+    #[inline(never)]
+    fn transmit_again(
+        &self,
+        len: usize,
+        mut op: impl FnMut(usize) -> io::Result<usize>,
+        mut error: io::Error,
+    ) -> io::Result<usize> {
         let mut tries = SHORTAGE_TRIES;
         loop {
-            match transfer(Call::Send, self.as_fd(), len, &mut op) {
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
-                    tries -= 1;
-                    if tries == 0 {
-                        return Err(io::ErrorKind::WouldBlock.into());
-                    }
-                    thread::yield_now();
+            if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) {
+                tries -= 1;
+                if tries == 0 {
+                    return Err(io::ErrorKind::WouldBlock.into());
                 }
-                result => return result,
+                thread::yield_now();
+            } else if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+            match transfer_once(Call::Send, self.as_fd(), len, &mut op) {
+                Err(e) => error = e,
+                sent => return sent,
             }
         }
     }
@@ -463,7 +501,13 @@ mod direct {
 
     #[inline]
     fn count(result: libc::c_long) -> io::Result<usize> {
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+        usize::try_from(result).map_err(|_| failed())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn failed() -> io::Error {
+        io::Error::last_os_error()
     }
 }
 
