@@ -361,7 +361,7 @@ impl Outbox {
         let end = queue.accepted;
         queue.ends.push_back(end);
         let mut tail = queue.chain.take().unwrap_or_default();
-        let mut copied = tail.append_from(chain.take());
+        let mut copied = tail.append_from(chain.take_filled());
         tail.flush();
         queue.chain = Some(tail);
         let flusher = word.queue_and_try_flush();
@@ -547,7 +547,7 @@ impl Queue {
     }
 
     fn put_back(&mut self, chain: &mut LinkBuffer) {
-        let rest = chain.take();
+        let rest = chain.take_filled();
         self.chain.get_or_insert_default().push_front(rest);
     }
 
