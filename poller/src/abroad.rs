@@ -6,7 +6,9 @@
 //! ([`SUSPECT_AFTER`]), asked about after that, and if it was found computing trusted twice as long as
 //! before.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::sys::{Moment, nanos};
 
 /// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
 /// said that it computes.
@@ -25,7 +27,7 @@ pub(crate) struct Run {
     /// Who runs it.
     pub(crate) thread: ThreadId,
     /// When it began, or was last found computing.
-    pub(crate) since: Instant,
+    pub(crate) since: Moment,
     /// How often it was found computing.
     computing: u8,
     /// It is known to wait.
@@ -41,7 +43,7 @@ pub(crate) struct Abroad {
 impl Run {
     /// A run that begins.
     #[inline]
-    pub(crate) fn new(number: u64, thread: ThreadId, since: Instant) -> Self {
+    pub(crate) fn new(number: u64, thread: ThreadId, since: Moment) -> Self {
         Self {
             number,
             thread,
@@ -52,16 +54,16 @@ impl Run {
     }
 
     /// What there is before the first run: number 1, and not to be looked after.
-    pub(crate) fn none(now: Instant) -> Self {
+    pub(crate) fn none(now: Moment) -> Self {
         Self {
             waiting: true,
             ..Self::new(1, 0, now)
         }
     }
 
-    fn is_suspect(&self, now: Instant) -> bool {
-        let trusted_for = SUSPECT_AFTER * (1 << self.computing);
-        !self.waiting && now.saturating_duration_since(self.since) > trusted_for
+    fn is_suspect(&self, now: Moment) -> bool {
+        let trusted_for = nanos(SUSPECT_AFTER) << self.computing;
+        !self.waiting && now.since(self.since) > trusted_for
     }
 }
 
@@ -86,7 +88,7 @@ impl Abroad {
     }
 
     /// The run, if it is abroad, was computing at `now`.
-    pub(crate) fn computes(&mut self, number: u64, now: Instant) {
+    pub(crate) fn computes(&mut self, number: u64, now: Moment) {
         if let Some(run) = self.find(number) {
             run.since = now;
             run.computing = MOST_DOUBLINGS.min(run.computing + 1);
@@ -94,12 +96,12 @@ impl Abroad {
     }
 
     /// A run that is suspected to wait, if any, judged at `now`.
-    pub(crate) fn suspect(&self, now: Instant) -> Option<Run> {
+    pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
         self.runs.iter().find(|run| run.is_suspect(now)).copied()
     }
 
     /// How many are trusted to compute at `now`.
-    pub(crate) fn at_work(&self, now: Instant) -> usize {
+    pub(crate) fn at_work(&self, now: Moment) -> usize {
         let at_work = |run: &&Run| !run.waiting && !run.is_suspect(now);
         self.runs.iter().filter(at_work).count()
     }
@@ -116,7 +118,7 @@ mod tests {
     #[test]
     fn a_run_that_computes_is_asked_about_ever_less_often() {
         let mut abroad = Abroad::default();
-        let mut now = Instant::now();
+        let mut now = Moment::now();
         abroad.enter(Run::new(7, 1, now));
         let step = SUSPECT_AFTER / 10;
         let mut asked_after = Vec::new();
@@ -124,10 +126,10 @@ mod tests {
             let trusted = now;
             while abroad.suspect(now).is_none() {
                 assert_eq!(abroad.at_work(now), 1);
-                now += step;
+                now = now + step;
             }
             assert_eq!(abroad.at_work(now), 0, "a suspect covers nothing");
-            asked_after.push((now - trusted).as_micros() / SUSPECT_AFTER.as_micros());
+            asked_after.push(now.since(trusted) / nanos(SUSPECT_AFTER));
             abroad.computes(7, now);
         }
         assert_eq!(asked_after, [1, 2, 4, 8, 16, 32, 32, 32]);

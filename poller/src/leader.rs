@@ -12,12 +12,13 @@ use crate::{
     command::Command,
     context::{self, must_not_block},
     member::Entry,
-    operator::{Budget, Progress, Requests},
+    operator::{Budget, Progress},
     poller::Poller,
     readiness::Readiness,
+    role::Seat,
     schedule::Call,
     sync::thread,
-    sys,
+    sys::{self, Moment},
     turn::{Core, Work},
     workers::Job,
 };
@@ -67,14 +68,14 @@ fn find_shared(poller: &Poller) -> Option<Box<Core>> {
 struct Released {
     /// The number of its deposit.
     number: u64,
-    begin: Instant,
+    begin: Moment,
 }
 
 /// A thread while it leads.
 struct Leader<'a> {
     poller: &'a Arc<Poller>,
     context: context::Leading,
-    thread: u32,
+    seat: Seat<Core>,
 }
 
 impl<'a> Leader<'a> {
@@ -82,7 +83,7 @@ impl<'a> Leader<'a> {
     fn run(poller: &'a Arc<Poller>, lead: impl FnOnce(&Self)) {
         let leader = Self {
             context: context::lead(poller.clone()),
-            thread: sys::thread_id(),
+            seat: Seat::new(sys::thread_id()),
             poller,
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| lead(&leader)));
@@ -220,12 +221,11 @@ impl<'a> Leader<'a> {
             entry.control.remember(readiness);
             return false;
         }
-        let mut requests = Requests::default();
-        let mut budget = Budget::new(core.now, &mut requests);
+        let mut budget = Budget::new(&self.poller.clock, core.now);
         let progress = self
             .poller
             .contain(|| entry.operator.on_ready(readiness, &mut budget));
-        if let Some(deadline) = requests.timer {
+        if let Some(deadline) = budget.requests().timer {
             core.set_timer(self.poller, entry, deadline);
         }
         match progress {
@@ -240,7 +240,7 @@ impl<'a> Leader<'a> {
                 return false;
             }
         }
-        requests.run
+        budget.requests().run
     }
 
     #[inline(always)]
@@ -272,7 +272,7 @@ impl<'a> Leader<'a> {
     fn release(&self, core: Box<Core>) -> Released {
         let poller = self.poller;
         let (begin, terms) = (core.now, core.learner.terms(core.work.len()));
-        let deposit = poller.role.deposit(core, self.thread, terms, begin);
+        let deposit = poller.role.deposit(&self.seat, core, terms, begin);
         if deposit.unwatched {
             poller.monitor.watch();
         }
@@ -289,7 +289,7 @@ impl<'a> Leader<'a> {
     /// Foreign code has returned. `None`: the role went to another thread meanwhile.
     #[inline(always)]
     fn take_back(&self, run: Released) -> Option<Box<Core>> {
-        let core = match self.poller.role.reclaim(run.number) {
+        let core = match self.poller.role.reclaim(&self.seat, run.number) {
             Some(mut core) => {
                 core.ran();
                 Some(core)
@@ -303,7 +303,7 @@ impl<'a> Leader<'a> {
     /// A run that began at `begin` has returned and its deposit is gone: the core, if this thread is
     /// to lead nevertheless.
     #[inline(never)]
-    fn returned(&self, number: u64, begin: Instant) -> Option<Box<Core>> {
+    fn returned(&self, number: u64, begin: Moment) -> Option<Box<Core>> {
         let poller = self.poller;
         poller.counters.slow_runs.add(1);
         let mut core = poller.role.rejoin(number)?;
@@ -313,7 +313,7 @@ impl<'a> Leader<'a> {
 
     /// Sees to it that enough others are there to take shared deposits.
     #[inline(never)]
-    fn cover(&self, number: u64, now: Instant) {
+    fn cover(&self, number: u64, now: Moment) {
         let poller = self.poller;
         if let Some(run) = poller.role.suspect(now) {
             let waits = sys::thread_waits(run.thread);

@@ -14,9 +14,12 @@
 //!   is worth more than [`HELP_FROM`], one thread for each such amount up to [`MOST_HANDS`]. Short
 //!   runs are not shared, however many: it costs them more than it gains.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::role::Terms;
+use crate::{
+    role::Terms,
+    sys::{Moment, nanos},
+};
 
 /// Over which waits are counted.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -50,7 +53,7 @@ const CLIP: Duration = Duration::from_micros(200);
 pub(crate) struct Learner {
     /// Nanoseconds of a run, averaged over the last few dozen.
     typical: u64,
-    window_ends: Instant,
+    window_ends: Moment,
     /// Waits seen up to the start of the window.
     waits_before: u64,
     calm: u32,
@@ -59,10 +62,14 @@ pub(crate) struct Learner {
     helpers: usize,
     /// Others that should be there where runs often wait.
     stand_by: usize,
+    /// What follows from the rest, so that a run has to look at little: deposits are shared,
+    shared: bool,
+    /// and so many runs are timed together.
+    together: u32,
 }
 
 impl Learner {
-    pub(crate) fn new(now: Instant, processors: usize) -> Self {
+    pub(crate) fn new(now: Moment, processors: usize) -> Self {
         Self {
             typical: 0,
             window_ends: now + WINDOW,
@@ -71,38 +78,49 @@ impl Learner {
             waiting_often: false,
             helpers: processors.saturating_sub(1).min(MOST_HANDS),
             stand_by: processors.clamp(1, HANDS_FOR_WAITS),
+            shared: false,
+            together: TOGETHER,
         }
     }
 
-    /// So many runs, at most [`TOGETHER`], that kept the role took this long together.
-    pub(crate) fn ran(&mut self, took: Duration, runs: u32) {
-        let together = u64::from(runs);
-        let took = (took.as_nanos() as u64).min(CLIP.as_nanos() as u64 * together);
-        self.typical = (self.typical * (32 - together) + took) / 32;
+    /// The conclusions, after a change of what they rest on.
+    fn conclude(&mut self) {
+        self.shared = self.waiting_often || self.are_long();
+        // Nothing depends on how long a short run takes, and looking at the clock takes time as well.
+        let short = self.typical < nanos(SHORT_RUN) && !self.waiting_often;
+        self.together = if short { TOGETHER } else { 1 };
     }
 
-    /// How many runs may be timed together: nothing depends on how long a short run takes, and
-    /// looking at the clock takes time as well.
+    /// Runs are long, and there is somebody to help.
+    fn are_long(&self) -> bool {
+        self.helpers > 0 && self.typical >= nanos(LONG_RUN)
+    }
+
+    /// So many runs, at most [`TOGETHER`], that kept the role took so many nanoseconds together.
+    pub(crate) fn ran(&mut self, took: u64, runs: u32) {
+        let together = u64::from(runs);
+        let took = took.min(nanos(CLIP) * together);
+        self.typical = (self.typical * (32 - together) + took) / 32;
+        self.conclude();
+    }
+
+    /// How many runs may be timed together.
     #[inline]
     pub(crate) fn together(&self) -> u32 {
-        if self.typical < SHORT_RUN.as_nanos() as u64 && !self.waiting_often {
-            TOGETHER
-        } else {
-            1
-        }
+        self.together
     }
 
-    /// A run whose deposit was taken by somebody took this long. Those that waited say nothing about
-    /// what there is to compute.
-    pub(crate) fn shared(&mut self, took: Duration) {
-        if took < CLIP {
+    /// A run whose deposit was taken by somebody took so many nanoseconds. Those that waited say
+    /// nothing about what there is to compute.
+    pub(crate) fn shared(&mut self, took: u64) {
+        if took < nanos(CLIP) {
             self.ran(took, 1);
         }
     }
 
     /// A turn begins; `waits` is the number of runs found waiting so far. `true`: deposits are
     /// shared from now on because of them, and were not before.
-    pub(crate) fn turn(&mut self, now: Instant, waits: u64) -> bool {
+    pub(crate) fn turn(&mut self, now: Moment, waits: u64) -> bool {
         let seen = waits - self.waits_before;
         // So many are reason enough, however much of the window is left.
         let often = seen >= WAITS_TO_SHARE;
@@ -111,19 +129,16 @@ impl Learner {
         }
         self.waits_before = waits;
         self.window_ends = now + WINDOW;
-        if often {
-            self.calm = 0;
-            return !std::mem::replace(&mut self.waiting_often, true);
-        }
         self.calm = match seen {
+            _ if often => 0,
             0 => self.calm + SILENCE,
             1..WAITS_TO_STOP => self.calm + 1,
             _ => 0,
         };
-        if self.calm >= CALM_WINDOWS {
-            self.waiting_often = false;
-        }
-        false
+        let before = self.waiting_often;
+        self.waiting_often = often || (before && self.calm < CALM_WINDOWS);
+        self.conclude();
+        self.waiting_often && !before
     }
 
     /// Whether runs often wait.
@@ -134,18 +149,19 @@ impl Learner {
     /// The terms of the next run's deposit, with `backlog` more things to do behind it.
     #[inline]
     pub(crate) fn terms(&self, backlog: usize) -> Terms {
-        let long = self.helpers > 0 && self.typical >= LONG_RUN.as_nanos() as u64;
-        if !long && !self.waiting_often {
-            return Terms::ALONE;
+        if self.shared {
+            self.sharing(backlog)
+        } else {
+            Terms::ALONE
         }
-        self.sharing(backlog, long)
     }
 
-    fn sharing(&self, backlog: usize, long: bool) -> Terms {
+    #[inline(never)]
+    fn sharing(&self, backlog: usize) -> Terms {
         let mut terms = Terms::shared(0);
-        if long {
+        if self.are_long() {
             let work = self.typical.saturating_mul(backlog as u64);
-            terms.hands = ((work / HELP_FROM.as_nanos() as u64) as usize).min(self.helpers);
+            terms.hands = ((work / nanos(HELP_FROM)) as usize).min(self.helpers);
         }
         if self.waiting_often {
             terms.hands = terms.hands.max(self.stand_by);
@@ -159,9 +175,9 @@ mod tests {
     use super::*;
 
     fn taught(run: Duration) -> Learner {
-        let mut learner = Learner::new(Instant::now(), 2);
+        let mut learner = Learner::new(Moment::now(), 2);
         for _ in 0..200 {
-            learner.ran(run, 1);
+            learner.ran(nanos(run), 1);
         }
         learner
     }
@@ -174,17 +190,17 @@ mod tests {
         let short = taught(Duration::from_micros(8));
         assert_eq!(short.terms(1000), Terms::ALONE, "short runs");
         let mut preempted = short;
-        preempted.ran(Duration::from_millis(5), 1);
+        preempted.ran(5_000_000, 1);
         assert_eq!(
             preempted.terms(100),
             Terms::ALONE,
             "a thread off its processor once"
         );
-        let mut single = Learner::new(Instant::now(), 1);
-        (0..200).for_each(|_| single.ran(Duration::from_micros(50), 1));
+        let mut single = Learner::new(Moment::now(), 1);
+        (0..200).for_each(|_| single.ran(50_000, 1));
         assert_eq!(single.terms(1000), Terms::ALONE, "nobody there to help");
-        let mut several = Learner::new(Instant::now(), 64);
-        (0..200).for_each(|_| several.ran(Duration::from_micros(100), 1));
+        let mut several = Learner::new(Moment::now(), 64);
+        (0..200).for_each(|_| several.ran(100_000, 1));
         assert_eq!(several.terms(11), Terms::shared(2));
         assert_eq!(several.terms(1000), Terms::shared(MOST_HANDS));
     }
@@ -194,28 +210,28 @@ mod tests {
         let mut learner = taught(Duration::from_micros(2));
         assert_eq!(learner.together(), TOGETHER);
         // Each of them counts.
-        learner.ran(Duration::from_micros(60) * TOGETHER, TOGETHER);
+        learner.ran(60_000 * u64::from(TOGETHER), TOGETHER);
         assert!(learner.together() == 1 && learner.typical > 15_000);
         let mut one_by_one = taught(Duration::from_micros(2));
-        (0..TOGETHER).for_each(|_| one_by_one.ran(Duration::from_micros(60), 1));
+        (0..TOGETHER).for_each(|_| one_by_one.ran(60_000, 1));
         assert!(learner.typical.abs_diff(one_by_one.typical) < 4000);
         let mut waiting = taught(Duration::from_micros(2));
-        assert!(waiting.turn(Instant::now() + WINDOW, WAITS_TO_SHARE));
+        assert!(waiting.turn(Moment::now() + WINDOW, WAITS_TO_SHARE));
         assert_eq!(waiting.together(), 1);
     }
 
     #[test]
     fn sharing_long_runs_ends_when_they_become_short() {
         let mut learner = taught(Duration::from_micros(50));
-        (0..100).for_each(|_| learner.shared(Duration::from_millis(10)));
+        (0..100).for_each(|_| learner.shared(10_000_000));
         assert!(learner.terms(20).shared, "waits tell nothing");
-        (0..100).for_each(|_| learner.shared(Duration::from_micros(8)));
+        (0..100).for_each(|_| learner.shared(8000));
         assert_eq!(learner.terms(20), Terms::ALONE);
     }
 
     #[test]
     fn waits_make_batches_shared_until_they_are_rare() {
-        let mut now = Instant::now();
+        let mut now = Moment::now();
         let mut single = Learner::new(now, 1);
         assert!(single.turn(now + WINDOW, WAITS_TO_SHARE));
         assert_eq!(single.terms(0), Terms::shared(1));
@@ -226,7 +242,7 @@ mod tests {
         let mut waits = 0;
         let mut window = |learner: &mut Learner, more| {
             waits += more;
-            now += WINDOW;
+            now = now + WINDOW;
             learner.turn(now, waits)
         };
         for _ in 0..20 {

@@ -28,7 +28,7 @@ use crate::{
     leader::stand_in,
     poller::Poller,
     sync::{Condvar, Mutex, Ordering, thread},
-    sys::{Activity, thread_activity},
+    sys::{Activity, Moment, nanos, thread_activity},
 };
 
 /// Ticks without any deposit after which the monitor parks.
@@ -256,7 +256,7 @@ impl Suspect {
                 seen: true,
                 ..Self::default()
             };
-            if sight.since.elapsed() < long {
+            if Moment::now().since(sight.since) < nanos(long) {
                 return true;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, os::fd::BorrowedFd, sync::Arc, time::Instant};
 
-use crate::Readiness;
+use crate::{Readiness, sys::Moment, timer::Clock};
 
 /// The owner of a descriptor: the poller tells it what became ready.
 ///
@@ -85,32 +85,44 @@ pub(crate) const ROUND_STEPS: u32 = 16;
 
 /// An operator's share of one round, and its way to ask for more than an event.
 pub struct Budget<'a> {
-    now: Instant,
+    clock: &'a Clock,
+    now: Moment,
     bytes: usize,
     steps: u32,
-    requests: &'a mut Requests,
+    requests: Requests,
 }
 
 /// What a callback asked for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Requests {
     pub(crate) run: bool,
     pub(crate) timer: Option<Option<Instant>>,
 }
 
 impl<'a> Budget<'a> {
-    pub(crate) fn new(now: Instant, requests: &'a mut Requests) -> Self {
+    #[inline]
+    pub(crate) fn new(clock: &'a Clock, now: Moment) -> Self {
         Self {
+            clock,
             now,
             bytes: ROUND_BYTES,
             steps: ROUND_STEPS,
-            requests,
+            requests: Requests {
+                run: false,
+                timer: None,
+            },
         }
+    }
+
+    /// What the callback asked for.
+    #[inline]
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.requests
     }
 
     /// The time, read once per turn of the poller.
     pub fn now(&self) -> Instant {
-        self.now
+        self.clock.instant(self.now)
     }
 
     /// How many bytes may still be moved in this round; 0 once 16 reads or writes were made.
@@ -140,7 +152,7 @@ impl<'a> Budget<'a> {
 impl fmt::Debug for Budget<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Budget")
-            .field("now", &self.now)
+            .field("now", &self.now())
             .field("bytes_left", &self.bytes_left())
             .field("requests", &self.requests)
             .finish()
@@ -153,14 +165,14 @@ mod tests {
 
     #[test]
     fn budget_ends_by_bytes_or_by_steps() {
-        let mut requests = Requests::default();
-        let mut budget = Budget::new(Instant::now(), &mut requests);
+        let clock = Clock::new();
+        let mut budget = Budget::new(&clock, Moment::now());
         budget.spend(1000);
         assert_eq!(budget.bytes_left(), ROUND_BYTES - 1000);
         budget.spend(usize::MAX);
         assert_eq!(budget.bytes_left(), 0);
 
-        let mut budget = Budget::new(Instant::now(), &mut requests);
+        let mut budget = Budget::new(&clock, Moment::now());
         for _ in 0..ROUND_STEPS {
             assert!(budget.bytes_left() > 0);
             budget.spend(1);
@@ -170,14 +182,16 @@ mod tests {
 
     #[test]
     fn requests_are_handed_back() {
-        let mut requests = Requests::default();
-        let now = Instant::now();
-        let mut budget = Budget::new(now, &mut requests);
+        let clock = Clock::new();
+        let moment = Moment::now();
+        let mut budget = Budget::new(&clock, moment);
+        assert!(!budget.requests().run && budget.requests().timer.is_none());
         budget.request_run();
         budget.set_timer(None);
+        let now = budget.now();
+        assert_eq!(now, clock.instant(moment));
         budget.set_timer(Some(now));
-        assert_eq!(budget.now(), now);
-        assert!(requests.run);
-        assert_eq!(requests.timer, Some(Some(now)));
+        assert!(budget.requests().run);
+        assert_eq!(budget.requests().timer, Some(Some(now)));
     }
 }

@@ -11,13 +11,72 @@
 
 pub use imp::*;
 
+use imp::One;
+
+/// A place for one thing that threads take and put back: whoever finds it there has it alone.
+pub struct Slot<T>(One<T>);
+
+impl<T> std::fmt::Debug for Slot<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Slot")
+    }
+}
+
+impl<T> Slot<T> {
+    /// Nothing is there.
+    pub fn empty() -> Self {
+        Self(One::default())
+    }
+
+    /// Takes what is there.
+    ///
+    /// As every exchange of the slot's word this, whether it finds anything or not, comes after all
+    /// exchanges before it, with all that was done before those.
+    #[inline]
+    pub fn take(&self) -> Option<Box<T>> {
+        self.0.take()
+    }
+
+    /// Puts something there. What was there before is dropped.
+    #[inline]
+    pub fn put(&self, thing: Box<T>) {
+        self.0.put(thing);
+    }
+}
+
 #[cfg(not(any(loom, shuttle)))]
 mod imp {
+    use crossbeam_utils::atomic::AtomicCell;
     pub use parking_lot::{Condvar, Mutex, MutexGuard};
     pub use std::sync::atomic::{
         AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
     pub use std::thread;
+
+    /// One word, exchanged: half the atomic operations of a lock.
+    pub(super) struct One<T>(AtomicCell<Option<Box<T>>>);
+
+    impl<T> One<T> {
+        #[inline]
+        pub(super) fn take(&self) -> Option<Box<T>> {
+            self.0.take()
+        }
+
+        #[inline]
+        pub(super) fn put(&self, thing: Box<T>) {
+            // Not stored: an exchange continues what earlier ones have published.
+            drop(self.0.swap(Some(thing)));
+        }
+    }
+
+    impl<T> Default for One<T> {
+        fn default() -> Self {
+            const {
+                assert!(AtomicCell::<Option<Box<T>>>::is_lock_free());
+            }
+            Self(AtomicCell::new(None))
+        }
+    }
 }
 
 #[cfg(any(loom, shuttle))]
@@ -50,6 +109,24 @@ mod imp {
         ops::{Deref, DerefMut},
         time::Instant,
     };
+
+    pub(super) struct One<T>(Mutex<Option<Box<T>>>);
+
+    impl<T> One<T> {
+        pub(super) fn take(&self) -> Option<Box<T>> {
+            self.0.lock().take()
+        }
+
+        pub(super) fn put(&self, thing: Box<T>) {
+            *self.0.lock() = Some(thing);
+        }
+    }
+
+    impl<T> Default for One<T> {
+        fn default() -> Self {
+            Self(Mutex::new(None))
+        }
+    }
 
     /// `parking_lot::Mutex` in shape, the checker's in substance.
     pub struct Mutex<T>(checker::sync::Mutex<T>);

@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::sys::Moment;
+
 const TICK_SHIFT: u32 = 20;
 const LEVELS: usize = 7;
 const SLOT_BITS: u32 = 6;
@@ -18,17 +20,25 @@ const REACH: u64 = (SLOTS as u64 - 1) << (SLOT_BITS * (LEVELS as u32 - 1));
 /// A slot's memory above this is given back after firing.
 const KEEP_CAPACITY: usize = 256;
 
-/// Ticks since a fixed instant.
+/// Ticks since a fixed instant, and what a moment is to those who reckon with instants.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     base: Instant,
+    /// The same, read second: what is reckoned from it is never ahead.
+    began: Moment,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
         Self {
             base: Instant::now(),
+            began: Moment::now(),
         }
+    }
+
+    /// The moment as an instant.
+    pub(crate) fn instant(&self, now: Moment) -> Instant {
+        self.base + Duration::from_nanos(now.since(self.began))
     }
 
     /// The first tick that is not before `deadline`.
@@ -41,15 +51,14 @@ impl Clock {
     }
 
     /// The last tick that is not after `now`.
-    pub(crate) fn tick_before(&self, now: Instant) -> u64 {
-        let nanos = now.saturating_duration_since(self.base).as_nanos();
-        u64::try_from(nanos >> TICK_SHIFT).unwrap_or(u64::MAX - 1)
+    pub(crate) fn tick_before(&self, now: Moment) -> u64 {
+        now.since(self.began) >> TICK_SHIFT
     }
 
     /// How long from `now` until `tick` begins; zero if it did.
-    pub(crate) fn until(&self, tick: u64, now: Instant) -> Duration {
-        let at = Duration::from_nanos(tick.min(u64::MAX >> TICK_SHIFT) << TICK_SHIFT);
-        at.saturating_sub(now.saturating_duration_since(self.base))
+    pub(crate) fn until(&self, tick: u64, now: Moment) -> Duration {
+        let at = tick.min(u64::MAX >> TICK_SHIFT) << TICK_SHIFT;
+        Duration::from_nanos(at.saturating_sub(now.since(self.began)))
     }
 }
 
@@ -277,19 +286,22 @@ mod tests {
         let clock = Clock::new();
         let tick = Duration::from_nanos(1 << TICK_SHIFT);
         assert_eq!(clock.tick_after(clock.base), 0);
-        assert_eq!(clock.tick_before(clock.base), 0);
-        let just_after = clock.base + Duration::from_nanos(1);
-        assert_eq!(clock.tick_after(just_after), 1);
-        assert_eq!(clock.tick_before(just_after), 0);
+        assert_eq!(clock.tick_before(clock.began), 0);
+        let one = Duration::from_nanos(1);
+        assert_eq!(clock.tick_after(clock.base + one), 1);
+        assert_eq!(clock.tick_before(clock.began + one), 0);
+        assert_eq!(clock.tick_before(clock.began + (tick - one)), 0);
         assert_eq!(clock.tick_after(clock.base + tick), 1);
-        assert_eq!(clock.tick_before(clock.base + tick), 1);
-        assert_eq!(clock.until(5, clock.base + 2 * tick), 3 * tick);
-        assert_eq!(clock.until(5, clock.base + 20 * tick), Duration::ZERO);
+        assert_eq!(clock.tick_before(clock.began + tick), 1);
+        assert_eq!(clock.instant(clock.began + tick), clock.base + tick);
+        assert!(clock.instant(Moment::now()) <= Instant::now(), "ahead");
+        assert_eq!(clock.until(5, clock.began + 2 * tick), 3 * tick);
+        assert_eq!(clock.until(5, clock.began + 20 * tick), Duration::ZERO);
         // Before the clock began, and as late as can be said.
         assert_eq!(clock.tick_after(clock.base - Duration::from_secs(1)), 0);
         let far = clock.base + Duration::from_secs(10_u64.pow(10));
         assert!(clock.tick_after(far) < u64::MAX);
-        assert!(clock.until(u64::MAX - 1, clock.base) > Duration::from_secs(10_u64.pow(9)));
+        assert!(clock.until(u64::MAX - 1, clock.began) > Duration::from_secs(10_u64.pow(9)));
         for millis in 0..2000 {
             let at = clock.base + Duration::from_micros(millis * 977);
             assert!(

@@ -13,8 +13,18 @@ use std::{
 };
 
 use crate::{
-    command::Command, control::Fired, learn::Learner, member::Entry, poller::Poller,
-    readiness::Readiness, registry::Token, schedule::Call, sync::Ordering, sys, timer::Wheel,
+    command::Command,
+    control::Fired,
+    learn::Learner,
+    member::Entry,
+    poller::Poller,
+    readiness::Readiness,
+    registry::Token,
+    schedule::Call,
+    sync::Ordering,
+    sys,
+    sys::{Moment, nanos},
+    timer::Wheel,
 };
 
 /// Timers that fire in one turn at most, before descriptors are looked at again.
@@ -36,11 +46,11 @@ pub(crate) struct Core {
     /// To be told that they are out, after this turn's work.
     pub(crate) detached: Vec<Arc<Entry>>,
     /// The time: read once per turn, and after runs as often as the learner wants to know.
-    pub(crate) now: Instant,
+    pub(crate) now: Moment,
     /// Runs since then.
     untimed: u32,
     pub(crate) learner: Learner,
-    /// Runs since the counter was last brought up to date.
+    /// Timed runs since the counter was last brought up to date.
     runs: u64,
 }
 
@@ -90,9 +100,9 @@ impl Core {
             work: VecDeque::new(),
             yielded: VecDeque::new(),
             detached: Vec::new(),
-            now: Instant::now(),
+            now: Moment::now(),
             untimed: 0,
-            learner: Learner::new(Instant::now(), processors),
+            learner: Learner::new(Moment::now(), processors),
             runs: 0,
         }
     }
@@ -105,26 +115,28 @@ impl Core {
     /// A run has returned to the core.
     #[inline]
     pub(crate) fn ran(&mut self) {
-        self.runs += 1;
         self.untimed += 1;
         if self.untimed >= self.learner.together() || self.work.is_empty() {
-            let (begin, runs) = (self.now, self.untimed);
-            self.read_clock();
-            let took = self.now.saturating_duration_since(begin);
-            self.learner.ran(took, runs);
+            self.time_runs();
         }
     }
 
-    /// A run that began at `begin` has returned, and found the core elsewhere first.
-    pub(crate) fn rejoined(&mut self, begin: Instant) {
+    #[inline(never)]
+    fn time_runs(&mut self) {
+        let (begin, runs) = (self.now, self.untimed);
         self.read_clock();
-        let took = self.now.saturating_duration_since(begin);
-        self.learner.shared(took);
+        self.learner.ran(self.now.since(begin), runs);
+    }
+
+    /// A run that began at `begin` has returned, and found the core elsewhere first.
+    pub(crate) fn rejoined(&mut self, begin: Moment) {
+        self.read_clock();
+        self.learner.shared(self.now.since(begin));
     }
 
     fn read_clock(&mut self) {
-        self.now = Instant::now();
-        self.untimed = 0;
+        self.now = Moment::now();
+        self.runs += u64::from(std::mem::take(&mut self.untimed));
     }
 
     /// Waits if there is nothing left to do, and gathers the work of the next turn.
@@ -186,15 +198,15 @@ impl Core {
             return self.selector.wait(Some(Duration::ZERO), &mut self.events);
         }
         if let Some(spin) = self.busy_poll {
-            let begin = Instant::now();
+            let begin = Moment::now();
             loop {
                 let full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
                 if full || !self.events.is_empty() {
                     return Ok(full);
                 }
-                let now = Instant::now();
+                let now = Moment::now();
                 let timer = self.wheel.next().map(|tick| poller.clock.until(tick, now));
-                if now - begin >= spin || timer.is_some_and(|left| left.is_zero()) {
+                if now.since(begin) >= nanos(spin) || timer.is_some_and(|left| left.is_zero()) {
                     break;
                 }
                 if !poller.commands.is_empty() {
@@ -206,7 +218,7 @@ impl Core {
             let now = if self.wheel.is_empty() {
                 self.now
             } else {
-                Instant::now()
+                Moment::now()
             };
             self.wheel.next().map(|tick| poller.clock.until(tick, now))
         } else {

@@ -1,10 +1,11 @@
 //! The role: never lost, never left behind by a runner that waits, watched whenever it must be.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use crate::{
-    role::{Role, Terms},
+    role::{Role, Seat, Terms},
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
+    sys::Moment,
 };
 
 /// The core of these models: counts those who hold it.
@@ -26,24 +27,29 @@ impl Core {
     }
 }
 
-/// A role whose first leader is the caller, and its core.
-fn led() -> (Arc<Role<Core>>, Box<Core>) {
+/// A role whose first leader is the caller, its core, and the leader's seat: one deposit was made and
+/// reclaimed, so that the next one is in the seat.
+fn led() -> (Arc<Role<Core>>, Box<Core>, Seat<Core>) {
     let role = Arc::new(Role::new(Box::new(Core {
         holders: Arc::default(),
     })));
     let core = role.accept().expect("the first leader is wanted");
     core.take();
-    (role, core)
+    let seat = Seat::new(1);
+    let number = deposit(&role, &seat, core);
+    let core = role.reclaim(&seat, number).expect("nobody else is there");
+    core.take();
+    (role, core, seat)
 }
 
-fn deposit(role: &Role<Core>, core: Box<Core>) -> u64 {
+fn deposit(role: &Role<Core>, seat: &Seat<Core>, core: Box<Core>) -> u64 {
     core.leave();
-    role.deposit(core, 1, Terms::ALONE, Instant::now()).number
+    role.deposit(seat, core, Terms::ALONE, Moment::now()).number
 }
 
 /// What a thread does when its run returned.
-fn back(role: &Role<Core>, number: u64) -> Option<Box<Core>> {
-    role.reclaim(number).or_else(|| role.rejoin(number))
+fn back(role: &Role<Core>, seat: &Seat<Core>, number: u64) -> Option<Box<Core>> {
+    role.reclaim(seat, number).or_else(|| role.rejoin(number))
 }
 
 /// A promoted thread.
@@ -56,8 +62,8 @@ fn accept(role: &Role<Core>) -> Option<Box<Core>> {
 #[test]
 fn loom_a_waiting_runner_is_replaced_once() {
     loom::model(|| {
-        let (role, core) = led();
-        let number = deposit(&role, core);
+        let (role, core, seat) = led();
+        let number = deposit(&role, &seat, core);
         // The runner says that it waits, the monitor finds out at the same time.
         let askers: Vec<_> = (0..2)
             .map(|_| {
@@ -70,15 +76,15 @@ fn loom_a_waiting_runner_is_replaced_once() {
             .filter_map(|asker| asker.join().unwrap())
             .collect();
         assert_eq!(sent, [true], "one thread is sent and becomes the leader");
-        assert!(back(&role, number).is_none());
+        assert!(back(&role, &seat, number).is_none());
     });
 }
 
 #[test]
 fn loom_a_late_promotion_does_not_miss_the_next_waiting_run() {
     loom::model(|| {
-        let (role, core) = led();
-        let first = deposit(&role, core);
+        let (role, core, seat) = led();
+        let first = deposit(&role, &seat, core);
         // The monitor suspects the first run, which ends just now.
         let monitor = thread::spawn({
             let role = role.clone();
@@ -89,9 +95,9 @@ fn loom_a_late_promotion_does_not_miss_the_next_waiting_run() {
             }
         });
         let mut leads = false;
-        if let Some(core) = back(&role, first) {
+        if let Some(core) = back(&role, &seat, first) {
             core.take();
-            let second = deposit(&role, core);
+            let second = deposit(&role, &seat, core);
             // This run waits for ever, after saying so.
             leads = role
                 .want(second)
@@ -109,8 +115,8 @@ fn loom_a_late_promotion_does_not_miss_the_next_waiting_run() {
 #[test]
 fn loom_a_returning_runner_replaces_a_promotion_that_does_not_arrive() {
     loom::model(|| {
-        let (role, core) = led();
-        let first = deposit(&role, core);
+        let (role, core, seat) = led();
+        let first = deposit(&role, &seat, core);
         assert!(role.want(first));
         // The promoted thread leads, and its own run waits; the thread sent for that is queued
         // behind a full pool.
@@ -118,12 +124,12 @@ fn loom_a_returning_runner_replaces_a_promotion_that_does_not_arrive() {
             let role = role.clone();
             move || {
                 let core = accept(&role)?;
-                let second = deposit(&role, core);
+                let second = deposit(&role, &Seat::new(2), core);
                 assert!(role.want(second));
                 Some(second)
             }
         });
-        let returned = back(&role, first);
+        let returned = back(&role, &seat, first);
         if let Some(core) = &returned {
             core.take();
         }
@@ -145,8 +151,8 @@ fn loom_a_returning_runner_replaces_a_promotion_that_does_not_arrive() {
 #[test]
 fn loom_a_core_that_is_lent_is_lost_to_nobody() {
     loom::model(|| {
-        let (role, core) = led();
-        let first = deposit(&role, core);
+        let (role, core, seat) = led();
+        let first = deposit(&role, &seat, core);
         assert!(role.want(first));
         let promoted = thread::spawn({
             let role = role.clone();
@@ -161,7 +167,9 @@ fn loom_a_core_that_is_lent_is_lost_to_nobody() {
                 Some(role.put_back(core))
             }
         });
-        let returned = back(&role, first).inspect(|core| core.take()).is_some();
+        let returned = back(&role, &seat, first)
+            .inspect(|core| core.take())
+            .is_some();
         let promoted = promoted.join().unwrap();
         match monitor.join().unwrap() {
             // Who was under way came during the loan: another is sent.
@@ -177,9 +185,9 @@ fn loom_a_core_that_is_lent_is_lost_to_nobody() {
 #[test]
 fn loom_no_deposit_goes_unwatched() {
     loom::model(|| {
-        let (role, core) = led();
+        let (role, core, seat) = led();
         role.watch();
-        let (seen, called) = (1, Arc::new((Mutex::new(false), Condvar::new())));
+        let (seen, called) = (2, Arc::new((Mutex::new(false), Condvar::new())));
         let monitor = thread::spawn({
             let (role, called) = (role.clone(), called.clone());
             move || {
@@ -194,7 +202,7 @@ fn loom_no_deposit_goes_unwatched() {
         });
         core.leave();
         let unwatched = role
-            .deposit(core, 1, Terms::ALONE, Instant::now())
+            .deposit(&seat, core, Terms::ALONE, Moment::now())
             .unwatched;
         if unwatched {
             *called.0.lock() = true;
@@ -207,15 +215,15 @@ fn loom_no_deposit_goes_unwatched() {
 #[test]
 fn loom_promotion_races_reclaim_and_nobody_leads_twice() {
     loom::model(|| {
-        let (role, core) = led();
-        let number = deposit(&role, core);
+        let (role, core, seat) = led();
+        let number = deposit(&role, &seat, core);
         let promoted = thread::spawn({
             let role = role.clone();
             move || {
                 if role.want_any() { accept(&role) } else { None }
             }
         });
-        let reclaimed = back(&role, number);
+        let reclaimed = back(&role, &seat, number);
         if let Some(core) = &reclaimed {
             core.take();
         }
@@ -229,12 +237,12 @@ fn loom_promotion_races_reclaim_and_nobody_leads_twice() {
 #[test]
 fn loom_a_shared_deposit_finds_its_next_leader() {
     loom::model(|| {
-        let (role, core) = led();
-        let now = Instant::now();
+        let (role, core, seat) = led();
+        let now = Moment::now();
         // The batch is shared already, so that there is something to look for.
         core.leave();
-        let first = role.deposit(core, 1, Terms::shared(1), now).number;
-        let core = back(&role, first).expect("nobody is there yet");
+        let first = role.deposit(&seat, core, Terms::shared(1), now).number;
+        let core = back(&role, &seat, first).expect("nobody is there yet");
         let looker = thread::spawn({
             let role = role.clone();
             move || {
@@ -245,7 +253,7 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
                 core.inspect(|core| core.take()).is_some()
             }
         });
-        let deposit = role.deposit(core, 1, Terms::shared(1), now);
+        let deposit = role.deposit(&seat, core, Terms::shared(1), now);
         let mut sent = false;
         if deposit.uncovered && role.want_help(deposit.number, now) {
             sent = accept(&role).is_some();
@@ -259,28 +267,85 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
 #[test]
 fn loom_a_returning_run_takes_the_deposit_it_covered() {
     loom::model(|| {
-        let (role, core) = led();
-        let now = Instant::now();
+        let (role, core, seat) = led();
+        let now = Moment::now();
         core.leave();
-        let first = role.deposit(core, 1, Terms::shared(1), now).number;
+        let first = role.deposit(&seat, core, Terms::shared(1), now).number;
         assert!(role.want_help(first, now));
         let core = accept(&role).expect("shared");
         // The first run is abroad and ends now, while the second begins to wait.
         let returning = thread::spawn({
             let role = role.clone();
             move || {
-                let core =
-                    back(&role, first).or_else(|| if role.look() { role.find(true) } else { None });
+                let core = back(&role, &seat, first)
+                    .or_else(|| if role.look() { role.find(true) } else { None });
                 core.inspect(|core| core.take()).is_some()
             }
         });
         core.leave();
-        let second = role.deposit(core, 2, Terms::shared(1), now);
+        let second = role.deposit(&Seat::new(2), core, Terms::shared(1), now);
         let mut sent = false;
         if second.uncovered && role.want_help(second.number, now) {
             sent = accept(&role).is_some();
         }
         let took = returning.join().unwrap();
         assert!(took ^ sent, "took: {took}, sent: {sent}, {second:?}");
+    });
+}
+
+/// Others look at the seat while its owner, whose runs are short, deposits and reclaims: each time the
+/// owner has its core back, and the monitor sees no deposit of the past where there is none.
+#[test]
+fn loom_a_look_at_the_seat_takes_nothing_from_its_owner() {
+    loom::model(|| {
+        let (role, core, seat) = led();
+        role.watch();
+        let monitor = thread::spawn({
+            let role = role.clone();
+            move || {
+                let before = role.observe().map_or(0, |sight| sight.number);
+                assert!(!role.want(2), "that run is over");
+                let after = role.observe();
+                assert!(after.is_none_or(|sight| sight.number >= before));
+            }
+        });
+        let mut core = core;
+        for number in 3..=4 {
+            assert_eq!(deposit(&role, &seat, core), number);
+            core = role.reclaim(&seat, number).expect("nobody wants it");
+            core.take();
+        }
+        monitor.join().unwrap();
+    });
+}
+
+/// The run whose core was taken returns while the new leader deposits in its own seat.
+#[test]
+fn loom_a_seat_is_out_of_reach_of_the_last_leader() {
+    loom::model(|| {
+        let (role, core, seat) = led();
+        let first = deposit(&role, &seat, core);
+        assert!(role.want(first));
+        let promoted = thread::spawn({
+            let role = role.clone();
+            move || {
+                let Some(mut core) = accept(&role) else {
+                    return false;
+                };
+                let seat = Seat::new(2);
+                for _ in 0..2 {
+                    let number = deposit(&role, &seat, core);
+                    core = role.reclaim(&seat, number).expect("nobody wants it");
+                    core.take();
+                }
+                core.leave();
+                true
+            }
+        });
+        let returned = back(&role, &seat, first);
+        if let Some(core) = &returned {
+            core.take();
+        }
+        assert!(promoted.join().unwrap() ^ returned.is_some());
     });
 }

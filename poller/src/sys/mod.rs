@@ -4,7 +4,8 @@
 //! * [`Control`]: adds, changes and removes descriptors, from any thread.
 //! * [`Waker`]: makes a wait return, from any thread.
 //! * [`wait_ready`]: waits for one descriptor without a poller.
-//! * [`coarse_millis`]: a clock that is cheap enough to look at for every message.
+//! * [`coarse_millis`]: a clock that is cheap enough to look at for every message; [`Moment`]: an exact
+//!   one whose readings are cheap to work with.
 //! * [`thread_id`], [`thread_activity`], [`thread_waits`]: how the monitor tells a waiting thread from a busy one.
 //!
 //! `mio` does the waiting and waking everywhere. What it leaves out is here: registering for the
@@ -32,6 +33,7 @@ use epoll as platform;
 use kqueue as platform;
 
 pub use clock::coarse_millis;
+pub(crate) use clock::{Moment, nanos};
 pub(crate) use selector::{Control, Event, Selector, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id, thread_waits};
 pub use wait::{wait_ready, wait_ready_or};
