@@ -1,7 +1,7 @@
 //! The leader's loop: a thread of the pool while it holds, or has just released, the role.
 
 use std::{
-    collections::VecDeque,
+    cell::Cell,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -12,8 +12,9 @@ use crate::{
     command::Command,
     context::{self, must_not_block},
     member::Entry,
-    operator::{Budget, Progress},
+    operator::{Budget, Progress, Requests},
     poller::Poller,
+    queue::Queue,
     readiness::Readiness,
     role::Seat,
     schedule::Call,
@@ -76,6 +77,22 @@ struct Leader<'a> {
     poller: &'a Arc<Poller>,
     context: context::Leading,
     seat: Seat<Core>,
+    /// What the latest panic has left.
+    broken: Cell<Option<Broken>>,
+}
+
+/// A call of an operator that panicked, and what was in the leader's hands.
+enum Broken {
+    OnReady(Box<Core>, Arc<Entry>),
+    Run(Released, Arc<Entry>),
+}
+
+/// Keeps things that a panic would drop. Unlike `catch_unwind` around each call this costs nothing
+/// while nobody panics; the one around the leader's loop finds what was kept.
+struct Kept<'a, T, F: Fn(T) -> Broken> {
+    things: Option<T>,
+    as_broken: F,
+    broken: &'a Cell<Option<Broken>>,
 }
 
 impl<'a> Leader<'a> {
@@ -84,16 +101,39 @@ impl<'a> Leader<'a> {
         let leader = Self {
             context: context::lead(poller.clone()),
             seat: Seat::new(sys::thread_id()),
+            broken: Cell::new(None),
             poller,
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| lead(&leader)));
-        if outcome.is_err() && must_not_block() {
-            // Callbacks are contained; this was an operator's `fd`, or a mistake of our own. The
-            // core is lost, which must not go unnoticed.
-            leader.end(
-                Vec::new(),
-                Some(io::Error::other("a panic outside of callbacks")),
-            );
+        let mut outcome = catch_unwind(AssertUnwindSafe(|| lead(&leader)));
+        while let Err(payload) = outcome {
+            let Some(broken) = leader.broken.take() else {
+                if must_not_block() {
+                    // Not in a callback; this was an operator's `fd`, or a mistake of our own. The
+                    // core is lost, which must not go unnoticed.
+                    leader.end(
+                        Vec::new(),
+                        Some(io::Error::other("a panic outside of callbacks")),
+                    );
+                }
+                return;
+            };
+            outcome = catch_unwind(AssertUnwindSafe(|| {
+                poller.panicked(payload);
+                if let Some(core) = leader.mend(broken) {
+                    leader.lead(core);
+                }
+            }));
+        }
+    }
+
+    /// An operator panicked: it is taken out. The core, if this thread leads on.
+    fn mend(&self, broken: Broken) -> Option<Box<Core>> {
+        match broken {
+            Broken::OnReady(core, entry) => {
+                self.poller.detach(entry.control.token());
+                Some(core)
+            }
+            Broken::Run(run, entry) => self.end_run(run, entry, None).or_else(|| self.rejoin()),
         }
     }
 
@@ -101,7 +141,7 @@ impl<'a> Leader<'a> {
     fn lead(&self, mut core: Box<Core>) {
         loop {
             while !self.poller.is_closing() {
-                let Some(work) = core.work.pop_front() else {
+                let Some(work) = core.work.pop() else {
                     break;
                 };
                 core = match self.perform(core, work).or_else(|| self.rejoin()) {
@@ -124,7 +164,7 @@ impl<'a> Leader<'a> {
     /// Does what can be done without calling anything that may block.
     fn stand_in(&self, mut core: Box<Core>) {
         let poller = self.poller;
-        let mut left = VecDeque::new();
+        let mut left = Queue::default();
         // An end, and an error that will come again, are for a leader.
         let looked = !poller.is_closing() && core.look(poller).is_ok();
         if looked {
@@ -132,22 +172,22 @@ impl<'a> Leader<'a> {
         } else {
             left.append(&mut core.work);
         }
-        while let Some(work) = core.work.pop_front() {
+        while let Some(work) = core.work.pop() {
             match work {
                 Work::Ready(entry, readiness) => {
-                    if self.attend(&mut core, &entry, readiness) {
-                        left.push_back(Work::Run(entry));
+                    if self.tell(&mut core, &entry, readiness) {
+                        left.push(Work::Run(entry));
                     }
                 }
                 Work::Timer(entry, judged) => {
                     if core.timer_is_due(&entry, judged) {
                         poller.counters.timers.add(1);
-                        if self.attend(&mut core, &entry, Readiness::TIMER) {
-                            left.push_back(Work::Run(entry));
+                        if self.tell(&mut core, &entry, Readiness::TIMER) {
+                            left.push(Work::Run(entry));
                         }
                     }
                 }
-                work @ (Work::Run(_) | Work::Call(_)) => left.push_back(work),
+                work @ (Work::Run(_) | Work::Call(_)) => left.push(work),
             }
         }
         core.work = left;
@@ -169,47 +209,40 @@ impl<'a> Leader<'a> {
     }
 
     /// Does one piece of work. `None`: the role went to another thread meanwhile.
+    #[inline(always)]
     fn perform(&self, mut core: Box<Core>, work: Work) -> Option<Box<Core>> {
-        match work {
-            Work::Ready(entry, readiness) => self.deliver(core, entry, readiness),
-            Work::Run(entry) => {
-                if entry.control.is_detached() {
-                    Some(core)
-                } else {
-                    self.run_operator(core, entry)
-                }
-            }
+        let (entry, readiness) = match work {
+            Work::Ready(entry, readiness) => (entry, readiness),
             Work::Timer(entry, judged) => {
-                if core.timer_is_due(&entry, judged) {
-                    self.poller.counters.timers.add(1);
-                    self.deliver(core, entry, Readiness::TIMER)
-                } else {
-                    Some(core)
+                if !core.timer_is_due(&entry, judged) {
+                    return Some(core);
                 }
-            }
-            Work::Call(call) => {
                 self.poller.counters.timers.add(1);
-                self.run_closure(core, call)
+                (entry, Readiness::TIMER)
             }
+            Work::Run(entry) => return self.run_again(core, entry),
+            Work::Call(call) => return self.run_closure(core, call),
+        };
+        if !self.may_tell(&entry, readiness) {
+            return Some(core);
         }
-    }
-
-    fn deliver(
-        &self,
-        mut core: Box<Core>,
-        entry: Arc<Entry>,
-        readiness: Readiness,
-    ) -> Option<Box<Core>> {
-        if self.attend(&mut core, &entry, readiness) {
+        let mut budget = Budget::new(&self.poller.clock, core.now);
+        let mut kept = Kept::new(&self.broken, (core, entry), |(core, entry)| {
+            Broken::OnReady(core, entry)
+        });
+        let progress = kept.get().1.operator.on_ready(readiness, &mut budget);
+        let (mut core, entry) = kept.release();
+        let runs = self.told(&mut core, &entry, readiness, progress, budget.requests());
+        if runs {
             self.run_operator(core, entry)
         } else {
             Some(core)
         }
     }
 
-    /// Tells an operator; whether it is to be run.
+    /// Whether to tell an operator now.
     #[inline(always)]
-    fn attend(&self, core: &mut Core, entry: &Arc<Entry>, readiness: Readiness) -> bool {
+    fn may_tell(&self, entry: &Entry, readiness: Readiness) -> bool {
         if readiness.contains(Readiness::WAKE) {
             // A wake from here on is another one.
             entry.control.wake.serve();
@@ -221,47 +254,114 @@ impl<'a> Leader<'a> {
             entry.control.remember(readiness);
             return false;
         }
+        true
+    }
+
+    /// An operator was told, and asks for something; whether it is to be run.
+    #[inline(always)]
+    fn told(
+        &self,
+        core: &mut Core,
+        entry: &Arc<Entry>,
+        readiness: Readiness,
+        progress: Progress,
+        requests: &Requests,
+    ) -> bool {
+        if let Some(deadline) = requests.timer {
+            core.set_timer(self.poller, entry, deadline);
+        }
+        if progress != Progress::Drained {
+            self.waits_otherwise(core, entry, readiness, progress);
+        }
+        requests.run
+    }
+
+    /// An operator was told, and does not wait for its next event.
+    #[inline(never)]
+    fn waits_otherwise(
+        &self,
+        core: &mut Core,
+        entry: &Arc<Entry>,
+        readiness: Readiness,
+        progress: Progress,
+    ) {
+        match progress {
+            Progress::Drained => {}
+            Progress::Yield => core.yielded.push(Work::Ready(entry.clone(), readiness)),
+            Progress::Pause => entry.control.pause(readiness),
+            Progress::Detach => self.poller.detach(entry.control.token()),
+        }
+    }
+
+    /// All of it for a loan, where nothing is run; whether the operator is to be.
+    fn tell(&self, core: &mut Core, entry: &Arc<Entry>, readiness: Readiness) -> bool {
+        if !self.may_tell(entry, readiness) {
+            return false;
+        }
         let mut budget = Budget::new(&self.poller.clock, core.now);
         let progress = self
             .poller
             .contain(|| entry.operator.on_ready(readiness, &mut budget));
-        if let Some(deadline) = budget.requests().timer {
-            core.set_timer(self.poller, entry, deadline);
-        }
-        match progress {
-            Some(Progress::Drained) => {}
-            Some(Progress::Yield) => core
-                .yielded
-                .push_back(Work::Ready(entry.clone(), readiness)),
-            Some(Progress::Pause) => entry.control.pause(readiness),
-            Some(Progress::Detach) => self.poller.detach(entry.control.token()),
-            None => {
-                self.poller.detach(entry.control.token());
-                return false;
-            }
-        }
-        budget.requests().run
+        let Some(progress) = progress else {
+            self.poller.detach(entry.control.token());
+            return false;
+        };
+        self.told(core, entry, readiness, progress, budget.requests())
     }
 
     #[inline(always)]
     fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
         entry.control.run_begins();
         let run = self.release(core);
-        let progress = self.poller.contain(|| entry.operator.run());
+        let mut kept = Kept::new(&self.broken, (run, entry), |(run, entry)| {
+            Broken::Run(run, entry)
+        });
+        let progress = kept.get().1.operator.run();
+        let (run, entry) = kept.release();
+        self.end_run(run, entry, Some(progress))
+    }
+
+    /// A run has returned; without progress, if it panicked.
+    #[inline(always)]
+    fn end_run(
+        &self,
+        run: Released,
+        entry: Arc<Entry>,
+        progress: Option<Progress>,
+    ) -> Option<Box<Core>> {
         let Some(mut core) = self.take_back(run) else {
             finish_run(self.poller, entry, progress);
             return None;
         };
-        match progress {
-            Some(Progress::Drained) => {}
-            Some(Progress::Yield) => core.yielded.push_back(Work::Run(entry)),
-            Some(Progress::Pause) => core.pause_after_run(&entry),
-            Some(Progress::Detach) | None => self.poller.detach(entry.control.token()),
+        if progress != Some(Progress::Drained) {
+            self.has_run(&mut core, entry, progress);
         }
         Some(core)
     }
 
+    /// What follows from a run that did not leave its operator to wait for the next event.
+    #[inline(never)]
+    fn has_run(&self, core: &mut Core, entry: Arc<Entry>, progress: Option<Progress>) {
+        match progress {
+            Some(Progress::Drained) => {}
+            Some(Progress::Yield) => core.yielded.push(Work::Run(entry)),
+            Some(Progress::Pause) => core.pause_after_run(&entry),
+            Some(Progress::Detach) | None => self.poller.detach(entry.control.token()),
+        }
+    }
+
+    #[inline(never)]
+    fn run_again(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
+        if entry.control.is_detached() {
+            Some(core)
+        } else {
+            self.run_operator(core, entry)
+        }
+    }
+
+    #[inline(never)]
     fn run_closure(&self, core: Box<Core>, call: Call) -> Option<Box<Core>> {
+        self.poller.counters.timers.add(1);
         let run = self.release(core);
         self.poller.contain(call);
         self.take_back(run)
@@ -345,6 +445,37 @@ impl<'a> Leader<'a> {
         }
         poller.schedule.close();
         poller.ended();
+    }
+}
+
+impl<'a, T, F: Fn(T) -> Broken> Kept<'a, T, F> {
+    #[inline]
+    fn new(broken: &'a Cell<Option<Broken>>, things: T, as_broken: F) -> Self {
+        Self {
+            things: Some(things),
+            as_broken,
+            broken,
+        }
+    }
+
+    #[inline]
+    fn get(&mut self) -> &mut T {
+        self.things.as_mut().expect("they are here until the end")
+    }
+
+    /// Nobody panicked.
+    #[inline]
+    fn release(mut self) -> T {
+        self.things.take().expect("they are here until the end")
+    }
+}
+
+impl<T, F: Fn(T) -> Broken> Drop for Kept<'_, T, F> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(things) = self.things.take() {
+            self.broken.set(Some((self.as_broken)(things)));
+        }
     }
 }
 

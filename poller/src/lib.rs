@@ -114,6 +114,7 @@ mod models;
 mod monitor;
 mod operator;
 mod poller;
+mod queue;
 mod readiness;
 mod registration;
 mod registry;

@@ -1,6 +1,7 @@
 //! One poller: what all its threads share, and the leader's loop.
 
 use std::{
+    any::Any,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -221,11 +222,17 @@ impl Poller {
         match catch_unwind(AssertUnwindSafe(foreign)) {
             Ok(value) => Some(value),
             Err(payload) => {
-                self.counters.panics.add(1);
-                // A payload may panic on being dropped.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                self.panicked(payload);
                 None
             }
         }
+    }
+
+    /// Foreign code panicked.
+    #[cold]
+    pub(crate) fn panicked(&self, payload: Box<dyn Any + Send>) {
+        self.counters.panics.add(1);
+        // A payload may panic on being dropped.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
     }
 }

@@ -53,6 +53,12 @@ impl Readiness {
         self.0 == 0
     }
 
+    /// These flags, or none.
+    pub(crate) const fn when(self, set: bool) -> Self {
+        // Not a branch.
+        Self(self.0 * set as u8)
+    }
+
     /// The flags as a number, for storage in an atomic.
     pub(crate) const fn bits(self) -> u8 {
         self.0

@@ -172,18 +172,21 @@ impl Registry {
         self.table.lock().find(token).cloned()
     }
 
-    /// Looks many tokens up under one lock; those that find nothing are left out.
+    /// Looks many tokens up under one lock; those that find nothing are left out. How many there were.
     pub(crate) fn resolve<T>(
         &self,
         tokens: impl Iterator<Item = (Token, T)>,
         mut found: impl FnMut(&Arc<Entry>, T),
-    ) {
+    ) -> u64 {
         let table = self.table.lock();
+        let mut count = 0;
         for (token, with) in tokens {
+            count += 1;
             if let Some(entry) = table.find(token) {
                 found(entry, with);
             }
         }
+        count
     }
 
     /// Takes every operator out and refuses new ones.

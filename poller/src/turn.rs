@@ -6,7 +6,6 @@
 //! arrived before.
 
 use std::{
-    collections::VecDeque,
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,6 +17,7 @@ use crate::{
     learn::Learner,
     member::Entry,
     poller::Poller,
+    queue::Queue,
     readiness::Readiness,
     registry::Token,
     schedule::Call,
@@ -35,14 +35,13 @@ pub(crate) struct Core {
     selector: sys::Selector,
     busy_poll: Option<Duration>,
     wheel: Wheel<Timer>,
-    events: Vec<sys::Event>,
     commands: Vec<Command>,
     /// Taken out of the wheel; empty but for its memory.
     due: Vec<(u64, Timer)>,
     /// What is left to do in this turn.
-    pub(crate) work: VecDeque<Work>,
+    pub(crate) work: Queue<Work>,
     /// Goes on after the next wait.
-    pub(crate) yielded: VecDeque<Work>,
+    pub(crate) yielded: Queue<Work>,
     /// To be told that they are out, after this turn's work.
     pub(crate) detached: Vec<Arc<Entry>>,
     /// The time: read once per turn, and after runs as often as the learner wants to know.
@@ -94,11 +93,10 @@ impl Core {
             selector,
             busy_poll,
             wheel: Wheel::new(),
-            events: Vec::new(),
             commands: Vec::new(),
             due: Vec::new(),
-            work: VecDeque::new(),
-            yielded: VecDeque::new(),
+            work: Queue::default(),
+            yielded: Queue::default(),
             detached: Vec::new(),
             now: Moment::now(),
             untimed: 0,
@@ -147,7 +145,7 @@ impl Core {
 
     /// Adds what there is to do now to what is left, without a wait.
     pub(crate) fn look(&mut self, poller: &Poller) -> io::Result<()> {
-        let full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
+        let full = self.selector.wait(Some(Duration::ZERO))?;
         self.gather(poller, full)
     }
 
@@ -157,8 +155,10 @@ impl Core {
         let tick = poller.clock.tick_before(self.now);
         if !full && self.wheel.next().is_some_and(|next| next <= tick) {
             // Whatever arrived before this moment is handled before timers are judged by it.
-            full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
+            self.collect(poller);
+            full = self.selector.wait(Some(Duration::ZERO))?;
         }
+        self.collect(poller);
         if self.learner.turn(self.now, poller.counters.waits.value()) {
             poller.counters.sharings.add(1);
         }
@@ -167,17 +167,6 @@ impl Core {
             .store(self.learner.waiting_often(), Ordering::Relaxed);
         poller.counters.turns.add(1);
         poller.counters.runs.add(std::mem::take(&mut self.runs));
-        poller.counters.events.add(self.events.len() as u64);
-        let work = &mut self.work;
-        if !self.events.is_empty() {
-            let events = self
-                .events
-                .drain(..)
-                .map(|(raw, what)| (Token::from_raw(raw), what));
-            poller.registry.resolve(events, |entry, readiness| {
-                work.push_back(Work::Ready(entry.clone(), readiness));
-            });
-        }
         self.obey(poller);
         self.work.append(&mut self.yielded);
         if !full {
@@ -185,23 +174,38 @@ impl Core {
         }
         if let Some(events) = self.selector.shrunk() {
             // A burst is over: so is the need for its memory.
-            self.events.shrink_to(events);
             self.work.shrink_to(events);
             self.yielded.shrink_to(events);
         }
         Ok(())
     }
 
+    /// Turns the events of the last wait into work.
+    fn collect(&mut self, poller: &Poller) {
+        if !self.selector.is_empty() {
+            let work = &mut self.work;
+            let events = self
+                .selector
+                .events()
+                .map(|(raw, what)| (Token::from_raw(raw), what));
+            let count = poller.registry.resolve(events, |entry, readiness| {
+                work.push(Work::Ready(entry.clone(), readiness));
+            });
+            poller.counters.events.add(count);
+        }
+        self.selector.clear();
+    }
+
     /// Waits; `true` if there may be more events than were taken.
     fn wait(&mut self, poller: &Poller) -> io::Result<bool> {
         if !self.yielded.is_empty() {
-            return self.selector.wait(Some(Duration::ZERO), &mut self.events);
+            return self.selector.wait(Some(Duration::ZERO));
         }
         if let Some(spin) = self.busy_poll {
             let begin = Moment::now();
             loop {
-                let full = self.selector.wait(Some(Duration::ZERO), &mut self.events)?;
-                if full || !self.events.is_empty() {
+                let full = self.selector.wait(Some(Duration::ZERO))?;
+                if full || self.selector.events().next().is_some() {
                     return Ok(full);
                 }
                 let now = Moment::now();
@@ -224,7 +228,7 @@ impl Core {
         } else {
             Some(Duration::ZERO)
         };
-        self.selector.wait(timeout, &mut self.events)
+        self.selector.wait(timeout)
     }
 
     /// Turns commands into work.
@@ -234,7 +238,7 @@ impl Core {
             match command {
                 Command::Wake(token) => {
                     if let Some(entry) = poller.registry.find(token) {
-                        self.work.push_back(Work::Ready(entry, Readiness::WAKE));
+                        self.work.push(Work::Ready(entry, Readiness::WAKE));
                     }
                 }
                 Command::Arm(token) => {
@@ -250,7 +254,7 @@ impl Core {
                 Command::Pause(entry) => {
                     pause_after_run(&mut self.work, &entry);
                 }
-                Command::Rerun(entry) => self.work.push_back(Work::Run(entry)),
+                Command::Rerun(entry) => self.work.push(Work::Run(entry)),
                 Command::Detached(entry) => self.detached.push(entry),
                 Command::Schedule(key, tick) => self.wheel.insert(tick, Timer::call(key)),
                 Command::Nudge => {}
@@ -274,7 +278,7 @@ impl Core {
         for (at, timer) in due.drain(..) {
             if timer.0 & CALL != 0 {
                 if let Some(call) = poller.schedule.take(timer.0 & !CALL) {
-                    self.work.push_back(Work::Call(call));
+                    self.work.push(Work::Call(call));
                 }
                 continue;
             }
@@ -283,7 +287,7 @@ impl Core {
             };
             // An item of an earlier setting is of no interest.
             if entry.control.alarm.is_armed_at(at) {
-                self.work.push_back(Work::Timer(entry, tick));
+                self.work.push(Work::Timer(entry, tick));
             }
         }
         self.due = due;
@@ -323,18 +327,18 @@ impl Core {
 }
 
 /// A run may have been overtaken by the `resume` it waits for.
-fn pause_after_run(work: &mut VecDeque<Work>, entry: &Arc<Entry>) {
+fn pause_after_run(work: &mut Queue<Work>, entry: &Arc<Entry>) {
     entry.control.pause(Readiness::EMPTY);
     if entry.control.overtaken() {
         resume(work, entry.clone());
     }
 }
 
-fn resume(work: &mut VecDeque<Work>, entry: Arc<Entry>) {
+fn resume(work: &mut Queue<Work>, entry: Arc<Entry>) {
     if entry.control.is_paused() {
         let remembered = entry.control.unpause();
         if !remembered.is_empty() {
-            work.push_back(Work::Ready(entry, remembered));
+            work.push(Work::Ready(entry, remembered));
         }
     }
 }

@@ -14,9 +14,6 @@ const SHRINK_AFTER: u32 = 1024;
 /// The waker's token; no registry hands it out, because it never reaches the last slot.
 const WAKER: mio::Token = mio::Token(usize::MAX);
 
-/// One event: the token it was registered with, and what happened.
-pub(crate) type Event = (usize, Readiness);
-
 /// The waiting end.
 #[derive(Debug)]
 pub(crate) struct Selector {
@@ -53,29 +50,38 @@ pub(crate) fn open() -> io::Result<(Selector, Control, Waker)> {
 }
 
 impl Selector {
-    /// Waits for events, a wake-up or the time-out (`None`: for ever) and appends the events.
-    /// `Ok(true)`: the array was full, there may be more. Interrupted waits return early.
-    pub(crate) fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-        into: &mut Vec<Event>,
-    ) -> io::Result<bool> {
+    /// Waits for events, a wake-up or the time-out (`None`: for ever). `Ok(true)`: the array is full,
+    /// there may be more. Interrupted waits return early. What is there is to be [looked at](Self::events) and
+    /// [cleared](Self::clear) before the next wait.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         if let Err(error) = self.poll.poll(&mut self.events, timeout) {
-            if error.kind() == io::ErrorKind::Interrupted {
-                return Ok(false);
-            }
-            return Err(error);
-        }
-        let mut count = 0;
-        for event in &self.events {
-            count += 1;
-            if event.token() != WAKER {
-                into.push((event.token().0, platform::readiness(event)));
+            self.events.clear();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
             }
         }
+        Ok(self.events.iter().count() == self.events.capacity())
+    }
+
+    /// Whether the last wait has found nothing, not even a wake-up.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The events of the last wait: the token each was registered with, and what happened.
+    pub(crate) fn events(&self) -> impl Iterator<Item = (usize, Readiness)> {
+        self.events
+            .iter()
+            .filter(|event| event.token() != WAKER)
+            .map(|event| (event.token().0, platform::readiness(event)))
+    }
+
+    /// The events have been dealt with. Fits the array to their number.
+    pub(crate) fn clear(&mut self) {
+        let count = self.events.iter().count();
+        self.events.clear();
         let capacity = self.events.capacity();
-        let full = count == capacity;
-        if full {
+        if count == capacity {
             self.roomy = 0;
             self.resize((capacity * 2).min(MAX_EVENTS));
         } else if capacity > MIN_EVENTS && count <= capacity / 4 {
@@ -88,7 +94,6 @@ impl Selector {
         } else {
             self.roomy = 0;
         }
-        Ok(full)
     }
 
     /// The size of the array, if it has become smaller since the last call.
@@ -152,9 +157,16 @@ mod tests {
         }
         let mut all = Vec::new();
         let mut waits = 0;
+        let wait = |selector: &mut Selector, all: &mut Vec<(usize, Readiness)>| {
+            let full = selector.wait(Some(Duration::ZERO)).unwrap();
+            all.extend(selector.events());
+            selector.clear();
+            assert!(selector.is_empty());
+            full
+        };
         while all.len() < pairs.len() {
             let before = all.len();
-            let full = selector.wait(Some(Duration::ZERO), &mut all).unwrap();
+            let full = wait(&mut selector, &mut all);
             assert_eq!(full, all.len() - before == MIN_EVENTS << waits);
             waits += 1;
         }
@@ -168,7 +180,7 @@ mod tests {
         assert!(grown > MIN_EVENTS);
         assert_eq!(selector.shrunk(), None);
         for _ in 0..4 * SHRINK_AFTER {
-            selector.wait(Some(Duration::ZERO), &mut all).unwrap();
+            wait(&mut selector, &mut all);
         }
         assert_eq!(selector.shrunk(), Some(MIN_EVENTS));
         assert_eq!(selector.shrunk(), None);
@@ -179,11 +191,13 @@ mod tests {
     #[test]
     fn a_wake_is_no_event_and_ends_a_wait() {
         let (mut selector, _control, waker) = open().unwrap();
-        let mut all = Vec::new();
         waker.wake();
         waker.wake();
-        assert!(!selector.wait(None, &mut all).unwrap());
-        assert!(all.is_empty());
-        assert!(!selector.wait(Some(Duration::ZERO), &mut all).unwrap());
+        assert!(!selector.wait(None).unwrap());
+        assert!(!selector.is_empty());
+        assert_eq!(selector.events().count(), 0);
+        selector.clear();
+        assert!(!selector.wait(Some(Duration::ZERO)).unwrap());
+        assert!(selector.is_empty());
     }
 }
