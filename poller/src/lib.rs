@@ -19,7 +19,7 @@
 //!   processor: then several threads share the batch.
 //!
 //! If nobody took it, the run's thread goes on as if nothing had been: the usual case, which costs
-//! two uncontended locks.
+//! two exchanges of one word.
 //!
 //! # When (not) to use it
 //!
@@ -94,7 +94,7 @@
 //!
 //! Linux (epoll) and the systems with kqueue (macOS, the BSDs). Whether a silent run waits is read
 //! from `/proc`; without it every run that outlasts two ticks loses the role. `unsafe` code is
-//! confined to two system calls in the `sys` module. Minimum Rust version 1.85.
+//! confined to a few system calls in the `sys` module. Minimum Rust version 1.85.
 
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

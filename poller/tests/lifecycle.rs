@@ -281,6 +281,61 @@ fn a_panic_detaches_that_operator_only() {
     }
 }
 
+/// Panics of some operators in the middle of a batch, and what comes behind them in the same batch.
+#[test]
+fn a_panic_leaves_the_rest_of_the_batch_in_good_hands() {
+    quiet();
+    let group = group(1);
+    let handle = group.pick();
+    let operators: Vec<_> = (0..24)
+        .map(|number| {
+            let (ours, peer) = pair();
+            let probe = probe(ours)
+                .on_ready(move |_, _, budget| {
+                    assert!(number % 4 != 0, "on purpose");
+                    budget.request_run();
+                    Progress::Drained
+                })
+                .on_run(move |_| {
+                    if number % 8 == 1 {
+                        before_blocking();
+                    }
+                    assert!(number % 4 != 1, "on purpose");
+                    Progress::Drained
+                })
+                .register(&handle, Interest::READ);
+            (probe, peer)
+        })
+        .collect();
+    // The leader is held up until all of them have something to read.
+    let (held, gate) = (mpsc::channel(), mpsc::channel::<()>());
+    let (tell, hold) = (Mutex::new(held.0), Mutex::new(gate.1));
+    let door = probe(pair().0)
+        .on_ready(move |_, _, _| {
+            tell.lock().unwrap().send(()).unwrap();
+            let _ = hold.lock().unwrap().recv();
+            Progress::Detach
+        })
+        .register(&handle, Interest::WRITE);
+    held.1.recv().unwrap();
+    for (_, peer) in &operators {
+        (&*peer).write_all(b"x").unwrap();
+    }
+    drop(gate.0);
+    for (number, (probe, _)) in operators.iter().enumerate() {
+        match number % 4 {
+            0 | 1 => until("detached", || probe.detached() == 1),
+            _ => until("a run", || probe.runs() == 1),
+        }
+        assert_eq!((probe.calls(), probe.runs()), (1, (number % 4).min(1)));
+    }
+    until("the door's end", || door.detached() == 1);
+    until("all counted", || group.stats().total().panics == 12);
+    group.close();
+    assert!(group.health().is_ok());
+    assert!(operators.iter().all(|(probe, _)| probe.detached() == 1));
+}
+
 #[test]
 fn zero_pollers_are_refused() {
     let error = PollerGroup::builder().pollers(0).build().unwrap_err();
