@@ -83,6 +83,36 @@ impl LinkBuffer {
         BytesMut::new()
     }
 
+    /// Makes everything readable unflushed, as if it had just been written: a buffer that was received
+    /// into becomes one for output, with all that is in it. `false`: nothing has happened, because this
+    /// is more than one chunk of memory, or of a kind that others own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// let mut buf = LinkBuffer::new();
+    /// buf.receive_with(4096, |room| room.extend_from_slice(b"ping"));
+    /// assert!(buf.unflush());
+    /// assert_eq!((buf.len(), buf.malloc_len()), (0, 4));
+    /// buf.write_str(" pong");
+    /// buf.flush();
+    /// assert_eq!(buf, "ping pong");
+    /// ```
+    #[inline]
+    pub fn unflush(&mut self) -> bool {
+        let whole = matches!(self.front, Node::Own(..) | Node::Piece(_))
+            && self.pending == 0
+            && !self.has_rest();
+        if whole {
+            self.pending = mem::take(&mut self.len);
+            // Behind every slot there was, so that none of them is taken for one of these bytes.
+            self.written = self.written.max(self.slot_top) + 1 + self.pending as u64;
+            self.slot_top = 0;
+        }
+        whole
+    }
+
     /// As [`take`](Self::take), but room behind the last byte that is worth it stays here: for content
     /// that goes its own way while the next message is received. What is taken shares the chunk then.
     pub fn take_filled(&mut self) -> Self {

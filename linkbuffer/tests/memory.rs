@@ -461,6 +461,33 @@ fn a_receive_that_panics_loses_nothing() {
 }
 
 #[test]
+fn what_was_received_goes_out_from_where_it_is() {
+    let mut buf = LinkBuffer::new();
+    let slot = buf.reserve_raw(4);
+    buf.flush();
+    buf.skip(4).unwrap();
+    buf.receive_with(4096, |room| room.extend_from_slice(b"head, body"));
+    buf.skip(6).unwrap();
+    let at = buf.peek(4).unwrap().as_ptr();
+    assert!(buf.unflush());
+    assert_eq!((buf.len(), buf.malloc_len()), (0, 4));
+    assert!(buf.fill_raw(slot, b"....").is_err(), "not one of its bytes");
+    buf.write_str(", tail");
+    buf.flush();
+    assert_eq!(buf, "body, tail");
+    assert_eq!(buf.peek(1).unwrap().as_ptr(), at);
+
+    buf.write_str("more");
+    assert!(!buf.unflush(), "something is unflushed");
+    buf.flush();
+    buf.write_bytes(Bytes::from(vec![0; 10_000]));
+    buf.flush();
+    assert!(!buf.unflush(), "more than one piece");
+    assert!(!LinkBuffer::from(Bytes::from_static(b"shared")).unflush());
+    assert!(!LinkBuffer::new().unflush());
+}
+
+#[test]
 fn content_goes_its_way_and_room_stays() {
     const SIZE: usize = 64 << 10;
     let pool = ChunkPool::new();

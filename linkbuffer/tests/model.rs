@@ -67,6 +67,7 @@ enum Op {
     Release,
     Take,
     TakeFilled,
+    Unflush,
     PushFront {
         n: usize,
         parts: usize,
@@ -126,6 +127,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Release),
         1 => Just(Op::Take),
         1 => Just(Op::TakeFilled),
+        1 => Just(Op::Unflush),
         1 => (size(), 1usize..4).prop_map(|(n, parts)| Op::PushFront { n, parts }),
         1 => size().prop_map(Op::TryNext),
         1 => Just(Op::DropViews),
@@ -532,6 +534,15 @@ impl Model {
                     self.buf.push_front(filled);
                 } else {
                     self.buf = filled;
+                }
+            }
+            Op::Unflush => {
+                if self.buf.unflush() {
+                    // No slot of before is found again.
+                    self.publish();
+                    let again = self.readable.drain(..);
+                    self.pending
+                        .extend(again.map(|byte| Cell { byte, slot: None }));
                 }
             }
             Op::PushFront { n, parts } => {

@@ -39,7 +39,7 @@ pub(crate) fn input() -> Box<LinkBuffer> {
 /// An empty buffer without a chunk.
 pub(crate) fn plain() -> Box<LinkBuffer> {
     INPUT
-        .try_with(Spare::another)
+        .try_with(|spare| spare.others.borrow_mut().pop())
         .ok()
         .flatten()
         .unwrap_or_default()
@@ -134,7 +134,8 @@ impl Spare {
 
     #[cold]
     fn another(&self) -> Option<Box<LinkBuffer>> {
-        self.others.borrow_mut().pop()
+        let second = self.second.take();
+        second.or_else(|| self.others.borrow_mut().pop())
     }
 
     #[cold]
