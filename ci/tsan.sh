@@ -8,7 +8,8 @@
 source "$(dirname "$0")/lib.sh"
 
 export RUSTC_BOOTSTRAP=1
-export RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer"
+# System calls go through the C library, where the sanitizer sees what they touch.
+export RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg rustix_use_libc"
 export CARGO_TARGET_DIR="$target_root/tsan"
 
 reports=$(mktemp -d)

@@ -2,8 +2,7 @@
 //!
 //! Invariants for the `unsafe` blocks: `recv(2)` initialises the first `n` bytes of the room it is
 //! given, where `n` is the count it returns; the count is checked against the room before the buffer
-//! is told about it. It writes nothing else, and `send(2)` only reads; both touch no more bytes than they
-//! are told, of memory that is borrowed for as long as the call takes. `setsockopt(2)` reads as many bytes as it is told from a
+//! is told about it. It writes nothing else. `setsockopt(2)` reads as many bytes as it is told from a
 //! value that lives longer than the call, on a descriptor that is borrowed and so open.
 
 use std::{
@@ -443,84 +442,33 @@ const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 #[cfg(target_vendor = "apple")]
 const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 
-/// The two calls that move nearly every byte, without what the C library wraps around them: its `recv` and
-/// `send` are points at which `pthread_cancel(3)` may end the thread, which is prepared for and undone in
-/// each call, and which nobody wants of a thread that runs Rust.
-#[cfg(all(
-    target_os = "linux",
-    target_pointer_width = "64",
-    any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64"
-    ),
-))]
+/// The two calls that move nearly every byte, made without the C library: its `recv` and `send` are points
+/// at which `pthread_cancel(3)` may end the thread, which is prepared for and undone in each call, and which
+/// nobody wants of a thread that runs Rust.
+#[cfg(target_os = "linux")]
 mod direct {
-    use super::{BorrowedFd, MaybeUninit, SEND_FLAGS, io};
-    use std::{os::fd::AsRawFd, ptr};
+    use super::{BorrowedFd, MaybeUninit, io};
+    use rustix::net::{RecvFlags, SendFlags};
 
     /// `recv(2)` that does not wait.
     #[inline]
     pub(super) fn receive(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-        // SAFETY: the room is borrowed exclusively, and the call is told its length; a receive without
-        // an address to fill in is `recv(2)`.
-        #[allow(unsafe_code)]
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_recvfrom,
-                fd.as_raw_fd(),
-                room.as_mut_ptr(),
-                room.len(),
-                libc::MSG_DONTWAIT,
-                ptr::null_mut::<u8>(),
-                ptr::null_mut::<u8>(),
-            )
-        };
-        count(result)
+        match rustix::net::recv(fd, room, RecvFlags::DONTWAIT) {
+            Ok((_, n)) => Ok(n),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// `send(2)` that does not wait and raises no signal.
     #[inline]
     pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-        // SAFETY: the bytes are borrowed, and the call is told how many they are; a send without an
-        // address is `send(2)`.
-        #[allow(unsafe_code)]
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_sendto,
-                fd.as_raw_fd(),
-                bytes.as_ptr(),
-                bytes.len(),
-                SEND_FLAGS,
-                ptr::null::<u8>(),
-                0_usize,
-            )
-        };
-        count(result)
-    }
-
-    #[inline]
-    fn count(result: libc::c_long) -> io::Result<usize> {
-        usize::try_from(result).map_err(|_| failed())
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn failed() -> io::Error {
-        io::Error::last_os_error()
+        let flags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+        rustix::net::send(fd, bytes, flags).map_err(io::Error::from)
     }
 }
 
 /// The same through the C library.
-#[cfg(not(all(
-    target_os = "linux",
-    target_pointer_width = "64",
-    any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64"
-    ),
-)))]
+#[cfg(not(target_os = "linux"))]
 mod direct {
     use super::{BorrowedFd, MaybeUninit, SEND_FLAGS, SockRef, io};
 
