@@ -89,7 +89,7 @@ impl Poller {
             // Waiting for the system would stop all of shuttle's threads: models play the leader.
             return Ok(());
         }
-        match self.workers.submit_first(self.clone()) {
+        match self.workers.submit_leader(self.clone()) {
             Ok(()) => self.workers.start_error(),
             Err(_) => Err(closed()),
         }
@@ -159,7 +159,7 @@ impl Poller {
         if self.workers.is_exhausted() {
             self.counters.cap_hits.add(1);
         }
-        if self.workers.submit_first(self.clone()).is_err() {
+        if self.workers.submit_leader(self.clone()).is_err() {
             self.role.give_up();
         }
     }

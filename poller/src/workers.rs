@@ -3,9 +3,13 @@
 //! The queue, the counts and the wake-up rules share one lock. The rules:
 //!
 //! * A worker that runs out of jobs looks around for a moment (a few yields) before it parks; it
-//!   stays with the queue, so a steady stream of jobs costs no wake-ups.
+//!   stays with the queue, so a steady stream of jobs costs no wake-ups. One whose last job was to lead
+//!   a poller parks at once: such jobs come when somebody waits, not in a stream, and a worker that looks
+//!   around while another process has its processor keeps one that could run at once from being woken.
 //! * The worker that parked last is woken first: its stack and its share of the caches are warm, and
-//!   those that are not needed any more stay parked until they leave.
+//!   those that are not needed any more stay parked until they leave. Of these rather the last that
+//!   parked on the waker's own processor: its place is warm there, and the waker, who is about to wait
+//!   in most cases, leaves the processor free.
 //! * At most one wake-up is in flight. It ends when the woken worker looks at the queue.
 //! * Whoever takes a job and leaves others behind passes the wake-up on, unless somebody is
 //!   looking around already.
@@ -20,7 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread};
+use crate::{
+    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
+    sys,
+};
 
 /// Something a [`WorkerPool`] runs.
 pub trait Job: Send + Sync + 'static {
@@ -132,12 +139,12 @@ impl WorkerPool {
     ///
     /// Gives the job back if the pool is closed or the queue is at its bound.
     pub fn submit(&self, job: Arc<dyn Job>) -> Result<(), Arc<dyn Job>> {
-        self.shared.submit(job, false)
+        self.shared.submit(Queued { job, leads: false })
     }
 
-    /// Queues a job before all others, whatever the bound.
-    pub(crate) fn submit_first(&self, job: Arc<dyn Job>) -> Result<(), Arc<dyn Job>> {
-        self.shared.submit(job, true)
+    /// Queues the job of leading a poller: before all others, whatever the bound.
+    pub(crate) fn submit_leader(&self, job: Arc<dyn Job>) -> Result<(), Arc<dyn Job>> {
+        self.shared.submit(Queued { job, leads: true })
     }
 
     /// Refuses new jobs, runs those queued, and waits for the threads to end; a call on one of the
@@ -222,10 +229,10 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Arc<dyn Job>>,
+    queue: VecDeque<Queued>,
     threads: usize,
     /// Parked threads, the latest last. Whoever wakes one takes it out.
-    parked: Vec<Arc<Bed>>,
+    parked: Vec<Parked>,
     /// Threads looking around before they park.
     looking: usize,
     /// A parked thread was notified, or a thread is being started.
@@ -242,8 +249,25 @@ struct State {
     /// Threads that have left and wait to be joined.
     left: Vec<u64>,
     stats: WorkerStats,
+    /// How often a thread has looked around.
+    #[cfg(test)]
+    looks: u64,
     /// Why the latest thread could not be started.
     start_error: Option<io::Error>,
+}
+
+/// A job that waits for a thread.
+struct Queued {
+    job: Arc<dyn Job>,
+    /// It is to lead a poller.
+    leads: bool,
+}
+
+/// A thread that is parked.
+struct Parked {
+    bed: Arc<Bed>,
+    /// The processor it ran on, if known.
+    processor: Option<usize>,
 }
 
 /// Where a thread parks.
@@ -253,15 +277,15 @@ struct Bed {
 }
 
 impl Shared {
-    fn submit(self: &Arc<Self>, job: Arc<dyn Job>, first: bool) -> Result<(), Arc<dyn Job>> {
+    fn submit(self: &Arc<Self>, queued: Queued) -> Result<(), Arc<dyn Job>> {
         let mut state = self.state.lock();
-        if state.closed || (!first && state.queue.len() >= self.config.max_queued) {
-            return Err(job);
+        if state.closed || (!queued.leads && state.queue.len() >= self.config.max_queued) {
+            return Err(queued.job);
         }
-        if first {
-            state.queue.push_front(job);
+        if queued.leads {
+            state.queue.push_front(queued);
         } else {
-            state.queue.push_back(job);
+            state.queue.push_back(queued);
         }
         state.stats.submitted += 1;
         self.call_for_help(state);
@@ -274,11 +298,12 @@ impl Shared {
         if state.queue.is_empty() || state.looking > 0 || state.waking {
             return;
         }
-        if let Some(bed) = state.parked.pop() {
+        if let Some(place) = whom_to_wake(&state.parked, sys::processor()) {
+            let parked = state.parked.remove(place);
             state.waking = true;
             state.stats.wakes += 1;
             drop(state);
-            bed.wake.notify_one();
+            parked.bed.wake.notify_one();
         } else if state.threads < self.config.max_threads {
             self.start_thread(state);
         } else {
@@ -327,9 +352,11 @@ impl Shared {
         state.members.push(thread::current().id());
         // When this thread ends unless it gets a job before; set when it first parks after one.
         let mut leave_at = None;
+        let mut has_led = false;
         loop {
-            if let Some(job) = state.queue.pop_front() {
+            if let Some(Queued { job, leads }) = state.queue.pop_front() {
                 leave_at = None;
+                has_led = leads;
                 self.call_for_help(state);
                 let outcome = catch_unwind(AssertUnwindSafe(|| job.run()));
                 state = self.state.lock();
@@ -345,18 +372,11 @@ impl Shared {
             if state.closed {
                 break;
             }
-            state.looking += 1;
-            drop(state);
-            for _ in 0..LOOKS {
-                thread::yield_now();
-                if self.pending.load(Ordering::Acquire) > 0 {
-                    break;
+            if !has_led {
+                state = self.look_around(state);
+                if !state.queue.is_empty() || state.closed {
+                    continue;
                 }
-            }
-            state = self.state.lock();
-            state.looking -= 1;
-            if !state.queue.is_empty() || state.closed {
-                continue;
             }
             // Woken when another has taken the job already, it does not stay any longer.
             let until =
@@ -368,6 +388,25 @@ impl Shared {
         self.leave(state, id);
     }
 
+    /// A few yields, until there is a job.
+    fn look_around<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.looking += 1;
+        #[cfg(test)]
+        {
+            state.looks += 1;
+        }
+        drop(state);
+        for _ in 0..LOOKS {
+            thread::yield_now();
+            if self.pending.load(Ordering::Acquire) > 0 {
+                break;
+            }
+        }
+        state = self.state.lock();
+        state.looking -= 1;
+        state
+    }
+
     /// Sleeps until somebody wakes this thread; `false` if nobody has when the time was up, and there
     /// is nothing to do.
     fn park(
@@ -376,7 +415,10 @@ impl Shared {
         bed: &Arc<Bed>,
         until: Option<Instant>,
     ) -> bool {
-        state.parked.push(Arc::clone(bed));
+        state.parked.push(Parked {
+            bed: Arc::clone(bed),
+            processor: sys::processor(),
+        });
         loop {
             let late = match until {
                 Some(until) => bed.wake.wait_until(state, until).timed_out(),
@@ -385,7 +427,7 @@ impl Shared {
                     false
                 }
             };
-            let Some(place) = state.parked.iter().position(|other| other.id == bed.id) else {
+            let Some(place) = state.parked.iter().position(|other| other.bed.id == bed.id) else {
                 // Woken, if only just before the time was up: this is what the wake-up was about.
                 state.waking = false;
                 return true;
@@ -421,8 +463,8 @@ impl Shared {
             state.closed = true;
             std::mem::take(&mut state.parked)
         };
-        for bed in parked {
-            bed.wake.notify_one();
+        for parked in parked {
+            parked.bed.wake.notify_one();
         }
         self.ended.notify_all();
     }
@@ -447,5 +489,83 @@ impl Shared {
                 return true;
             }
         }
+    }
+}
+
+/// The place of the thread that a thread on the processor `here` should wake: the last that parked there,
+/// else the last.
+fn whom_to_wake(parked: &[Parked], here: Option<usize>) -> Option<usize> {
+    let near = here.and_then(|here| {
+        parked
+            .iter()
+            .rposition(|other| other.processor == Some(here))
+    });
+    near.or_else(|| parked.len().checked_sub(1))
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn parked(processors: &[Option<usize>]) -> Vec<Parked> {
+        let park = |(id, &processor): (usize, &Option<usize>)| Parked {
+            bed: Arc::new(Bed {
+                id: id as u64,
+                wake: Condvar::new(),
+            }),
+            processor,
+        };
+        processors.iter().enumerate().map(park).collect()
+    }
+
+    #[test]
+    fn the_last_of_the_own_processor_is_woken_else_the_last() {
+        let some = parked(&[Some(0), Some(1), Some(0), Some(2), None]);
+        assert_eq!(whom_to_wake(&some, Some(0)), Some(2));
+        assert_eq!(whom_to_wake(&some, Some(1)), Some(1));
+        assert_eq!(whom_to_wake(&some, Some(2)), Some(3));
+        assert_eq!(whom_to_wake(&some, Some(3)), Some(4), "nobody is there");
+        assert_eq!(whom_to_wake(&some, None), Some(4), "unknown is no place");
+        assert_eq!(whom_to_wake(&[], Some(0)), None);
+        assert_eq!(whom_to_wake(&[], None), None);
+    }
+
+    /// Tells that it was run.
+    struct Tell(Mutex<mpsc::Sender<()>>);
+
+    impl Job for Tell {
+        fn run(self: Arc<Self>) {
+            self.0.lock().send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_has_led_parks_at_once_and_others_look_around_before() {
+        let pool = WorkerPool::builder().max_threads(1).build();
+        let (tell, told) = mpsc::channel();
+        let job = Arc::new(Tell(Mutex::new(tell)));
+        let looks_after = |leads: bool| {
+            let submitted = if leads {
+                pool.submit_leader(job.clone())
+            } else {
+                pool.submit(job.clone())
+            };
+            assert!(submitted.is_ok());
+            told.recv().unwrap();
+            // It parks in the end.
+            let begin = Instant::now();
+            while pool.stats().idle == 0 {
+                assert!(begin.elapsed() < Duration::from_secs(60));
+                thread::yield_now();
+            }
+            std::mem::take(&mut pool.shared.state.lock().looks)
+        };
+        assert_eq!(looks_after(true), 0);
+        assert_eq!(looks_after(false), 1);
+        assert_eq!(looks_after(true), 0);
+        assert_eq!(looks_after(true), 0);
+        assert_eq!(looks_after(false), 1);
+        pool.close();
     }
 }
