@@ -87,10 +87,9 @@ enum Broken {
     Run(Released, Arc<Entry>),
 }
 
-/// Keeps things that a panic would drop. Unlike `catch_unwind` around each call this costs nothing
-/// while nobody panics; the one around the leader's loop finds what was kept.
-struct Kept<'a, T, F: Fn(T) -> Broken> {
-    things: Option<T>,
+/// Keeps things that a panic would drop; to be forgotten where nobody panics.
+struct Keep<'a, T, F: Fn(T) -> Broken> {
+    things: &'a mut Option<T>,
     as_broken: F,
     broken: &'a Cell<Option<Broken>>,
 }
@@ -124,6 +123,27 @@ impl<'a> Leader<'a> {
                 }
             }));
         }
+    }
+
+    /// Calls foreign code with things in hand, which are what is broken if it panics. Unlike
+    /// `catch_unwind` around the call this costs next to nothing while nobody panics; the one around the
+    /// leader's loop finds what was kept.
+    #[inline(always)]
+    fn keep<T, R>(
+        &self,
+        things: T,
+        as_broken: impl Fn(T) -> Broken,
+        call: impl FnOnce(&T) -> R,
+    ) -> (T, R) {
+        let mut things = Some(things);
+        let keep = Keep {
+            things: &mut things,
+            as_broken,
+            broken: &self.broken,
+        };
+        let result = call(keep.things.as_ref().expect("they were put there"));
+        std::mem::forget(keep);
+        (things.expect("nobody took them"), result)
     }
 
     /// An operator panicked: it is taken out. The core, if this thread leads on.
@@ -227,11 +247,11 @@ impl<'a> Leader<'a> {
             return Some(core);
         }
         let mut budget = Budget::new(&self.poller.clock, core.now);
-        let mut kept = Kept::new(&self.broken, (core, entry), |(core, entry)| {
-            Broken::OnReady(core, entry)
-        });
-        let progress = kept.get().1.operator.on_ready(readiness, &mut budget);
-        let (mut core, entry) = kept.release();
+        let ((mut core, entry), progress) = self.keep(
+            (core, entry),
+            |(core, entry)| Broken::OnReady(core, entry),
+            |(_, entry)| entry.operator.on_ready(readiness, &mut budget),
+        );
         let runs = self.told(&mut core, &entry, readiness, progress, budget.requests());
         if runs {
             self.run_operator(core, entry)
@@ -313,11 +333,11 @@ impl<'a> Leader<'a> {
     fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
         entry.control.run_begins();
         let run = self.release(core);
-        let mut kept = Kept::new(&self.broken, (run, entry), |(run, entry)| {
-            Broken::Run(run, entry)
-        });
-        let progress = kept.get().1.operator.run();
-        let (run, entry) = kept.release();
+        let ((run, entry), progress) = self.keep(
+            (run, entry),
+            |(run, entry)| Broken::Run(run, entry),
+            |(_, entry)| entry.operator.run(),
+        );
         self.end_run(run, entry, Some(progress))
     }
 
@@ -448,33 +468,7 @@ impl<'a> Leader<'a> {
     }
 }
 
-impl<'a, T, F: Fn(T) -> Broken> Kept<'a, T, F> {
-    #[inline]
-    fn new(broken: &'a Cell<Option<Broken>>, things: T, as_broken: F) -> Self {
-        Self {
-            things: Some(things),
-            as_broken,
-            broken,
-        }
-    }
-
-    #[inline]
-    fn get(&mut self) -> &mut T {
-        self.things.as_mut().expect("they are here until the end")
-    }
-
-    /// Nobody panicked.
-    #[inline]
-    fn release(mut self) -> T {
-        let things = self.things.take().expect("they are here until the end");
-        // Nothing is left in it that a drop would have to look at.
-        std::mem::forget(self);
-        things
-    }
-}
-
-impl<T, F: Fn(T) -> Broken> Drop for Kept<'_, T, F> {
-    #[inline]
+impl<T, F: Fn(T) -> Broken> Drop for Keep<'_, T, F> {
     fn drop(&mut self) {
         if let Some(things) = self.things.take() {
             self.broken.set(Some((self.as_broken)(things)));
