@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use crate::buffer::{LinkBuffer, NEVER};
 use crate::chunk::Class;
+use crate::error::ShortRead;
 use crate::node::Node;
 use crate::read::COPY_BELOW;
 
@@ -51,8 +52,8 @@ impl LinkBuffer {
     #[inline]
     #[track_caller]
     pub fn consume(&mut self, n: usize) {
-        if let Err(e) = self.check(n) {
-            panic!("consume: {e}");
+        if n > self.len {
+            more_than_there_is(n, self.len);
         }
         self.advance_by(n);
     }
@@ -318,6 +319,13 @@ impl LinkBuffer {
             self.discard(node);
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn more_than_there_is(n: usize, len: usize) -> ! {
+    panic!("consume: {}", ShortRead::new(n, len))
 }
 
 /// The room that is used as it is. One of many MiB is used up before it is enlarged, which may copy

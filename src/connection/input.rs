@@ -174,12 +174,16 @@ impl Rx {
     /// Receives until `target` bytes are here, the kernel has no more, or the turn's share is
     /// used up; in the last case `readable` stays set.
     pub(crate) fn receive(&mut self, target: usize) {
-        if !self.readable || self.end.is_some() || self.len() >= target {
+        if !self.readable || self.end.is_some() {
             return;
         }
         // Buffers of the user's own connections are kept, those of others wait for another round when
         // the peer is gone: they need not keep a chunk meanwhile.
-        let usual = self.len() == 0
+        let empty = match &self.buffer {
+            None => target > 0,
+            Some(buffer) => buffer.is_empty() && target > 0,
+        };
+        let usual = empty
             && self.mark <= LANDING
             && self.bulk == 0
             && !self.patient

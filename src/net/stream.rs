@@ -273,8 +273,8 @@ impl Socket {
             return Err(no_room());
         }
         match self.receive_once(room) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => self.receive_again(room),
-            result => result,
+            Err(error) => self.receive_again(room, error),
+            received => received,
         }
     }
 
@@ -286,15 +286,20 @@ impl Socket {
         })
     }
 
-    #[cold]
+    /// What a failed receive means: it is made again after a signal.
     #[inline(never)]
-    fn receive_again(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-        loop {
+    fn receive_again(
+        &self,
+        room: &mut [MaybeUninit<u8>],
+        mut error: io::Error,
+    ) -> io::Result<usize> {
+        while error.kind() == io::ErrorKind::Interrupted {
             match self.receive_once(room) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
+                Err(e) => error = e,
+                received => return received,
             }
         }
+        Err(error)
     }
 
     /// Sends, and outlasts signals and a short lack of memory.
@@ -423,6 +428,8 @@ fn prefix<'a>(bufs: &'a [IoSlice<'_>], mut len: usize) -> Vec<IoSlice<'a>> {
     cut
 }
 
+#[cold]
+#[inline(never)]
 fn no_room() -> io::Error {
     with_context(
         "receive into a buffer without room",
