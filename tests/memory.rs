@@ -16,7 +16,7 @@ use std::{
     },
 };
 use support::{
-    Case, Kind, LIMIT, Peer, Transport, counting, echo_frames, eventually, frame, in_child,
+    Case, Kind, LIMIT, Log, Peer, Transport, counting, echo_frames, eventually, frame, in_child,
     one_thread,
 };
 
@@ -112,6 +112,107 @@ fn an_idle_connection_of_a_server_holds_no_more_than_it_did() {
             idle_servers(Case::new(Transport::Tcp, Kind::Adaptive), GUARD);
         },
     );
+}
+
+/// Each of them was received into the thread's chunk: it must not keep that for itself.
+#[test]
+fn a_reply_that_waits_for_a_slow_peer_holds_little_more_than_itself() {
+    in_child(
+        "a_reply_that_waits_for_a_slow_peer_holds_little_more_than_itself",
+        || {
+            const PEERS: usize = 50;
+            const REPLY: usize = 1500;
+            let group = one_thread();
+            let taken = Log::new();
+            let log = taken.clone();
+            let case = Case::new(Transport::Unix, Kind::Inline);
+            let server = case.serve_with(
+                case.builder().pollers(group.clone()),
+                handler_fn(move |conn: &mut Connection| {
+                    conn.forward(conn.available())?;
+                    log.push(conn.try_flush()?);
+                    Ok(())
+                }),
+            );
+            // Peers that read nothing, until a reply does not go out.
+            let mut rounds = 0;
+            let mut fill = |peer: &mut Peer| {
+                loop {
+                    peer.write_all(&[7; REPLY]).unwrap();
+                    rounds += 1;
+                    if !taken.wait_len(rounds)[rounds - 1] {
+                        return;
+                    }
+                }
+            };
+            let mut peers: Vec<Peer> = (0..PEERS).map(|_| server.connect()).collect();
+            // The log has all the room it needs after the first ones.
+            let (first, rest) = peers.split_at_mut(PEERS / 2);
+            first.iter_mut().for_each(&mut fill);
+            let before = counting::live();
+            rest.iter_mut().for_each(&mut fill);
+            let each = counting::live().saturating_sub(before) / rest.len();
+            println!("{each} bytes for a waiting reply of {REPLY}");
+            assert!(
+                each <= 3 * REPLY,
+                "{each} bytes for a waiting reply of {REPLY}"
+            );
+            drop(peers);
+            server.stop();
+            group.close();
+        },
+    );
+}
+
+/// More than is copied to a chunk of its size, and much less than the chunk it was received into.
+#[test]
+fn a_partial_message_holds_little_more_than_itself() {
+    in_child("a_partial_message_holds_little_more_than_itself", || {
+        const PEERS: usize = 60;
+        const PART: usize = 5000;
+        let group = one_thread();
+        let seen = Log::new();
+        let log = seen.clone();
+        let case = Case::new(Transport::Unix, Kind::Inline);
+        let server = case.serve_with(
+            case.builder().pollers(group.clone()),
+            handler_fn(move |conn: &mut Connection| {
+                if conn.try_fill(2 * PART)? {
+                    conn.forward(2 * PART)?;
+                    return conn.flush();
+                }
+                log.push(conn.available());
+                Ok(())
+            }),
+        );
+        let mut peers: Vec<Peer> = (0..PEERS).map(|_| server.connect()).collect();
+        let mut begun = 0;
+        let mut begin = |peer: &mut Peer| {
+            peer.write_all(&[1; PART]).unwrap();
+            begun += 1;
+            assert_eq!(seen.wait_len(begun)[begun - 1], PART);
+        };
+        let (first, rest) = peers.split_at_mut(PEERS / 2);
+        first.iter_mut().for_each(&mut begin);
+        let before = counting::live();
+        rest.iter_mut().for_each(&mut begin);
+        let each = counting::live().saturating_sub(before) / rest.len();
+        println!("{each} bytes for {PART} of a message");
+        assert!(each <= 3 * PART, "{each} bytes for {PART} of a message");
+        // Each is continued where it was left.
+        let mut back = [0; 2 * PART];
+        for peer in &mut peers {
+            peer.write_all(&[2; PART]).unwrap();
+            peer.read_exact(&mut back).unwrap();
+            assert_eq!(
+                (&back[..PART], &back[PART..]),
+                (&[1; PART][..], &[2; PART][..])
+            );
+        }
+        drop(peers);
+        server.stop();
+        group.close();
+    });
 }
 
 #[test]

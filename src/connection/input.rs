@@ -142,7 +142,10 @@ impl Rx {
     #[inline(never)]
     fn settled(&self, mut buffer: Box<LinkBuffer>) -> Box<LinkBuffer> {
         let missing = self.mark.saturating_sub(buffer.len());
-        if is_scratch(&buffer) && missing <= LANDING {
+        // A large message goes on where its room is.
+        let large = missing > LANDING || (missing > 0 && buffer.len() > LANDING);
+        let landing = large && buffer.spare() >= missing;
+        if is_scratch(&buffer) && !landing {
             // The thread goes on with the room behind it.
             let mut rest = spare::plain();
             *rest = buffer.take_filled();
