@@ -119,6 +119,17 @@ impl Rx {
         self.buffer.as_ref().map_or(0, |buffer| buffer.len())
     }
 
+    /// The buffer as output, if these `n` bytes are all that is in it and lie in one piece.
+    #[inline]
+    pub(crate) fn give_up(&mut self, n: usize) -> Option<Box<LinkBuffer>> {
+        let buffer = self.buffer.as_mut()?;
+        if buffer.len() == n && buffer.unflush() {
+            self.buffer.take()
+        } else {
+            None
+        }
+    }
+
     /// What arrived and was not consumed.
     pub(crate) fn take(&mut self) -> LinkBuffer {
         self.buffer

@@ -64,6 +64,9 @@ use std::{
 use tx::Tx;
 use writer::{writing, writing_traits};
 
+/// Shorter messages are copied when they are forwarded, see [`Connection::forward`].
+const MAY_MOVE: usize = 512;
+
 /// One connection, for whoever may read and write it now.
 ///
 /// A handler gets `&mut Connection` in its callbacks; a dialled connection without a handler is
@@ -238,7 +241,15 @@ impl Connection {
     #[inline]
     pub fn forward(&mut self, n: usize) -> io::Result<()> {
         self.rx.fill(n)?;
-        let output = self.tx.buffer()?;
+        self.tx.check()?;
+        if n >= MAY_MOVE && self.tx.buffer.is_none() {
+            // Nearly always a message is all there is, and its buffer becomes the output.
+            self.tx.buffer = self.rx.give_up(n);
+            if self.tx.buffer.is_some() {
+                return Ok(());
+            }
+        }
+        let output = self.tx.raw_buffer();
         self.rx.buffer().forward(n, output)
     }
 
