@@ -5,12 +5,17 @@
 //! the kernel and the handler, a slow handler reads nothing (the TCP window closes behind it),
 //! and blocking clients need no other thread.
 //!
-//! Small receives go into the thread's scratch chunk and only the filled part is handed out. A
-//! connection that fills it, with many messages at once, gets a larger one: one receive instead of
-//! several, and no message across the end of a chunk. A message of known size is received into one
-//! chunk of its own, to its end and no further. Where a scratch chunk was filled and the
-//! connection's messages are large, the handler is asked first how long this one is, so that what
-//! follows lands behind the part that is moved for it.
+//! A message that comes as a whole is received into the chunk of the buffer that the thread lends
+//! (`spare`), and leaves with that chunk when it is passed on: nothing is copied, cut off or counted.
+//! What stays longer than the turn is cut off, and the thread keeps the rest of the chunk.
+//! Connections in the user's own hands keep their buffers; they receive into the thread's scratch
+//! chunk, of which only the filled part is handed out.
+//!
+//! A connection that fills such a chunk, with many messages at once, gets a larger one: one receive
+//! instead of several, and no message across the end of a chunk. A message of known size is received
+//! into one chunk of its own, to its end and no further. Where a chunk was filled and the connection's
+//! messages are large, the handler is asked first how long this one is, so that what follows lands
+//! behind the part that is moved for it.
 
 use super::{
     operator::Wire,
@@ -63,7 +68,7 @@ pub(crate) struct Rx {
     pub(crate) fresh: bool,
     /// A wait for input was given up and nothing has come since: an answer may be on its way.
     pub(crate) owed: bool,
-    /// A full scratch chunk may be the begin of a large message: the handler is asked before more is
+    /// A full chunk may be the begin of a large message: the handler is asked before more is
     /// received, so that the rest lands behind it.
     large: bool,
     /// The next receive may wait a little, in the place of a poll.
@@ -111,7 +116,7 @@ impl Rx {
 
     #[inline]
     pub(crate) fn buffer(&mut self) -> &mut LinkBuffer {
-        self.buffer.get_or_insert_with(spare::input)
+        self.buffer.get_or_insert_with(spare::plain)
     }
 
     #[inline]
@@ -475,7 +480,7 @@ impl Rx {
 
     fn receive_landing(&mut self, missing: usize) -> io::Result<(usize, usize)> {
         let room = missing.min(TRUST.max(self.len()));
-        let buffer = self.buffer.get_or_insert_with(spare::input);
+        let buffer = self.buffer.get_or_insert_with(spare::plain);
         let mut chunk = buffer.try_landing(room)?;
         let spare = chunk.capacity() - chunk.len();
         // No part of the message behind a large one: it would have to be moved.
@@ -571,7 +576,7 @@ impl Rx {
         };
         if n > 0 {
             self.buffer
-                .get_or_insert_with(spare::input)
+                .get_or_insert_with(spare::plain)
                 .push_from(chunk);
         }
         Ok((n, offered))

@@ -1,5 +1,8 @@
 //! Buffers between two requests: a connection without data holds none, it takes one from the
 //! thread that runs it.
+//!
+//! What a thread keeps is bounded by its kind and not by its connections: a few buffers of about 100
+//! bytes, chunks of [`ROOM`] for input in two of them at most, and the tails of output.
 
 // Boxes, because a connection keeps one word and not a whole buffer.
 #![allow(clippy::vec_box)]
@@ -57,10 +60,8 @@ pub(crate) fn refit(buffer: &mut Box<LinkBuffer>) {
     if buffer.keeps(ROOM) {
         return;
     }
-    let second = INPUT.try_with(|spare| spare.second.take());
-    if let Ok(Some(second)) = second {
-        Spare::add(&OUTPUT, std::mem::replace(buffer, second));
-    }
+    let before = std::mem::replace(buffer, input());
+    Spare::add(&OUTPUT, before);
 }
 
 /// Keeps an empty input buffer, and its chunk if the next receive can use it.
