@@ -7,9 +7,7 @@
 //!   a poller parks at once: such jobs come when somebody waits, not in a stream, and a worker that looks
 //!   around while another process has its processor keeps one that could run at once from being woken.
 //! * The worker that parked last is woken first: its stack and its share of the caches are warm, and
-//!   those that are not needed any more stay parked until they leave. Of these rather the last that
-//!   parked on the waker's own processor: its place is warm there, and the waker, who is about to wait
-//!   in most cases, leaves the processor free.
+//!   those that are not needed any more stay parked until they leave.
 //! * At most one wake-up is in flight. It ends when the woken worker looks at the queue.
 //! * Whoever takes a job and leaves others behind passes the wake-up on, unless somebody is
 //!   looking around already.
@@ -24,10 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
-    sys,
-};
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread};
 
 /// Something a [`WorkerPool`] runs.
 pub trait Job: Send + Sync + 'static {
@@ -232,7 +227,7 @@ struct State {
     queue: VecDeque<Queued>,
     threads: usize,
     /// Parked threads, the latest last. Whoever wakes one takes it out.
-    parked: Vec<Parked>,
+    parked: Vec<Arc<Bed>>,
     /// Threads looking around before they park.
     looking: usize,
     /// A parked thread was notified, or a thread is being started.
@@ -263,13 +258,6 @@ struct Queued {
     leads: bool,
 }
 
-/// A thread that is parked.
-struct Parked {
-    bed: Arc<Bed>,
-    /// The processor it ran on, if known.
-    processor: Option<usize>,
-}
-
 /// Where a thread parks.
 struct Bed {
     id: u64,
@@ -298,12 +286,11 @@ impl Shared {
         if state.queue.is_empty() || state.looking > 0 || state.waking {
             return;
         }
-        if let Some(place) = whom_to_wake(&state.parked, sys::processor()) {
-            let parked = state.parked.remove(place);
+        if let Some(bed) = state.parked.pop() {
             state.waking = true;
             state.stats.wakes += 1;
             drop(state);
-            parked.bed.wake.notify_one();
+            bed.wake.notify_one();
         } else if state.threads < self.config.max_threads {
             self.start_thread(state);
         } else {
@@ -415,10 +402,7 @@ impl Shared {
         bed: &Arc<Bed>,
         until: Option<Instant>,
     ) -> bool {
-        state.parked.push(Parked {
-            bed: Arc::clone(bed),
-            processor: sys::processor(),
-        });
+        state.parked.push(Arc::clone(bed));
         loop {
             let late = match until {
                 Some(until) => bed.wake.wait_until(state, until).timed_out(),
@@ -427,7 +411,7 @@ impl Shared {
                     false
                 }
             };
-            let Some(place) = state.parked.iter().position(|other| other.bed.id == bed.id) else {
+            let Some(place) = state.parked.iter().position(|other| other.id == bed.id) else {
                 // Woken, if only just before the time was up: this is what the wake-up was about.
                 state.waking = false;
                 return true;
@@ -463,8 +447,8 @@ impl Shared {
             state.closed = true;
             std::mem::take(&mut state.parked)
         };
-        for parked in parked {
-            parked.bed.wake.notify_one();
+        for bed in parked {
+            bed.wake.notify_one();
         }
         self.ended.notify_all();
     }
@@ -492,44 +476,10 @@ impl Shared {
     }
 }
 
-/// The place of the thread that a thread on the processor `here` should wake: the last that parked there,
-/// else the last.
-fn whom_to_wake(parked: &[Parked], here: Option<usize>) -> Option<usize> {
-    let near = here.and_then(|here| {
-        parked
-            .iter()
-            .rposition(|other| other.processor == Some(here))
-    });
-    near.or_else(|| parked.len().checked_sub(1))
-}
-
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use std::sync::mpsc;
-
-    fn parked(processors: &[Option<usize>]) -> Vec<Parked> {
-        let park = |(id, &processor): (usize, &Option<usize>)| Parked {
-            bed: Arc::new(Bed {
-                id: id as u64,
-                wake: Condvar::new(),
-            }),
-            processor,
-        };
-        processors.iter().enumerate().map(park).collect()
-    }
-
-    #[test]
-    fn the_last_of_the_own_processor_is_woken_else_the_last() {
-        let some = parked(&[Some(0), Some(1), Some(0), Some(2), None]);
-        assert_eq!(whom_to_wake(&some, Some(0)), Some(2));
-        assert_eq!(whom_to_wake(&some, Some(1)), Some(1));
-        assert_eq!(whom_to_wake(&some, Some(2)), Some(3));
-        assert_eq!(whom_to_wake(&some, Some(3)), Some(4), "nobody is there");
-        assert_eq!(whom_to_wake(&some, None), Some(4), "unknown is no place");
-        assert_eq!(whom_to_wake(&[], Some(0)), None);
-        assert_eq!(whom_to_wake(&[], None), None);
-    }
 
     /// Tells that it was run.
     struct Tell(Mutex<mpsc::Sender<()>>);

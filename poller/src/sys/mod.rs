@@ -6,16 +6,14 @@
 //! * [`wait_ready`]: waits for one descriptor without a poller.
 //! * [`coarse_millis`]: a clock that is cheap enough to look at for every message; [`Moment`]: an exact
 //!   one whose readings are cheap to work with.
-//! * [`processor`]: where the calling thread runs.
 //! * [`thread_id`], [`thread_activity`], [`thread_waits`]: how the monitor tells a waiting thread from a busy one.
 //!
 //! `mio` does the waiting and waking everywhere. What it leaves out is here: registering for the
 //! peer's hang-up alone (`epoll.rs`), and the meaning of each platform's flags (`epoll.rs`,
 //! `kqueue.rs`).
 //!
-//! This module is the only one with `unsafe` code: the system calls `epoll_ctl`, `poll` and
-//! `clock_gettime`, with arguments that live on the caller's stack for the time of the call, and
-//! `sched_getcpu`, which has none.
+//! This module is the only one with `unsafe` code: three system calls, `epoll_ctl`, `poll` and
+//! `clock_gettime`, with arguments that live on the caller's stack for the time of the call.
 
 mod clock;
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -25,7 +23,6 @@ mod epoll;
     not(any(target_os = "linux", target_os = "android"))
 ))]
 mod kqueue;
-mod processor;
 mod selector;
 mod thread;
 mod wait;
@@ -37,7 +34,6 @@ use kqueue as platform;
 
 pub use clock::coarse_millis;
 pub(crate) use clock::{Moment, nanos};
-pub(crate) use processor::processor;
 pub(crate) use selector::{Control, Selector, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id, thread_waits};
 pub use wait::{wait_ready, wait_ready_or};
