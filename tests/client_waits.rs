@@ -6,13 +6,13 @@ mod support;
 use netpoll::{
     Address, CloseReason, Connection, Dialer, Error, EventLoop, Listener, Pool, Relay, handler_fn,
 };
+use socket2::SockRef;
 use std::{
     fs,
     io::{self, Read, Write},
     net::{Shutdown, TcpStream},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::net::{UnixListener, UnixStream},
-    path::Path,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -77,35 +77,23 @@ fn is_non_blocking_by(info: &str) -> bool {
     flags & libc::O_NONBLOCK != 0
 }
 
-/// The mode of the descriptor of a TCP connection, as the system tells it to those who do not ask the
-/// connection for it.
-fn blocks(conn: &Address) -> bool {
-    let local = format!(":{:04X}", conn.as_socket_addr().unwrap().port());
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        // Others may have the port towards other peers, and both lists change while they are read.
-        let table = fs::read_to_string("/proc/self/net/tcp").unwrap();
-        let sockets: Vec<_> = table
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .filter(|fields| fields[1].ends_with(&local))
-            .map(|fields| format!("socket:[{}]", fields[9]))
-            .collect();
-        let info = fs::read_dir("/proc/self/fd")
-            .unwrap()
-            .flatten()
-            .filter(|entry| {
-                let to = fs::read_link(entry.path());
-                to.is_ok_and(|to| sockets.iter().any(|socket| to == Path::new(socket)))
-            })
-            .find_map(|entry| {
-                fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name())).ok()
-            });
-        if let Some(info) = info {
-            return !is_non_blocking_by(&info);
-        }
-        assert!(Instant::now() < deadline, "no descriptor at {conn}");
-    }
+/// Whether the descriptor of this end of a TCP connection is in blocking mode. It is found among those of
+/// the process by its two addresses, for a connection that is asked for its descriptor changes the mode.
+fn blocks(conn: &Address, peer: &Address) -> bool {
+    let ends = [conn, peer].map(|end| end.as_socket_addr());
+    let fd = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .find(|&fd| {
+            // SAFETY: asking for addresses changes nothing, whatever has the number meanwhile; the
+            // connection keeps the one that is looked for open.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            let socket = SockRef::from(&fd);
+            let found = [socket.local_addr(), socket.peer_addr()];
+            found.map(|end| end.ok().and_then(|end| end.as_socket())) == ends
+        });
+    let fd = fd.expect("the connection is open");
+    !is_non_blocking_by(&fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap())
 }
 
 fn ends_by(
@@ -344,10 +332,11 @@ fn the_mode_is_back_before_anybody_else_has_the_descriptor() {
     bounded("mode", || {
         for way in 0..3 {
             let (mut conn, mut peer) = pair_of(false, &patient());
-            let at = conn.local_addr().unwrap();
-            assert!(!blocks(&at));
+            let ends = (conn.local_addr().unwrap(), conn.peer_addr().clone());
+            let blocks = || blocks(&ends.0, &ends.1);
+            assert!(!blocks());
             warm(&mut conn, &mut peer);
-            assert!(blocks(&at), "or the other tests show nothing");
+            assert!(blocks(), "or the other tests show nothing");
             let kept: Box<dyn std::any::Any> = match way {
                 0 => Box::new(conn.attach(handler_fn(|_| Ok(()))).unwrap()),
                 1 => Box::new(conn.detach().unwrap()),
@@ -356,7 +345,7 @@ fn the_mode_is_back_before_anybody_else_has_the_descriptor() {
                     Box::new(conn)
                 }
             };
-            assert!(!blocks(&at), "{way}");
+            assert!(!blocks(), "{way}");
             drop((kept, peer));
         }
     });

@@ -28,7 +28,8 @@ use crate::error::with_context;
 /// closes it, and removes the file of a unix socket that it made itself, unless somebody has
 /// replaced the file.
 ///
-/// Connections that are waiting to be accepted when a listener closes are reset by the system.
+/// Connections that are waiting to be accepted when a listener closes are reset by the system. One whose
+/// handshake ends in just that moment can be dropped without a reset; its peer gets one when it sends.
 ///
 /// # Examples
 ///
