@@ -9,6 +9,7 @@ mod bind;
 mod connect;
 mod listener;
 mod options;
+mod outgoing;
 mod resolve;
 #[cfg(target_os = "linux")]
 pub(crate) mod splice;
