@@ -6,7 +6,9 @@ libraries=(-p linkbuffer -p netpoll-poller -p netpoll)
 
 step ci/tidy.sh
 step cargo fmt --all --check
+step cargo fmt "${benches[@]}" --all --check
 step cargo clippy --workspace --all-targets -- -D warnings
+step cargo clippy "${benches[@]}" --workspace --all-targets -- -D warnings
 step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
 step cargo clippy "${libraries[@]}" --all-targets --no-default-features -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps
@@ -30,6 +32,7 @@ fi
 
 if command -v cargo-deny >/dev/null; then
     step cargo deny --offline check bans licenses sources
+    step cargo deny --offline "${benches[@]}" check --config deny.toml bans licenses sources
 else
     skip "cargo-deny is not installed"
 fi

@@ -9,6 +9,9 @@ exec </dev/null
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
 export CARGO_TERM_PROGRESS_WHEN="${CARGO_TERM_PROGRESS_WHEN:-never}"
 target_root="${CARGO_TARGET_DIR:-$PWD/target}"
+# What is measured, and against what, is a workspace of its own.
+benches=(--manifest-path benches/Cargo.toml)
+benches_target="${CARGO_TARGET_DIR:-$PWD/benches/target}"
 
 # Says what is run, runs it, and says how long it took.
 step() {

@@ -8,9 +8,9 @@ step cargo run --release --example quickstart
 
 # The harness, without the peers that need another networking stack so that it builds quickly: too
 # short to say anything about speed, long enough to see that servers answer and reports are written.
-step cargo build --release -p netpoll-bench --no-default-features
+step cargo build --release "${benches[@]}" -p netpoll-bench --no-default-features
 report=$(mktemp -d)
 trap 'rm -rf "$report"' EXIT
-step "$target_root/release/netpoll-bench" compare --scenario pp-10-1k,call-8 --free \
+step "$benches_target/release/netpoll-bench" compare --scenario pp-10-1k,call-8 --free \
     --peers netpoll,netpoll-inline --rounds 2 --seconds 0.2 --no-counts --out "$report"
 [ -s "$report/results.json" ]

@@ -7,5 +7,5 @@ source "$(dirname "$0")/lib.sh"
 report=$(mktemp -d)
 trap 'rm -rf "$report"' EXIT
 
-step cargo build --release -p netpoll-bench --no-default-features
-step "$target_root/release/netpoll-bench" soak --seconds 30 --connections 1000 --out "$report" "$@"
+step cargo build --release "${benches[@]}" -p netpoll-bench --no-default-features
+step "$benches_target/release/netpoll-bench" soak --seconds 30 --connections 1000 --out "$report" "$@"

@@ -1,6 +1,6 @@
-//! The same work under criterion, to compare one version of this crate with another.
+//! The same work under criterion, to compare one version of linkbuffer with another.
 //!
-//! `cargo bench -p linkbuffer --bench messages -- linkbuffer`
+//! `cargo bench --manifest-path benches/Cargo.toml --bench messages -- linkbuffer`
 
 #![allow(missing_docs)]
 

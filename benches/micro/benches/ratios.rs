@@ -1,9 +1,10 @@
-//! What a message costs here, in nanoseconds, and how many times what it costs elsewhere.
+//! What a message costs in linkbuffer, in nanoseconds, and how many times what it costs elsewhere.
 //!
 //! The candidates take turns, a few thousand messages each, and the medians of their turns are
 //! compared: what disturbs the machine disturbs all of them.
 //!
-//! `cargo bench -p linkbuffer --bench ratios`, with a part of a table's title to see only that.
+//! `cargo bench --manifest-path benches/Cargo.toml --bench ratios`, with a part of a table's title to see only
+//! that.
 
 #![allow(missing_docs)]
 
