@@ -76,9 +76,12 @@ fn quickstart() -> io::Result<()> {
 
         let client = Multiplex::dial(&Dialer::new(), address)?;
         rows.push(part(&mut progress, name, "multiplexed", |_| {
-            let (client, mut caller) = (client.clone(), client.caller());
-            move |_, body: &Bytes| client.call(&mut caller, body, PATIENCE)
+            let client = client.clone();
+            move |_, body: &Bytes| client.call(body, PATIENCE)
         })?);
+        if client.late() > 0 {
+            return Err(io::Error::other("an answer came after its call was given up"));
+        }
         client.close()?;
     }
     report::print(&rows);
