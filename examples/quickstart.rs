@@ -80,7 +80,9 @@ fn quickstart() -> io::Result<()> {
             move |_, body: &Bytes| client.call(body, PATIENCE)
         })?);
         if client.late() > 0 {
-            return Err(io::Error::other("an answer came after its call was given up"));
+            return Err(io::Error::other(
+                "an answer came after its call was given up",
+            ));
         }
         client.close()?;
     }

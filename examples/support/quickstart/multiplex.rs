@@ -53,11 +53,7 @@ impl Multiplex {
     }
 
     /// Sends a request and waits for its answer.
-    pub(crate) fn call(
-        &self,
-        body: &netpoll::Bytes,
-        timeout: Duration,
-    ) -> io::Result<LinkBuffer> {
+    pub(crate) fn call(&self, body: &netpoll::Bytes, timeout: Duration) -> io::Result<LinkBuffer> {
         let begin = Instant::now();
         let id = lock(&self.calls).begin()?;
         let mut request = LinkBuffer::new();
