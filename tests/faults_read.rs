@@ -281,3 +281,27 @@ fn leave_parts(case: Case) {
     drop(steady);
     server.stop();
 }
+
+#[test]
+fn row_035_a_message_takes_one_receive() {
+    let _turn = TURN.lock();
+    every(|case| {
+        let server = case.serve(echo());
+        let mut peer = server.connect();
+        for _ in 0..3 {
+            peer.ping(b"the connection and its buffers are there");
+        }
+        // The plan does nothing but count.
+        let counts = Plan::new(35).install();
+        let messages = 50;
+        for _ in 0..messages {
+            // The echo comes behind the receive. Whether another one follows shows with the next message.
+            peer.ping(b"whole");
+        }
+        let receives = counts.calls(Call::Receive);
+        drop(counts);
+        assert_eq!(receives, messages, "{case:?}");
+        drop(peer);
+        server.stop();
+    });
+}

@@ -27,8 +27,11 @@ impl Readiness {
     pub const WAKE: Self = Self(1 << 5);
     /// The operator's timer expired.
     pub const TIMER: Self = Self(1 << 6);
+    /// Urgent data is in the way of a stream socket's bytes (`EPOLLPRI`; never on kqueue). A receive ends
+    /// before it, however many bytes follow.
+    pub const PRIORITY: Self = Self(1 << 7);
 
-    const NAMES: [&'static str; 7] = [
+    const NAMES: [&'static str; 8] = [
         "READABLE",
         "WRITABLE",
         "READ_CLOSED",
@@ -36,6 +39,7 @@ impl Readiness {
         "ERROR",
         "WAKE",
         "TIMER",
+        "PRIORITY",
     ];
 
     /// Whether every flag of `other` is set.
@@ -98,7 +102,7 @@ impl fmt::Debug for Readiness {
 pub struct Interest(u8);
 
 impl Interest {
-    /// Readable, end of stream included.
+    /// Readable, end of stream and urgent data included.
     pub const READ: Self = Self(1);
     /// Writable.
     pub const WRITE: Self = Self(1 << 1);
@@ -159,8 +163,8 @@ mod tests {
 
     #[test]
     fn debug_lists_names() {
-        let set = Readiness::READ_CLOSED | Readiness::WAKE;
-        assert_eq!(format!("{set:?}"), "READ_CLOSED | WAKE");
+        let set = Readiness::READ_CLOSED | Readiness::WAKE | Readiness::PRIORITY;
+        assert_eq!(format!("{set:?}"), "READ_CLOSED | WAKE | PRIORITY");
         assert_eq!(format!("{:?}", Readiness::EMPTY), "EMPTY");
         assert_eq!(
             format!("{:?}", Interest::READ | Interest::WRITE),

@@ -23,11 +23,11 @@ use super::{
     patience::Patience,
     shared::{For, Shared},
     spare,
-    state::{BROKEN, OWNED, PEER_CLOSED, READABLE},
+    state::{BROKEN, OWNED, PEER_CLOSED, READABLE, URGENT},
 };
 use crate::{
     error::{CloseReason, Error},
-    net::Socket,
+    net::Received,
     sync::Ordering,
 };
 use bytes::BytesMut;
@@ -60,6 +60,8 @@ pub(crate) struct Rx {
     buffer: Option<Box<LinkBuffer>>,
     /// The kernel may hold input that was not received yet.
     pub(crate) readable: bool,
+    /// There may be urgent data among that: a receive that it cut says nothing about what is behind it.
+    pub(crate) urgent: bool,
     /// Nothing more will come.
     pub(crate) end: Option<End>,
     /// The handler is not run again before this many bytes are here.
@@ -100,6 +102,7 @@ impl Rx {
             socket: Arc::clone(socket),
             buffer: None,
             readable: false,
+            urgent: false,
             end: None,
             mark: 0,
             fresh: false,
@@ -180,9 +183,8 @@ impl Rx {
     /// A turn begins: takes over what the poller learned.
     pub(crate) fn note(&mut self, bits: u32) {
         self.reads = 0;
-        if bits & READABLE != 0 {
-            self.readable = true;
-        }
+        self.readable |= bits & READABLE != 0;
+        self.urgent |= bits & URGENT != 0;
     }
 
     /// When a call that begins to wait now gives up.
@@ -224,20 +226,14 @@ impl Rx {
             spare::refit(buffer);
         }
         let buffer = self.buffer.get_or_insert_with(spare::input);
-        let mut offered = 0;
-        let received = buffer.receive_with(SCRATCH, |chunk| {
-            offered = chunk.capacity();
-            socket.recv_into(chunk)
-        });
-        match received {
-            Ok(n) if n > 0 => {
+        match buffer.receive_with(SCRATCH, |chunk| socket.recv_into(chunk)) {
+            Ok(Received { n, filled, more }) if n > 0 => {
                 self.fresh = true;
                 self.owed = false;
                 add(&self.shared.bytes_in, n);
-                // A short read emptied the socket; only a hang-up may hide behind it.
-                if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
+                if self.has_emptied(more) {
                     self.readable = false;
-                } else if self.mark > 0 || !self.asks_first(n, offered) {
+                } else if self.mark > 0 || !self.asks_first(n, filled) {
                     self.receive_more(target, 1);
                 }
             }
@@ -259,16 +255,24 @@ impl Rx {
             } else {
                 self.receive_scratch(SCRATCH)
             };
-            if let Some((n, offered)) = self.note_received(received) {
-                if missing == 0 && self.asks_first(n, offered) {
+            if let Some(Received { n, filled, more }) = self.note_received(received) {
+                if missing == 0 && self.asks_first(n, filled) {
                     return;
                 }
-                if Socket::emptied(n, offered) && !self.shared.word.has(PEER_CLOSED) {
+                if self.has_emptied(more) {
                     self.readable = false;
                 }
             }
         }
     }
+
+    /// Whether the kernel has nothing after a receive that says so or not: a hang-up may hide behind it,
+    /// and what is behind urgent data.
+    #[inline]
+    fn has_emptied(&self, more: bool) -> bool {
+        !more && !self.urgent && !self.shared.word.has(PEER_CLOSED)
+    }
+
     /// Waits until `n` bytes are here.
     #[inline]
     pub(crate) fn fill(&mut self, n: usize) -> io::Result<()> {
@@ -333,17 +337,24 @@ impl Rx {
         self.wanted(n)?;
         self.check_open()?;
         self.refresh();
-        // Nobody tells the user's own connection that there is more: it has to look.
-        if self.shared.word.has(OWNED) {
-            self.readable = true;
-        } else if self.turn_is_over() {
+        // The poller does not tell the user's own connection that there is more: it has to look.
+        let looks = self.shared.word.has(OWNED);
+        if !looks && self.turn_is_over() {
             self.check_end(n)?;
             return Ok(false);
         }
-        self.receive(n);
-        if self.len() >= n {
-            self.mark = 0;
-            return Ok(true);
+        loop {
+            self.readable |= looks;
+            let before = self.len();
+            self.receive(n);
+            if self.len() >= n {
+                self.mark = 0;
+                return Ok(true);
+            }
+            // Nor does it tell what ended this receive, see `Received`.
+            if !looks || self.len() == before {
+                break;
+            }
         }
         if self.len() == 0 && self.end == Some(End::Eof) && !self.shared.word.ended() {
             // The end between two messages: nothing is missing, and nothing more will come.
@@ -398,8 +409,9 @@ impl Rx {
     fn refresh(&mut self) {
         let word = &self.shared.word;
         if word.has(READABLE) {
-            word.clear(READABLE);
+            let news = word.clear(READABLE | URGENT);
             self.readable = true;
+            self.urgent |= news & URGENT != 0;
         }
     }
 
@@ -478,7 +490,7 @@ impl Rx {
         missing > 0 && landed.is_some_and(|input| input.spare() >= missing)
     }
 
-    fn receive_landing(&mut self, missing: usize) -> io::Result<(usize, usize)> {
+    fn receive_landing(&mut self, missing: usize) -> io::Result<Received> {
         let room = missing.min(TRUST.max(self.len()));
         let buffer = self.buffer.get_or_insert_with(spare::plain);
         let mut chunk = buffer.try_landing(room)?;
@@ -491,31 +503,34 @@ impl Rx {
         };
         let received = self.socket.recv_at_most(&mut chunk, offered);
         buffer.landed(chunk);
-        received.map(|n| (n, offered))
+        received
     }
 
     /// Nothing came, so the buffer is not needed.
     #[inline(never)]
-    fn receive_failed(&mut self, received: io::Result<usize>) {
-        self.note_received(received.map(|n| (n, 0)));
+    fn receive_failed(&mut self, received: io::Result<Received>) {
+        self.note_received(received);
         self.settle();
     }
 
     /// Takes down what a receive brought, if it brought something.
-    fn note_received(&mut self, received: io::Result<(usize, usize)>) -> Option<(usize, usize)> {
+    fn note_received(&mut self, received: io::Result<Received>) -> Option<Received> {
         match received {
-            Ok((0, _)) => self.finish(End::Eof),
-            Ok((n, offered)) => {
+            Ok(Received { n: 0, .. }) => self.finish(End::Eof),
+            Ok(received) => {
                 self.fresh = true;
                 self.owed = false;
-                add(&self.shared.bytes_in, n);
+                add(&self.shared.bytes_in, received.n);
                 if self.shared.word.has(OWNED) {
                     // Of others the poller knows.
                     self.shared.touch();
                 }
-                return Some((n, offered));
+                return Some(received);
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+            // At urgent data the kernel says so too if a signal is pending: then it is asked again.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = std::mem::take(&mut self.urgent);
+            }
             Err(e) => self.finish(End::Failed(e.kind())),
         }
         None
@@ -523,8 +538,7 @@ impl Rx {
 
     /// A receive of messages of unknown size brought `n` bytes. `true`: the handler is to say first
     /// whether it is the begin of a large one.
-    fn asks_first(&mut self, n: usize, offered: usize) -> bool {
-        let filled = n == offered;
+    fn asks_first(&mut self, n: usize, filled: bool) -> bool {
         if filled && std::mem::take(&mut self.large) {
             return true;
         }
@@ -537,17 +551,14 @@ impl Rx {
     }
 
     /// Receives into the thread's scratch chunk, which has that size, or behind what is in such a chunk.
-    fn receive_scratch(&mut self, size: usize) -> io::Result<(usize, usize)> {
+    fn receive_scratch(&mut self, size: usize) -> io::Result<Received> {
         if let Some(buffer) = &mut self.buffer {
             if buffer.is_empty() {
                 // What was consumed to the end holds the chunk no longer than necessary.
                 buffer.release();
             } else if !self.patient && size == SCRATCH && is_scratch(buffer) {
                 let socket = &self.socket;
-                return buffer.receive_with(SCRATCH / 4, |chunk| {
-                    let offered = chunk.capacity() - chunk.len();
-                    socket.recv_into(chunk).map(|n| (n, offered))
-                });
+                return buffer.receive_with(SCRATCH / 4, |chunk| socket.recv_into(chunk));
             }
         }
         if size == SCRATCH {
@@ -558,28 +569,27 @@ impl Rx {
     }
 
     #[inline(never)]
-    fn receive_bulk(&mut self) -> io::Result<(usize, usize)> {
+    fn receive_bulk(&mut self) -> io::Result<Received> {
         BULK_CHUNK.with_borrow_mut(|chunk| self.receive_piece(chunk, BULK))
     }
 
     #[inline(always)]
-    fn receive_piece(&mut self, chunk: &mut BytesMut, size: usize) -> io::Result<(usize, usize)> {
+    fn receive_piece(&mut self, chunk: &mut BytesMut, size: usize) -> io::Result<Received> {
         // Back to its start if nobody holds a view of it, which keeps it in the cache.
         if !chunk.try_reclaim(size) {
             ChunkPool::global().renew(chunk, size / 4, size);
         }
-        let offered = chunk.capacity() - chunk.len();
-        let n = if std::mem::take(&mut self.patient) {
+        let received = if std::mem::take(&mut self.patient) {
             self.socket.recv_waiting(chunk)?
         } else {
             self.socket.recv_into(chunk)?
         };
-        if n > 0 {
+        if received.n > 0 {
             self.buffer
                 .get_or_insert_with(spare::plain)
                 .push_from(chunk);
         }
-        Ok((n, offered))
+        Ok(received)
     }
 }
 

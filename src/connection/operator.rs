@@ -7,7 +7,7 @@ use super::{
     shared::{For, Shared},
     state::{
         ATTEND, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT,
-        READABLE, WRITABLE, WRITE_SHUT,
+        READABLE, URGENT, WRITABLE, WRITE_SHUT,
     },
 };
 use crate::{
@@ -132,6 +132,9 @@ impl ConnectionOperator {
         let mut news = 0;
         if readiness.intersects(Readiness::READABLE | hangup) && bits & OWNED == 0 {
             news |= READABLE;
+            if readiness.contains(Readiness::PRIORITY) {
+                news |= URGENT;
+            }
             shared.touch();
         }
         if readiness.intersects(hangup) {

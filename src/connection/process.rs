@@ -21,7 +21,7 @@ use super::{
     shared::Shared,
     state::{
         ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, HUNG_UP, POISONED,
-        READABLE, WROTE,
+        READABLE, URGENT, WROTE,
     },
 };
 use crate::{
@@ -213,7 +213,7 @@ impl Owner {
     }
 
     fn turn(&mut self, shared: &Arc<Shared>) -> Turn {
-        let news = shared.word.clear(READABLE | ATTEND | WROTE);
+        let news = shared.word.clear(READABLE | URGENT | ATTEND | WROTE);
         self.conn.rx.note(news);
         if news & BROKEN != 0 {
             // Input that came before the failure is still there to read, then comes the error.
@@ -383,6 +383,7 @@ impl Owner {
             if !std::mem::replace(&mut self.last_look, true) {
                 // A request may be in the kernel whose event is still on its way.
                 self.conn.rx.readable = true;
+                self.conn.rx.urgent = true;
                 return Turn::More;
             }
             return self.close(shared, CloseReason::Shutdown);

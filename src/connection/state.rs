@@ -6,8 +6,8 @@
 //!
 //! * **Roles.** `RUNNING`: the owner of the input side and of the callbacks; `FLUSHING`: the one
 //!   thread that hands bytes to the kernel.
-//! * **News.** `READABLE` and `ATTEND` oblige the owner to look again; `WRITABLE` obliges the
-//!   flusher to try again.
+//! * **News.** `READABLE` and `ATTEND` oblige the owner to look again, `URGENT` says how closely;
+//!   `WRITABLE` obliges the flusher to try again.
 //! * **Facts.** Everything else. A fact that changes what callers see (`CLOSE`, `ABORT`,
 //!   `CLOSED`) is therefore monotonic, and [`Word::state`] never goes backwards.
 
@@ -86,6 +86,10 @@ pub(crate) const HUNG_UP: u32 = 1 << 24;
 /// The flusher's role is held for longer than one turn: by a relay, which counts as it goes, or for
 /// good by whoever ended the connection. Nobody has to wait for it to be given back.
 pub(crate) const HELD: u32 = 1 << 25;
+
+/// With `READABLE`, and taken with it: there was urgent data among the input, before which a receive ends
+/// although more is behind it.
+pub(crate) const URGENT: u32 = 1 << 26;
 
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
@@ -282,7 +286,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 26] = [
+        const NAMES: [&str; 27] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -309,6 +313,7 @@ impl fmt::Debug for Word {
             "PIPED",
             "HUNG_UP",
             "HELD",
+            "URGENT",
         ];
         let bits = self.load();
         let names = NAMES

@@ -28,6 +28,6 @@ pub use listener::Listener;
 pub use options::SocketOptions;
 #[cfg(all(feature = "fault-injection", target_os = "linux"))]
 pub(crate) use stream::announce_input;
-pub(crate) use stream::{Peek, Socket, is_shortage};
+pub(crate) use stream::{Peek, Received, Socket, is_shortage};
 #[cfg(feature = "fault-injection")]
 pub use syscall::Call;

@@ -2,14 +2,16 @@
 //!
 //! Invariants for the `unsafe` blocks: `recv(2)` initialises the first `n` bytes of the room it is
 //! given, where `n` is the count it returns; the count is checked against the room before the buffer
-//! is told about it. It writes nothing else. `setsockopt(2)` reads as many bytes as it is told from a
-//! value that lives longer than the call, on a descriptor that is borrowed and so open.
+//! is told about it. It writes nothing else. `recvmsg(2)` does the same with the room that the one entry of
+//! its list points to, and writes flags and lengths into the message header, which is a local variable.
+//! `setsockopt(2)` reads as many bytes as it is told from a value that lives longer than the call, on a
+//! descriptor that is borrowed and so open.
 
 use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     net::Shutdown,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     thread,
     time::Duration,
 };
@@ -36,6 +38,30 @@ pub(crate) struct Socket {
     waits: Waits,
     #[cfg(feature = "leak-detect")]
     pub(crate) leak: crate::leak::Tracked,
+}
+
+/// What a receive brought.
+///
+/// # When the kernel has no more
+///
+/// A receive on a stream socket goes on until its room is full or the queue is empty, so a count below the
+/// room says that the next edge may be waited for, without another call that finds nothing. There are
+/// exceptions, and the kernel tells each of them in its own way:
+///
+/// * urgent data ends a receive: epoll says that there is some ([`Readiness::PRIORITY`](poller::Readiness)),
+///   and the one who asks keeps it in mind;
+/// * on a unix socket what comes along with the bytes ends a receive, descriptors or the credentials of
+///   another writer: `recvmsg(2)` says that it had to drop that.
+///
+/// Elsewhere than on Linux nothing is concluded from a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Received {
+    /// Bytes; none is the end of the stream.
+    pub(crate) n: usize,
+    /// As many as there was room for.
+    pub(crate) filled: bool,
+    /// The kernel may have more, whatever the count.
+    pub(crate) more: bool,
 }
 
 /// What a look at the receive queue found, see [`Socket::peek_state`].
@@ -87,32 +113,33 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Receives into the spare capacity of `buf` and returns how many bytes came; 0 means that
-    /// the peer ended its stream.
+    /// Receives into the spare capacity of `buf`; no byte means that the peer ended its stream.
     ///
     /// # Errors
     ///
     /// `WouldBlock` when nothing is there, `InvalidInput` when `buf` has no spare capacity (so
     /// that a full buffer is never taken for an end of stream), or what the system reports.
     #[inline]
-    pub(crate) fn recv_into(&self, buf: &mut BytesMut) -> io::Result<usize> {
+    pub(crate) fn recv_into(&self, buf: &mut BytesMut) -> io::Result<Received> {
         Self::append(buf, usize::MAX, |room| self.receive(room))
     }
 
     /// As [`Self::recv_into`], but no more than `most` bytes.
-    pub(crate) fn recv_at_most(&self, buf: &mut BytesMut, most: usize) -> io::Result<usize> {
+    pub(crate) fn recv_at_most(&self, buf: &mut BytesMut, most: usize) -> io::Result<Received> {
         Self::append(buf, most, |room| self.receive(room))
     }
 
     /// As [`Self::recv_into`], as long as the descriptor's mode says and until a signal comes.
-    pub(super) fn recv_once(&self, buf: &mut BytesMut) -> io::Result<usize> {
+    pub(super) fn recv_once(&self, buf: &mut BytesMut) -> io::Result<Received> {
         Self::append(buf, usize::MAX, |room| {
             if room.is_empty() {
                 return Err(no_room());
             }
-            transfer_once(Call::Receive, self.as_fd(), room.len(), |len| {
+            let n = transfer_once(Call::Receive, self.as_fd(), room.len(), |len| {
                 SockRef::from(&self.fd).recv(&mut room[..len])
-            })
+            })?;
+            // Who waits looks at the queue before the next wait.
+            Ok((n, false))
         })
     }
 
@@ -121,23 +148,28 @@ impl Socket {
     fn append(
         buf: &mut BytesMut,
         most: usize,
-        receive: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
-    ) -> io::Result<usize> {
+        receive: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)>,
+    ) -> io::Result<Received> {
         let room = buf.spare_capacity_mut();
         let most = most.min(room.len());
         let room = &mut room[..most];
-        let n = receive(room)?;
+        let (n, cut) = receive(room)?;
         assert!(
             n <= room.len(),
             "the system received more than there is room for"
         );
+        let filled = n == room.len();
         // SAFETY: the first `n` bytes of the spare capacity were initialised by `recv(2)`, and `n`
         // was checked to be within it.
         #[allow(unsafe_code)]
         unsafe {
             buf.advance_mut(n);
         }
-        Ok(n)
+        Ok(Received {
+            n,
+            filled,
+            more: filled || cut,
+        })
     }
 
     /// Receives into `buf`, as [`Self::recv_into`].
@@ -147,18 +179,7 @@ impl Socket {
         // goes on, and `recv(2)` only ever writes initialised ones.
         #[allow(unsafe_code)]
         let room = unsafe { &mut *(room as *mut [MaybeUninit<u8>]) };
-        self.receive(room)
-    }
-
-    /// Whether a receive of `n` bytes into room for `offered` shows that nothing is left, so
-    /// that the next edge may be waited for.
-    #[inline]
-    pub(crate) fn emptied(n: usize, offered: usize) -> bool {
-        #[cfg(feature = "fault-injection")]
-        if crate::fault::receive_was_cut() {
-            return false;
-        }
-        n < offered
+        self.receive(room).map(|(n, _)| n)
     }
 
     /// Looks at the receive queue and leaves it as it is.
@@ -267,8 +288,9 @@ impl Socket {
         call(Call::Name, || SockRef::from(&self.fd).local_addr())
     }
 
+    /// How many bytes came, and whether something other than an empty queue ended the receive.
     #[inline]
-    fn receive(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    fn receive(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)> {
         if room.is_empty() {
             return Err(no_room());
         }
@@ -279,11 +301,23 @@ impl Socket {
     }
 
     #[inline]
-    fn receive_once(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    fn receive_once(&self, room: &mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)> {
         let fd = self.as_fd();
-        transfer_once(Call::Receive, fd, room.len(), |len| {
-            direct::receive(fd, &mut room[..len])
-        })
+        let mut cut = !COUNTS_TELL;
+        let n = transfer_once(Call::Receive, fd, room.len(), |len| {
+            let room = &mut room[..len];
+            if self.tcp {
+                return direct::receive(fd, room);
+            }
+            let (n, dropped) = receive_bare(fd, room)?;
+            cut |= dropped;
+            Ok(n)
+        })?;
+        #[cfg(feature = "fault-injection")]
+        {
+            cut |= crate::fault::receive_was_cut();
+        }
+        Ok((n, cut))
     }
 
     /// What a failed receive means: it is made again after a signal.
@@ -292,7 +326,7 @@ impl Socket {
         &self,
         room: &mut [MaybeUninit<u8>],
         mut error: io::Error,
-    ) -> io::Result<usize> {
+    ) -> io::Result<(usize, bool)> {
         while error.kind() == io::ErrorKind::Interrupted {
             match self.receive_once(room) {
                 Err(e) => error = e,
@@ -378,7 +412,7 @@ pub(crate) fn announce_input(fd: BorrowedFd<'_>) -> io::Result<()> {
     #[allow(unsafe_code)]
     let result = unsafe {
         libc::setsockopt(
-            std::os::fd::AsRawFd::as_raw_fd(&fd),
+            fd.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_RCVLOWAT,
             (&raw const least).cast(),
@@ -436,6 +470,28 @@ fn no_room() -> io::Error {
         io::ErrorKind::InvalidInput.into(),
     )
 }
+
+/// Receives the bytes alone, without waiting. Whether the kernel had to drop what came along with them.
+fn receive_bare(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<(usize, bool)> {
+    let mut piece = libc::iovec {
+        iov_base: room.as_mut_ptr().cast(),
+        iov_len: room.len(),
+    };
+    // SAFETY: null pointers, zero lengths and no flags are a message header without anything in it.
+    #[allow(unsafe_code)]
+    let mut message = unsafe { MaybeUninit::<libc::msghdr>::zeroed().assume_init() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    // SAFETY: `fd` is open, and the header points to one entry, which points to the exclusively borrowed
+    // room.
+    #[allow(unsafe_code)]
+    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    Ok((n, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
+/// Whether a count below the room means anything, see [`Received`].
+const COUNTS_TELL: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// As many pieces as every supported system takes in one call (`IOV_MAX`).
 pub(crate) const MAX_SLICES: usize = 1024;
@@ -540,7 +596,7 @@ mod tests {
             io::ErrorKind::WouldBlock
         );
         theirs.write_all(b"hello").unwrap();
-        assert_eq!(socket.recv_into(&mut buf).unwrap(), 5);
+        assert_eq!(socket.recv_into(&mut buf).unwrap().n, 5);
         assert_eq!(&buf[..], b"kept hello");
         drop(theirs);
         let mut full = BytesMut::new();
@@ -548,7 +604,7 @@ mod tests {
             let error = failure(socket.recv_into(&mut full));
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
-        assert_eq!(socket.recv_into(&mut buf).unwrap(), 0);
+        assert_eq!(socket.recv_into(&mut buf).unwrap().n, 0);
         assert_eq!(&buf[..], b"kept hello");
     }
 
@@ -558,16 +614,15 @@ mod tests {
         theirs.write_all(&[7; 300]).unwrap();
         let mut buf = BytesMut::with_capacity(100);
         let room = buf.capacity();
-        assert_eq!(socket.recv_into(&mut buf).unwrap(), room);
-        assert!(!Socket::emptied(room, room) && Socket::emptied(room - 1, room));
+        assert_eq!(socket.recv_into(&mut buf).unwrap().n, room);
         assert_eq!(buf.len(), buf.capacity());
         buf.reserve(300);
         let half = (300 - room) / 2;
-        assert_eq!(socket.recv_at_most(&mut buf, half).unwrap(), half);
+        assert_eq!(socket.recv_at_most(&mut buf, half).unwrap().n, half);
         assert_eq!(buf.len(), room + half);
         let error = failure(socket.recv_at_most(&mut buf, 0));
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(socket.recv_into(&mut buf).unwrap(), 300 - room - half);
+        assert_eq!(socket.recv_into(&mut buf).unwrap().n, 300 - room - half);
         assert_eq!(&buf[..], [7; 300]);
     }
 
@@ -632,7 +687,7 @@ mod tests {
         let error = poller::wait_ready(socket.as_fd(), poller::Interest::HANGUP, far()).unwrap();
         assert!(!error.is_empty());
         let mut buf = BytesMut::with_capacity(64);
-        assert_eq!(socket.recv_into(&mut buf).unwrap(), 10);
+        assert_eq!(socket.recv_into(&mut buf).unwrap().n, 10);
         assert_eq!(
             failure(socket.recv_into(&mut buf)).kind(),
             io::ErrorKind::ConnectionReset
@@ -856,7 +911,7 @@ mod tests {
                     let mut back = BytesMut::with_capacity(n + 1);
                     while back.len() < n {
                         let offered = back.capacity() - back.len();
-                        let got = socket.recv_into(&mut back).unwrap();
+                        let got = socket.recv_into(&mut back).unwrap().n;
                         assert!((1..=cap).contains(&got));
                         assert!(!Socket::emptied(got, offered));
                     }

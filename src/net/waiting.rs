@@ -23,7 +23,7 @@ use bytes::BytesMut;
 use socket2::SockRef;
 
 use super::{
-    stream::Socket,
+    stream::{Received, Socket},
     syscall::{Call, call},
 };
 use crate::sync::{AtomicBool, AtomicU8, Ordering};
@@ -96,7 +96,7 @@ impl Socket {
     /// # Errors
     ///
     /// As [`recv_into`](Self::recv_into); `WouldBlock` after the slice, and after a signal.
-    pub(crate) fn recv_waiting(&self, buf: &mut BytesMut) -> io::Result<usize> {
+    pub(crate) fn recv_waiting(&self, buf: &mut BytesMut) -> io::Result<Received> {
         let slow = self.waits().slow.load(Ordering::Relaxed);
         match self.recv_once(buf) {
             Err(error) if is_over(&error) => {
@@ -253,7 +253,7 @@ mod tests {
         // More than one slice on a machine that has no time for the writer.
         while buf.len() < 6 {
             match socket.recv_waiting(&mut buf) {
-                Ok(n) => assert!(n > 0),
+                Ok(received) => assert!(received.n > 0),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         }
@@ -262,7 +262,7 @@ mod tests {
         // The end is an end.
         loop {
             match socket.recv_waiting(&mut buf) {
-                Ok(n) => break assert_eq!(n, 0),
+                Ok(received) => break assert_eq!(received.n, 0),
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
         }
@@ -301,7 +301,7 @@ mod tests {
             while !socket.may_wait(None) {}
         }
         theirs.write_all(b"x").unwrap();
-        assert_eq!(socket.recv_waiting(&mut buf).unwrap(), 1);
+        assert_eq!(socket.recv_waiting(&mut buf).unwrap().n, 1);
         failure(socket.recv_waiting(&mut buf));
         assert!(!socket.may_wait(None), "the rest of this wait");
         assert!(socket.may_wait(None));

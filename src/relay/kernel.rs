@@ -52,18 +52,26 @@ impl KernelPath {
         if !self.enter(&target, conn) {
             return false;
         }
-        let moved = self.turn(core, index, conn, &target, &socket);
+        let Some(moved) = self.turn(core, index, conn, &target, &socket) else {
+            self.give_role_back(&target, &socket);
+            self.begin_anew();
+            return false;
+        };
         if self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0) {
             self.give_role_back(&target, &socket);
             self.quiet = if moved < SMALL { self.quiet + 1 } else { 0 };
             if self.quiet >= QUIET {
-                *self = Self {
-                    refused: self.refused,
-                    ..Self::default()
-                };
+                self.begin_anew();
             }
         }
         true
+    }
+
+    fn begin_anew(&mut self) {
+        *self = Self {
+            refused: self.refused,
+            ..Self::default()
+        };
     }
 
     /// The direction is over or given back: what is in the pipe is queued on the target.
@@ -104,6 +112,7 @@ impl KernelPath {
         self.role
     }
 
+    /// Moves what it can. `None`: the pipe is empty, and memory is the only way on.
     fn turn(
         &mut self,
         core: &Core,
@@ -111,9 +120,11 @@ impl KernelPath {
         conn: &mut Connection,
         target: &Arc<Shared>,
         socket: &Socket,
-    ) -> usize {
+    ) -> Option<usize> {
         let lane = &core.lanes[index];
-        let Some(pipe) = &mut self.pipe else { return 0 };
+        let Some(pipe) = &mut self.pipe else {
+            return Some(0);
+        };
         let mut moved = 0;
         loop {
             let mut full_before = false;
@@ -133,7 +144,7 @@ impl KernelPath {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         lane.paused.store(true, Ordering::SeqCst);
                         if target.word.set(PIPED) & WRITABLE == 0 {
-                            return moved;
+                            return Some(moved);
                         }
                         target.word.clear(PIPED);
                         lane.paused.store(false, Ordering::SeqCst);
@@ -141,12 +152,12 @@ impl KernelPath {
                     }
                     Err(e) => {
                         target.fail(CloseReason::Error(e.kind()));
-                        return moved;
+                        return Some(moved);
                     }
                 }
             }
             if !conn.rx.readable || moved >= TURN {
-                return moved;
+                return Some(moved);
             }
             match pipe.fill(conn.socket()) {
                 Ok(0) => conn.rx.finish(End::Eof),
@@ -156,6 +167,8 @@ impl KernelPath {
                     conn.rx.count(n);
                     moved += n;
                 }
+                // A receive goes past urgent data, `splice(2)` never does.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && conn.rx.urgent => return None,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => conn.rx.readable = false,
                 Err(e) => conn.rx.finish(End::Failed(e.kind())),
             }

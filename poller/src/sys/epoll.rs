@@ -52,7 +52,7 @@ pub(super) fn readiness(event: &impl Flags) -> Readiness {
 fn mask(interest: Interest) -> libc::c_int {
     let mut mask = libc::EPOLLET;
     if interest.contains(Interest::READ) {
-        mask |= libc::EPOLLIN | libc::EPOLLRDHUP;
+        mask |= libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDHUP;
     }
     if interest.contains(Interest::WRITE) {
         mask |= libc::EPOLLOUT;

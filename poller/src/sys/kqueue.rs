@@ -93,6 +93,9 @@ mod tests {
         fn error(&self) -> bool {
             self.eof && self.fflags != 0
         }
+        fn priority(&self) -> bool {
+            false
+        }
     }
 
     const DATA: Kevent = Kevent {

@@ -44,9 +44,10 @@ use crate::Readiness;
 fn collect(event: &impl Flags) -> Readiness {
     let usual =
         Readiness::READABLE.when(event.readable()) | Readiness::WRITABLE.when(event.writable());
-    // Three questions of which each takes several instructions; asked together it is a few in all.
-    if event.error() || event.read_closed() || event.write_closed() {
+    // Four questions of which each takes several instructions; asked together it is a few in all.
+    if event.error() || event.read_closed() || event.write_closed() || event.priority() {
         usual
+            | Readiness::PRIORITY.when(event.priority())
             | Readiness::READ_CLOSED.when(event.read_closed())
             | Readiness::WRITE_CLOSED.when(event.write_closed())
             | Readiness::ERROR.when(event.error())
@@ -62,6 +63,7 @@ trait Flags {
     fn read_closed(&self) -> bool;
     fn write_closed(&self) -> bool;
     fn error(&self) -> bool;
+    fn priority(&self) -> bool;
 }
 
 impl Flags for mio::event::Event {
@@ -79,5 +81,8 @@ impl Flags for mio::event::Event {
     }
     fn error(&self) -> bool {
         self.is_error()
+    }
+    fn priority(&self) -> bool {
+        self.is_priority()
     }
 }
