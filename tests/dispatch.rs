@@ -12,13 +12,14 @@ use std::{
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
     },
     thread,
     time::Duration,
 };
 use support::{
-    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, bounded, decode,
-    echo, echo_frames, eventually, every, frame, in_child, on_tcp, read_frame,
+    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Threads, Transport, bounded,
+    decode, echo, echo_frames, eventually, every, frame, in_child, on_tcp, read_frame,
 };
 
 /// Echoes; a frame that begins with `b` waits at the gate first.
@@ -553,11 +554,96 @@ fn a_handler_may_start_and_stop_another_loop() {
 
 #[test]
 fn a_flood_does_not_starve_the_others() {
-    every(|case| {
-        let total = Arc::new(AtomicUsize::new(0));
-        let sum = Arc::clone(&total);
-        // The first byte of a connection says what it is.
-        let server = case.serve(handler_fn(move |conn| {
+    every(|case| flood(case.transport, case.builder()));
+}
+
+#[test]
+fn a_task_ends_when_its_connection_has_had_its_share() {
+    const SHARE: usize = 16 << 10;
+    struct Send(Mutex<mpsc::Sender<Task>>);
+    impl Executor for Send {
+        fn execute(&self, task: Task) -> Result<(), Task> {
+            let sender = self.0.lock().unwrap();
+            sender.send(task).map_err(|unsent| unsent.0)
+        }
+    }
+    for transport in [Transport::Tcp, Transport::Unix] {
+        bounded("share", move || {
+            let gate = Gate::new();
+            let _open = OpenOnDrop(gate.clone());
+            let total = Arc::new(AtomicUsize::new(0));
+            let (held, sum, taken) = (gate.clone(), Arc::clone(&total), Arc::clone(&total));
+            let (sender, tasks) = mpsc::channel::<Task>();
+            let runner = thread::spawn(move || {
+                let mut most = 0;
+                for task in tasks {
+                    let before = taken.load(SeqCst);
+                    task.run();
+                    most = most.max(taken.load(SeqCst) - before);
+                }
+                most
+            });
+            let builder = EventLoop::builder()
+                .pollers(1)
+                .input_limits(SHARE, SHARE)
+                .dispatch(Dispatch::Custom(Arc::new(Send(Mutex::new(sender)))));
+            let server = Server::start(
+                transport,
+                builder,
+                handler_fn(move |conn| {
+                    held.pass();
+                    sum.fetch_add(conn.available(), SeqCst);
+                    conn.skip(conn.available())
+                }),
+            );
+            let mut peer = server.connect();
+            peer.write_all(b"x").unwrap();
+            gate.wait_arrived(1);
+            // All that the system takes is there before the handler goes on.
+            let sent = 1 + peer.flood(usize::MAX);
+            assert!(sent > 10 * SHARE);
+            gate.open();
+            eventually("all of it", || total.load(SeqCst) == sent);
+            drop(peer);
+            server.stop();
+            // A receive brings more than the share, but not much.
+            let most = runner.join().unwrap();
+            assert!(most <= 8 * SHARE, "{most}");
+        });
+    }
+}
+
+#[test]
+fn an_executor_may_refuse_whatever_comes_again() {
+    /// Takes every second task.
+    struct Now(Threads, AtomicUsize);
+    impl Executor for Now {
+        fn execute(&self, task: Task) -> Result<(), Task> {
+            if self.1.fetch_add(1, SeqCst) % 2 == 0 {
+                self.0.execute(task)
+            } else {
+                Err(task)
+            }
+        }
+    }
+    bounded("refuses", || {
+        let executor = Now(Threads::new(1), AtomicUsize::new(0));
+        let builder = EventLoop::builder()
+            .pollers(1)
+            .dispatch(Dispatch::Custom(Arc::new(executor)));
+        flood(Transport::Tcp, builder);
+    });
+}
+
+/// Two peers that send without a pause, and five that want answers.
+fn flood(transport: Transport, builder: netpoll::Builder) {
+    let total = Arc::new(AtomicUsize::new(0));
+    let sum = Arc::clone(&total);
+    // The first byte of a connection says what it is.
+    let server = Server::start(
+        transport,
+        builder,
+        handler_fn(move |conn| {
             if conn.stats().bytes_out == 0 && conn.try_peek(1)?.is_some_and(|b| b[0] == 0xFF) {
                 let n = conn.available();
                 sum.fetch_add(n, SeqCst);
@@ -565,32 +651,108 @@ fn a_flood_does_not_starve_the_others() {
                 return conn.skip(n - 1);
             }
             echo_frames(conn)
-        }));
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let floods: Vec<_> = (0..2)
-            .map(|_| {
-                let mut flood = server.connect();
-                let stop = Arc::clone(&stop);
-                thread::spawn(move || {
-                    let chunk = vec![0xFF; 256 << 10];
-                    while !stop.load(SeqCst) {
-                        flood.write_all(&chunk).unwrap();
-                    }
-                })
+        }),
+    );
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let floods: Vec<_> = (0..2)
+        .map(|_| {
+            let mut flood = server.connect();
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                let chunk = vec![0xFF; 256 << 10];
+                while !stop.load(SeqCst) {
+                    flood.write_all(&chunk).unwrap();
+                }
             })
-            .collect();
-        eventually("the flood", || total.load(SeqCst) > 1 << 20);
+        })
+        .collect();
+    eventually("the flood", || total.load(SeqCst) > 1 << 20);
+    let mut peers: Vec<Peer> = (0..5).map(|_| server.connect()).collect();
+    for _ in 0..40 {
+        for peer in &mut peers {
+            peer.ping(b"my turn");
+        }
+    }
+    stop.store(true, SeqCst);
+    for flood in floods {
+        flood.join().unwrap();
+    }
+    drop(peers);
+    server.stop();
+}
+
+// ------------------------------------------------------------------- pollers that end beneath
+
+#[test]
+fn turns_that_wait_for_a_thread_when_their_poller_ends_are_made() {
+    bounded("ends", || {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let held = gate.clone();
+        let ends = Log::new();
+        let log = ends.clone();
+        let group = PollerGroup::builder()
+            .pollers(1)
+            .max_threads(1)
+            .build()
+            .unwrap();
+        let server = Server::start(
+            Transport::Tcp,
+            EventLoop::builder().pollers(group.clone()),
+            Script::new()
+                .request(move |conn| {
+                    if conn.peek(5)?[4] == b'b' {
+                        held.pass();
+                    }
+                    echo_frames(conn)
+                })
+                .disconnect(move |_, reason| log.push(reason)),
+        );
         let mut peers: Vec<Peer> = (0..5).map(|_| server.connect()).collect();
-        for _ in 0..40 {
-            for peer in &mut peers {
-                peer.ping(b"my turn");
-            }
+        eventually("all are there", || server.event_loop.stats().connected == 5);
+        peers[0].write_all(&frame(b"block")).unwrap();
+        gate.wait_arrived(1);
+        for peer in &mut peers[1..] {
+            peer.write_all(&frame(b"waits")).unwrap();
         }
-        stop.store(true, SeqCst);
-        for flood in floods {
-            flood.join().unwrap();
-        }
-        drop(peers);
+        let told = group.stats().total().events;
+        eventually("their turns", || group.stats().total().events >= told + 4);
+        let closing = thread::spawn({
+            let group = group.clone();
+            move || group.close()
+        });
+        eventually("the close", || group.is_closed());
+        gate.open();
+        closing.join().unwrap();
+        assert_eq!(ends.wait_len(5), [CloseReason::Poller; 5]);
+        server.stop();
+    });
+}
+
+#[test]
+fn a_stream_ends_with_its_poller() {
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        let group = PollerGroup::builder().pollers(1).build().unwrap();
+        let (ends, total) = (Log::new(), Arc::new(AtomicUsize::new(0)));
+        let (log, sum) = (ends.clone(), Arc::clone(&total));
+        let server = case.serve_with(
+            case.builder().pollers(group.clone()),
+            Script::new()
+                .request(move |conn| {
+                    sum.fetch_add(conn.available(), SeqCst);
+                    conn.skip(conn.available())
+                })
+                .disconnect(move |_, reason| log.push(reason)),
+        );
+        let mut peer = server.connect();
+        let sending = thread::spawn(move || {
+            let chunk = vec![0; 256 << 10];
+            while peer.write_all(&chunk).is_ok() {}
+        });
+        eventually("the stream", || total.load(SeqCst) > 8 << 20);
+        group.close();
+        assert_eq!(ends.wait_len(1), [CloseReason::Poller]);
+        sending.join().unwrap();
         server.stop();
     });
 }

@@ -2,17 +2,17 @@
 
 mod support;
 
-use netpoll::{CloseReason, Dialer, Error, Pool, handler_fn};
+use netpoll::{CloseReason, Dialer, Dispatch, Error, EventLoop, OnFull, Pool, handler_fn};
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     process::{Command, Stdio},
     sync::atomic::{AtomicU64, Ordering::SeqCst},
     thread,
     time::{Duration, Instant},
 };
 use support::{
-    Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, echo, echo_frames, every, frame,
-    in_child, pair, pattern,
+    Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, echo, echo_frames, every,
+    frame, in_child, pair, pattern,
 };
 
 #[test]
@@ -46,6 +46,53 @@ fn endless_times_are_endless() {
         drop(peer);
         server.event_loop.shutdown(most).unwrap();
     });
+}
+
+#[test]
+fn numbers_of_pollers_that_make_no_sense_are_errors() {
+    for pollers in [0, 8193, 1 << 40, usize::MAX] {
+        let error = EventLoop::builder()
+            .pollers(pollers)
+            .build(echo())
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{pollers}");
+    }
+}
+
+#[test]
+fn the_largest_numbers_are_no_limits() {
+    let kinds = [
+        Dispatch::Adaptive,
+        Dispatch::Workers {
+            max: usize::MAX,
+            keep_alive: Duration::MAX,
+        },
+    ];
+    for dispatch in kinds {
+        bounded("numbers", move || {
+            let most = usize::MAX;
+            let builder = EventLoop::builder()
+                .pollers(1)
+                .dispatch(dispatch)
+                .max_connections(most)
+                .input_limits(most, most)
+                .output_limit(most, OnFull::Block)
+                .output_messages(most);
+            let server = Server::start(Transport::Tcp, builder, echo());
+            let dialer = Dialer::new()
+                .input_limits(most, most)
+                .output_limit(most, OnFull::Block);
+            let pool = Pool::new(dialer).max_idle(most).max_total(most);
+            for _ in 0..3 {
+                let mut conn = pool.get(&server.address).unwrap();
+                conn.write_slice(&frame(b"x")).unwrap();
+                conn.flush().unwrap();
+                conn.skip(5).unwrap();
+            }
+            pool.close();
+            server.stop();
+        });
+    }
 }
 
 #[test]
@@ -145,7 +192,7 @@ fn input_that_came_while_the_process_was_stopped_is_read_before_idleness_is_judg
         let server = case.serve_with(case.builder().idle_timeout(IDLE), echo());
         println!("\nserving {}", server.address);
         // Until the parent closes our input.
-        let _ = std::io::stdin().read(&mut [0]);
+        let _ = io::stdin().read(&mut [0]);
         return;
     }
     for kind in ["adaptive", "workers", "inline"] {

@@ -16,6 +16,9 @@ use crate::{
     workers::WorkerPool,
 };
 
+/// More than any machine has processors for.
+const MOST_POLLERS: usize = 8192;
+
 /// A number of pollers that share a pool of threads. Clones share the group; when the last one is
 /// dropped, the group is closed without waiting for it.
 ///
@@ -204,7 +207,7 @@ impl Drop for Shared {
 }
 
 impl GroupBuilder {
-    /// The number of pollers, at least 1; by default one per four processors.
+    /// The number of pollers, from 1 to 8192; by default one per four processors.
     pub fn pollers(mut self, pollers: usize) -> Self {
         self.pollers = pollers;
         self
@@ -257,13 +260,17 @@ impl GroupBuilder {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for 0 pollers; otherwise what the system reports for a new epoll, eventfd or
-    /// thread.
+    /// `InvalidInput` for 0 pollers and for more than 8192; otherwise what the system reports for a
+    /// new epoll, eventfd or thread.
     pub fn build(self) -> io::Result<PollerGroup> {
-        if self.pollers == 0 {
+        if self.pollers == 0 || self.pollers > MOST_POLLERS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "a group of 0 pollers was asked for; ask for at least 1",
+                format!(
+                    "a group of {} pollers was asked for; ask for at least 1 and at most \
+                     {MOST_POLLERS}, one per four processors is the default",
+                    self.pollers
+                ),
             ));
         }
         let workers = WorkerPool::builder()
@@ -273,7 +280,7 @@ impl GroupBuilder {
             .build();
         let monitor = Arc::new(Monitor::new(self.slow_after, &self.name));
         let left = Arc::new(AtomicUsize::new(self.pollers));
-        let mut handles = Vec::with_capacity(self.pollers);
+        let mut handles = Vec::new();
         for index in 0..self.pollers {
             let (workers, monitor, left) = (workers.clone(), monitor.clone(), left.clone());
             let (end_workers, end_monitor) = (workers.clone(), monitor.clone());

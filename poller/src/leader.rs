@@ -20,7 +20,7 @@ use crate::{
     schedule::Call,
     sync::thread,
     sys::{self, Moment},
-    turn::{Core, Work},
+    turn::{Core, Remains, Work},
     workers::Job,
 };
 
@@ -110,7 +110,7 @@ impl<'a> Leader<'a> {
                     // Not in a callback; this was an operator's `fd`, or a mistake of our own. The
                     // core is lost, which must not go unnoticed.
                     leader.end(
-                        Vec::new(),
+                        Remains::default(),
                         Some(io::Error::other("a panic outside of callbacks")),
                     );
                 }
@@ -448,20 +448,23 @@ impl<'a> Leader<'a> {
         }
     }
 
-    /// The poller ends: everything is detached and told so.
-    fn end(&self, detached: Vec<Arc<Entry>>, error: Option<io::Error>) {
+    /// The poller ends: everything is detached and told so, then the runs that are due are made.
+    fn end(&self, mut remains: Remains, error: Option<io::Error>) {
         let poller = self.poller;
         poller.refuse(error);
         for entry in poller.registry.close() {
             poller.announce(&entry);
         }
-        for entry in detached {
-            poller.announce(&entry);
-        }
         for command in poller.commands.close() {
             if let Command::Detached(entry) = command {
-                poller.announce(&entry);
+                remains.detached.push(entry);
             }
+        }
+        for entry in remains.detached {
+            poller.announce(&entry);
+        }
+        for entry in remains.runs {
+            poller.contain(|| entry.operator.run());
         }
         poller.schedule.close();
         poller.ended();

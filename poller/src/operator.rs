@@ -36,6 +36,9 @@ pub trait Operator: Send + Sync + 'static {
     /// Call [`before_blocking`](crate::before_blocking) right before a wait to pass the role on
     /// at once; a run that waits without it is noticed by the group's monitor. On
     /// [`Progress::Yield`] it is called again after the others of the round.
+    ///
+    /// A run that was asked for and has not begun when the poller ends is made all the same, after
+    /// [`on_detached`](Self::on_detached) and with the role held: what it would wait for does not come.
     fn run(&self) -> Progress {
         Progress::Drained
     }

@@ -53,6 +53,15 @@ pub(crate) struct Core {
     runs: u64,
 }
 
+/// What is still to be done for operators when a poller ends.
+#[derive(Default)]
+pub(crate) struct Remains {
+    /// Those that wait to be told that they are out.
+    pub(crate) detached: Vec<Arc<Entry>>,
+    /// Those whose run was asked for and has not begun.
+    pub(crate) runs: Vec<Arc<Entry>>,
+}
+
 /// One thing to do.
 pub(crate) enum Work {
     /// Deliver readiness.
@@ -105,9 +114,18 @@ impl Core {
         }
     }
 
-    /// The poller ends: what is left but for those who wait to be told that they are out.
-    pub(crate) fn close(self) -> Vec<Arc<Entry>> {
-        self.detached
+    /// The poller ends: what still has to be done then.
+    pub(crate) fn close(mut self) -> Remains {
+        let mut remains = Remains {
+            detached: self.detached,
+            runs: Vec::new(),
+        };
+        while let Some(work) = self.work.pop() {
+            if let Work::Run(entry) = work {
+                remains.runs.push(entry);
+            }
+        }
+        remains
     }
 
     /// A run has returned to the core.

@@ -198,6 +198,62 @@ fn close_waits_for_a_run_and_then_for_all_threads() {
 }
 
 #[test]
+fn a_run_asked_for_before_the_end_is_made_after_the_word() {
+    let group = PollerGroup::builder()
+        .pollers(1)
+        .max_threads(1)
+        .build()
+        .unwrap();
+    let poller = group.pick();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let (ours, _peer) = pair();
+    let slow = probe(ours)
+        .on_ready(|_, _, budget| {
+            budget.request_run();
+            Progress::Drained
+        })
+        .on_run(move |_| {
+            before_blocking();
+            let _ = released.lock().unwrap().recv();
+            Progress::Drained
+        })
+        .register(&poller, Interest::WRITE);
+    until("the run", || slow.runs() == 1);
+    // The only thread is taken: these are told, and their runs wait.
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let (ours, peer) = pair();
+            let probe = probe(ours)
+                .on_ready(|_, _, budget| {
+                    budget.request_run();
+                    Progress::Drained
+                })
+                .on_run(|probe| {
+                    assert!(must_not_block());
+                    assert_eq!(probe.detached(), 1, "the word comes first");
+                    Progress::Yield
+                })
+                .register(&poller, Interest::WRITE);
+            until("an event", || probe.calls() > 0);
+            (probe, peer)
+        })
+        .collect();
+    let closer = std::thread::spawn({
+        let group = group.clone();
+        move || group.close()
+    });
+    until("the close", || group.is_closed());
+    assert!(waiting.iter().all(|(probe, _)| probe.runs() == 0));
+    release.send(()).unwrap();
+    closer.join().unwrap();
+    for (probe, _) in &waiting {
+        assert_eq!((probe.runs(), probe.detached()), (1, 1));
+    }
+    assert_eq!((slow.runs(), slow.detached()), (1, 1));
+}
+
+#[test]
 fn a_group_dropped_is_closed() {
     let group = group(2);
     let (ours, _peer) = pair();
@@ -337,9 +393,24 @@ fn a_panic_leaves_the_rest_of_the_batch_in_good_hands() {
 }
 
 #[test]
-fn zero_pollers_are_refused() {
-    let error = PollerGroup::builder().pollers(0).build().unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+fn numbers_of_pollers_that_make_no_sense_are_refused() {
+    for pollers in [0, 8193, 1 << 40, usize::MAX] {
+        let error = PollerGroup::builder().pollers(pollers).build().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(&pollers.to_string()));
+    }
+}
+
+#[test]
+fn the_largest_limits_are_none() {
+    let group = PollerGroup::builder()
+        .max_threads(usize::MAX)
+        .keep_alive(Duration::MAX)
+        .slow_after(Duration::MAX)
+        .build()
+        .unwrap();
+    settle(&group.pick());
+    group.close();
 }
 
 #[test]

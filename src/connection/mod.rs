@@ -37,7 +37,7 @@ pub use state::State;
 pub(crate) use alarms::COARSE;
 pub(crate) use input::End;
 pub(crate) use operator::Wire;
-pub(crate) use process::{in_callback, run};
+pub(crate) use process::{in_callback, run, take_turn};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
 pub(crate) use state::{DRAIN, FLUSHING, HELD, PIPED, QUEUED, READABLE, RUNNING, WRITABLE, WROTE};

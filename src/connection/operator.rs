@@ -233,7 +233,8 @@ impl Operator for ConnectionOperator {
     }
 
     fn run(&self) -> Progress {
-        process::run(&self.shared)
+        process::take_turn(&self.shared);
+        Progress::Drained
     }
 
     fn on_detached(&self) {
@@ -242,7 +243,7 @@ impl Operator for ConnectionOperator {
             // The poller goes away under a live connection.
             shared.fail(CloseReason::Poller);
             if shared.word.acquire() {
-                process::run(shared);
+                process::take_turn(shared);
             }
         }
         shared.context.connections.remove(shared);

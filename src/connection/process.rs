@@ -140,6 +140,21 @@ pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
     }
 }
 
+/// As [`run`], and the role is given back in any case. What is left to do then is another turn, which the
+/// poller places behind those of others, wherever turns of this connection run.
+pub(crate) fn take_turn(shared: &Arc<Shared>) {
+    while run(shared) == Progress::Yield {
+        shared.word.set(READABLE);
+        if shared.word.release() & BROKEN == 0 {
+            return shared.wake_poller();
+        }
+        // The poller may be gone, and there is little left to do on a broken connection.
+        if !shared.word.acquire() {
+            return;
+        }
+    }
+}
+
 /// Everything queued reached the kernel: tells the handler.
 ///
 /// What a handler sends from inside of this call may be complete at once, and so on: that is

@@ -2,8 +2,8 @@
 
 mod workers;
 
-use crate::connection::{self, Shared};
-use poller::{Budget, Progress, WorkerPool};
+use crate::connection::{Shared, take_turn};
+use poller::{Budget, WorkerPool};
 use std::{fmt, io, sync::Arc, time::Duration};
 
 /// Where an event loop runs the callbacks of its connections.
@@ -49,6 +49,9 @@ pub trait Executor: Send + Sync + 'static {
     /// Takes a task to be [run](Task::run) exactly once, soon, on a thread that may block.
     /// Called on a poller's thread: must not block.
     ///
+    /// A task ends when its connection has had its share of the thread. A connection that has more to do
+    /// comes again as another task, behind those that wait already.
+    ///
     /// # Errors
     ///
     /// The task itself if it cannot be taken; it is then run as with [`Dispatch::Adaptive`].
@@ -66,7 +69,7 @@ impl Task {
     /// Runs the callbacks that are due.
     pub fn run(mut self) {
         if let Some(shared) = self.shared.take() {
-            run_to_rest(&shared);
+            take_turn(&shared);
         }
     }
 }
@@ -75,7 +78,7 @@ impl Drop for Task {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.take() {
             shared.abort_with(crate::CloseReason::HandlerError);
-            run_to_rest(&shared);
+            take_turn(&shared);
         }
     }
 }
@@ -86,10 +89,6 @@ impl fmt::Debug for Task {
             .field(&self.shared.as_ref().map(|shared| shared.id))
             .finish()
     }
-}
-
-fn run_to_rest(shared: &Arc<Shared>) {
-    while connection::run(shared) == Progress::Yield {}
 }
 
 /// Where a turn was placed.

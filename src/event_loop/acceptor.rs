@@ -148,9 +148,11 @@ impl Acceptor {
     fn accept_batch(&self) -> Progress {
         let mut failures = 0;
         for _ in 0..BATCH {
-            if self.end.lock().stopped {
+            let end = self.end.lock();
+            if end.stopped || end.detached {
                 return Progress::Drained;
             }
+            drop(end);
             let Some(place) = self.reserve() else {
                 return Progress::Drained;
             };

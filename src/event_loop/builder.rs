@@ -165,7 +165,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for zero pollers, what the system reports when a poller or a thread cannot
+    /// `InvalidInput` for zero pollers and for more than 8192, what the system reports when a poller or a thread cannot
     /// be made, [`Error::Unsupported`] for options that contradict each other.
     pub fn build(self, handler: impl Handler) -> io::Result<EventLoop> {
         if self.max_connections == Some(0) {
