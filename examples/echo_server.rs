@@ -33,8 +33,8 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
     args.finish()?;
 
     let echo = EventLoop::new(handler_fn(|conn| {
-        // Moves what has arrived from the input to the output without copying it, and waits
-        // until the kernel has taken it: a peer that does not read is not read from either.
+        // Moves what has arrived from the input to the output without copying it. The library does
+        // not read from a peer that does not read, and no thread waits for it.
         let all = conn.slice(conn.available())?;
         conn.append(all)?;
         conn.flush()

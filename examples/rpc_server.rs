@@ -8,7 +8,7 @@
 
 mod support;
 
-use netpoll::{Connection, EventLoop, Listener, OnFull, handler_fn};
+use netpoll::{Connection, EventLoop, Listener, handler_fn};
 use std::{io, process::ExitCode, time::Duration};
 use support::{
     args::{self, Args, Failure, Mode, Place},
@@ -38,23 +38,16 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
     let grace = args.millis("grace-ms")?.unwrap_or(Duration::from_secs(5));
     args.finish()?;
 
-    let mut builder = EventLoop::builder()
+    let server = EventLoop::builder()
         .pollers(pollers)
-        .dispatch(mode.dispatch(workers));
-    if !mode.may_wait() {
-        // Nobody waits until a peer has read its answers, so more of them may queue up.
-        builder = builder.output_limit(64 << 20, OnFull::Error);
-    }
-    let server = builder.build(handler_fn(move |conn| {
-        let answered = answer(conn);
-        // What was answered goes out, also if the frame behind it is cut off.
-        if mode.may_wait() {
+        .dispatch(mode.dispatch(workers))
+        .build(handler_fn(|conn| {
+            let answered = answer(conn);
+            // Answers go out also if the peer has cut the frame behind them. A peer that does not
+            // read them is not read either, and no thread waits for it.
             conn.flush()?;
-        } else {
-            conn.try_flush()?;
-        }
-        answered
-    }))?;
+            answered
+        }))?;
     let listener = Listener::bind(place.address.clone())?;
     let place = place.told(&listener.local_addr()?);
     let cut = serve::serve(&server, listener, &place, grace, || ())?;

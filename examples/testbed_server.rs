@@ -153,7 +153,7 @@ impl Options {
         Waiting {
             allowed,
             for_input: allowed && self.read_timeout.is_some(),
-            for_output: allowed && (blocks || self.write_timeout.is_some()),
+            for_output: blocks || self.write_timeout.is_some(),
         }
     }
 

@@ -41,6 +41,16 @@ pub(crate) struct Limits {
     pub(crate) half_open: bool,
 }
 
+/// The low mark of an output queue, unless a fourth of its limit is less.
+const LOW_MARK: usize = 64 << 10;
+
+impl Limits {
+    /// While more bytes than this are queued a connection is not read and its handler not run.
+    pub(crate) fn low_mark(&self) -> usize {
+        (self.max_output / 4).min(LOW_MARK)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -211,7 +211,7 @@ fn a_flush_of_thousands_of_pieces_is_sent() {
 }
 
 #[test]
-fn flush_returns_when_the_kernel_has_it_all() {
+fn flush_and_wait_returns_when_all_is_sent() {
     every_blocking(|case| {
         const PIECE: usize = 2 << 20;
         let results = Log::new();
@@ -219,7 +219,7 @@ fn flush_returns_when_the_kernel_has_it_all() {
         let server = case.serve(Script::new().connect(move |conn| {
             for i in 0..40u64 {
                 conn.write_bytes(pattern(i, PIECE).into())?;
-                let result = conn.flush();
+                let result = conn.flush_and_wait();
                 log.push((result.is_ok(), conn.stats().bytes_out, conn.stats().queued));
                 result?;
             }
@@ -579,7 +579,7 @@ fn an_inline_handlers_flush_of_too_much_is_told_and_sent() {
         let log = results.clone();
         let server = case.serve(Script::new().connect(move |conn| {
             conn.write_bytes(pattern(7, MUCH).into())?;
-            log.push(conn.flush().err().and_then(|e| Error::from_io(&e)));
+            log.push(conn.flush_and_wait().err().and_then(|e| Error::from_io(&e)));
             Ok(())
         }));
         let mut peer = server.connect();

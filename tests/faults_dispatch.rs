@@ -370,7 +370,7 @@ fn row_081_whatever_would_wait_on_a_pollers_thread_is_refused_at_once() {
                 );
                 note("place in a pool", pool.get(address).map(drop));
                 conn.write_bytes(vec![1; MUCH].into())?;
-                note("flush", conn.flush());
+                note("flush", conn.flush_and_wait());
                 note(
                     "room",
                     conn.handle().send_bytes(vec![2; 2000].into()).map(drop),

@@ -334,7 +334,7 @@ fn row_063_handlers_that_wait_hear_of_the_end_of_their_poller() {
                             begin.push(());
                             let result = if output {
                                 conn.write_bytes(vec![1; 24 << 20].into())
-                                    .and_then(|()| conn.flush())
+                                    .and_then(|()| conn.flush_and_wait())
                             } else {
                                 conn.fill(1 << 20)
                             };

@@ -618,7 +618,7 @@ fn a_write_timeout_tells_what_was_sent_and_poisons_the_connection() {
                 .connect(move |conn| {
                     conn.write_bytes(vec![1; MUCH].into())?;
                     let before = Instant::now();
-                    let error = conn.flush().unwrap_err();
+                    let error = conn.flush_and_wait().unwrap_err();
                     log.push((before.elapsed(), reason(&error)));
                     // Nothing may follow a cut message.
                     let again = conn

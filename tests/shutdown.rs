@@ -236,7 +236,7 @@ fn a_forced_shutdown_ends_handlers_that_wait_for_output() {
         let server = case.serve(Script::new().connect(move |conn| {
             known.push(conn.handle());
             conn.write_bytes(vec![0; 24 << 20].into())?;
-            let result = conn.flush();
+            let result = conn.flush_and_wait();
             log.push(result.as_ref().err().and_then(Error::from_io));
             result
         }));

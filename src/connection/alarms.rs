@@ -1,8 +1,8 @@
 //! The deadlines of a connection, which share its one timer at the poller.
 //!
-//! There are three: output that found the kernel without memory is tried again, a close stops
-//! waiting (for queued output, then for the peer's FIN), and a connection has been idle for too
-//! long. Each is kept apart and judged by itself; the timer is set to the nearest under a lock, so
+//! There are four: output that found the kernel without memory is tried again, a close stops
+//! waiting (for queued output, then for the peer's FIN), the kernel has taken nothing of the output
+//! that a handler waits for, and a connection has been idle for too long. Each is kept apart and judged by itself; the timer is set to the nearest under a lock, so
 //! that none is forgotten because another was set at the same moment.
 //!
 //! Deadlines are milliseconds since the context's epoch, rounded up, and the clock is rounded
@@ -13,7 +13,7 @@
 use super::{
     aside::Aside,
     shared::Shared,
-    state::{CLOSE, OWNED, QUEUED, READABLE, RUNNING},
+    state::{CLOSE, GATED, OWNED, QUEUED, READABLE, RUNNING},
 };
 use crate::sync::Ordering;
 use poller::coarse_millis;
@@ -38,6 +38,8 @@ pub(crate) struct Due {
     pub(crate) retry: bool,
     /// The close has waited long enough.
     pub(crate) close: bool,
+    /// The kernel has taken no output for the write timeout, as far as is known.
+    pub(crate) stall: bool,
     /// Nothing has happened for the idle timeout.
     pub(crate) idle: bool,
 }
@@ -118,6 +120,36 @@ impl Shared {
         Some(due)
     }
 
+    /// Sets when the connection ends unless the kernel takes output before.
+    pub(super) fn stalls_at(&self, until: Instant) {
+        let now = Instant::now();
+        let mut aside = self.aside.lock();
+        let set = aside.deadlines_mut();
+        set.stall_at = rounded_up(until.saturating_duration_since(self.context.epoch));
+        set.stall_after = rounded_up(until.saturating_duration_since(now));
+        set.stall_sent = self.outbox.bytes_sent();
+        self.arm_for(&aside);
+    }
+
+    /// The stall alarm is due: whether the kernel has taken nothing since it was set. Progress sets
+    /// it anew.
+    pub(super) fn has_stalled(&self) -> bool {
+        let mut aside = self.aside.lock();
+        let set = aside.deadlines_mut();
+        if set.stall_at == 0 || !self.word.has(GATED) {
+            return false;
+        }
+        let sent = self.outbox.bytes_sent();
+        if set.stall_sent == sent {
+            return true;
+        }
+        set.stall_sent = sent;
+        set.stall_at = self
+            .milliseconds(Instant::now())
+            .saturating_add(set.stall_after);
+        false
+    }
+
     /// The timer fired: what is due now. [`Self::arm`] must follow.
     pub(crate) fn judge_alarms(&self, now: Instant) -> Due {
         let present = self.milliseconds(now);
@@ -127,10 +159,15 @@ impl Shared {
         let mut due = Due {
             retry: is_due(set.retry_at),
             close: is_due(set.close_at),
+            stall: is_due(set.stall_at),
             idle: false,
         };
         if due.retry {
             aside.deadlines_mut().retry_at = 0;
+        }
+        if due.stall && !self.word.has(GATED) {
+            aside.deadlines_mut().stall_at = 0;
+            due.stall = false;
         }
         drop(aside);
         let timeout = self.idle_timeout();
@@ -156,7 +193,7 @@ impl Shared {
             return;
         };
         let set = aside.deadlines();
-        let set_ones = [set.retry_at, set.close_at]
+        let set_ones = [set.retry_at, set.close_at, set.stall_at]
             .into_iter()
             .filter(|&at| at != 0);
         let mut nearest = set_ones

@@ -46,6 +46,12 @@ pub(super) struct Deadlines {
     pub(super) close_at: u64,
     /// How much had been sent when `close_at` was set.
     pub(super) sent: u64,
+    /// When a connection whose handler waits for its output has made no progress for too long.
+    pub(super) stall_at: u64,
+    /// From when `stall_at` was set until then.
+    pub(super) stall_after: u64,
+    /// How much had been sent when `stall_at` was set.
+    pub(super) stall_sent: u64,
 }
 
 /// Made by the first thread that waits.

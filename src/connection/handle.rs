@@ -190,7 +190,13 @@ impl ConnectionHandle {
             .ok_or_else(|| self.shared.closed_error())?;
         if self
             .shared
-            .submit(&socket, &mut message, &self.patience, on_full)?
+            .submit(
+                &socket,
+                &mut message,
+                &self.patience,
+                on_full,
+                self.shared.bound(),
+            )?
             .is_none()
         {
             write_complete(&self.shared);

@@ -74,7 +74,7 @@ const MAY_MOVE: usize = 512;
 /// needed; writing operations collect output that one [`flush`](Self::flush) sends.
 ///
 /// Operations without a prefix may wait, at most the read or write timeout; `try_` operations
-/// never wait, but for [`try_flush`](Self::try_flush) where a full queue blocks. Borrowed views end
+/// never wait. In callbacks [`flush`](Self::flush) does not wait for the peer either. Borrowed views end
 /// at the next call on the connection, which the compiler checks; owned ones
 /// ([`next_bytes`](Self::next_bytes), [`slice`](Self::slice)) stay valid as long as they are kept.
 ///

@@ -1,8 +1,8 @@
 //! Loom models of the real state word and outbox.
 
 use super::{
-    output::{Bound, Contain, Outbox, Sent, Sink, Straight},
-    state::{ATTEND, QUEUED, READABLE, RUNNING, WRITABLE, Word},
+    output::{Bound, Contain, Gate, Outbox, Sent, Sink, Straight},
+    state::{ATTEND, GATED, QUEUED, READABLE, RUNNING, WRITABLE, Word},
 };
 use crate::sync::{AtomicU32, Mutex, Ordering, thread};
 use linkbuffer::LinkBuffer;
@@ -14,6 +14,7 @@ use std::{
 const BOUND: Bound = Bound {
     bytes: usize::MAX,
     messages: usize::MAX,
+    low: 0,
 };
 
 /// Takes its news and looks at what it was about, as a turn does.
@@ -208,6 +209,32 @@ fn loom_a_sender_behind_a_full_sink_is_sent_by_the_poller() {
         second.join().unwrap();
         poller.join().unwrap();
         link.check(&[b"abc", b"xyz"]);
+    });
+}
+
+#[test]
+fn loom_an_owner_at_the_gate_is_woken_when_the_queue_is_low() {
+    loom::model(|| {
+        let link = Link::new(1);
+        // The sink is full: more than the low mark of one byte is queued.
+        link.send(b"abc");
+        let woken = Arc::new(AtomicU32::new(0));
+        let (other, wakes) = (Arc::clone(&link), Arc::clone(&woken));
+        let poller = thread::spawn(move || {
+            for _ in 0..2 {
+                other.edge(1);
+                if other.outbox.open_gate(&other.word, 1) {
+                    wakes.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+        });
+        let waits = link.outbox.gate(&link.word, 1) != Gate::Open;
+        poller.join().unwrap();
+        // A wake-up that comes while the gate is looked at is one turn too many, and does no harm.
+        let woken = woken.load(Ordering::Acquire);
+        assert!(woken == 1 || (woken == 0 && !waits), "{woken} {waits}");
+        assert!(!link.word.has(GATED));
+        link.check(&[b"abc"]);
     });
 }
 

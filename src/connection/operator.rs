@@ -6,7 +6,7 @@ use super::{
     process,
     shared::{For, Shared},
     state::{
-        ATTEND, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT,
+        ABORT, ATTEND, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT,
         READABLE, URGENT, WRITABLE, WRITE_SHUT,
     },
 };
@@ -100,6 +100,15 @@ impl ConnectionOperator {
         if due.close {
             // The kernel announces room late, and takes output before that: then it moves.
             news |= ATTEND | WRITABLE;
+        }
+        if due.stall {
+            // The kernel announces room late: what it takes now is progress.
+            self.drive();
+            news |= WRITABLE;
+            if shared.has_stalled() {
+                shared.aside.lock().decide(CloseReason::WriteTimeout);
+                news |= ABORT | ATTEND;
+            }
         }
         if due.idle {
             shared.aside.lock().decide(CloseReason::IdleTimeout);

@@ -14,7 +14,7 @@
 //! Progress is counted in queue offsets. A directly sent rest that must be queued *before*
 //! what is there already moves the `sent` mark back, so offsets that others wait for stay true.
 
-use super::state::{ABORT, BROKEN, CLOSED, FLUSHING, POISONED, QUEUED, WRITABLE, Word};
+use super::state::{ABORT, BROKEN, CLOSED, FLUSHING, GATED, POISONED, QUEUED, WRITABLE, Word};
 use crate::{
     net::is_shortage,
     sync::{AtomicU64, Mutex, Ordering},
@@ -104,6 +104,17 @@ pub(crate) enum Straight {
     No,
 }
 
+/// Whether the owner may go on although output is queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// At most the low mark is queued.
+    Open,
+    /// The owner waits from now on.
+    Closes,
+    /// The owner has been waiting already.
+    Shut,
+}
+
 /// Accepted output that will never be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loss {
@@ -116,6 +127,8 @@ pub(crate) struct Loss {
 pub(crate) struct Bound {
     pub(crate) bytes: usize,
     pub(crate) messages: usize,
+    /// A queue of at most so many bytes takes one message of any length.
+    pub(crate) low: usize,
 }
 
 /// A place in the queue: everything before it has been sent once `sent` has passed it.
@@ -265,6 +278,30 @@ impl Outbox {
             .lock()
             .as_ref()
             .is_none_or(|queue| queue.room(len, bound).is_ok())
+    }
+
+    /// Has the owner wait while more than `low` bytes are queued: then it must not go on before
+    /// [`open_gate`](Self::open_gate) says so.
+    pub(crate) fn gate(&self, word: &Word, low: usize) -> Gate {
+        if self.queued() <= low {
+            return Gate::Open;
+        }
+        // The bit is set before the second look. The flusher looks at the bit after it counted, under
+        // the queue's lock, what it sent. So one of the two sees what the other did.
+        let before = word.set(GATED);
+        if self.queued() <= low {
+            word.clear(GATED);
+            Gate::Open
+        } else if before & GATED == 0 {
+            Gate::Closes
+        } else {
+            Gate::Shut
+        }
+    }
+
+    /// The flusher has sent or dropped something: whether the owner waits at the gate and may go on.
+    pub(crate) fn open_gate(&self, word: &Word, low: usize) -> bool {
+        self.queued() <= low && word.clear(GATED) & GATED != 0
     }
 
     /// Counts output that was moved past the queue by the flusher.
@@ -532,7 +569,7 @@ impl Queue {
     fn room(&self, len: usize, bound: Bound) -> Result<(), Full> {
         let queued = self.bytes();
         let fits = queued.saturating_add(len) <= bound.bytes && self.ends.len() < bound.messages;
-        if fits || queued == 0 {
+        if fits || queued <= bound.low {
             Ok(())
         } else {
             Err(Full(queued))

@@ -292,6 +292,15 @@ impl Owner {
             if let Some(turn) = self.ending(shared) {
                 return turn;
             }
+            // A peer that does not read its answers gets no further ones made.
+            if self.conn.tx.gated {
+                if shared.gate(&self.conn.tx.patience) {
+                    // The handler is run for what lies here when the gate opens.
+                    self.conn.rx.fresh |= again;
+                    return Turn::Idle;
+                }
+                self.conn.tx.gated = false;
+            }
             if !received {
                 received = self.take_input(limits.pause_at);
             }
@@ -341,6 +350,7 @@ impl Owner {
     fn has_answered_all(&self, shared: &Shared) -> bool {
         let rx = &self.conn.rx;
         rx.len() == 0
+            && !self.conn.tx.gated
             && !rx.readable
             && rx.end.is_none()
             && !shared.word.has(ABORT | CLOSE | BROKEN | DRAIN)

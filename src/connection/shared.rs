@@ -7,7 +7,8 @@ use super::{
     alarms,
     aside::{Aside, Waiters, Waiting},
     operator::{ConnectionOperator, Wire},
-    output::{Bound, Contain, Outbox, Sent, Sink},
+    output::{Bound, Contain, Gate, Outbox, Sent, Sink},
+    patience::Patience,
     process::Owner,
     state::{self, Word},
     wake::Bell,
@@ -201,11 +202,53 @@ impl Shared {
 
     // ---------------------------------------------------------------- sending
 
+    /// What the queue may hold as far as senders on other threads are concerned.
     pub(crate) fn bound(&self) -> Bound {
         let limits = &self.context.limits;
         Bound {
             bytes: limits.max_output,
             messages: limits.max_messages,
+            low: 0,
+        }
+    }
+
+    /// The same for the connection's own callbacks, which run while the queue is at its low mark:
+    /// the first message of such a run is accepted at once.
+    pub(crate) fn callback_bound(&self) -> Bound {
+        Bound {
+            low: self.context.limits.low_mark(),
+            ..self.bound()
+        }
+    }
+
+    /// Whether more than the low mark is queued.
+    pub(super) fn is_above_low_mark(&self) -> bool {
+        self.outbox.queued() > self.context.limits.low_mark()
+    }
+
+    /// Whether the owner has to wait for the output queue to fall to its low mark. The flusher
+    /// wakes the owner then; if the kernel takes nothing for the write timeout, the connection ends.
+    #[cold]
+    pub(super) fn gate(&self, patience: &Patience) -> bool {
+        match self.outbox.gate(&self.word, self.context.limits.low_mark()) {
+            Gate::Open => return false,
+            Gate::Shut => {}
+            Gate::Closes => {
+                if let Some(until) = patience.until(self.context.limits.write_timeout) {
+                    self.stalls_at(until);
+                }
+            }
+        }
+        true
+    }
+
+    /// Wakes the owner that waits at the gate if the queue is at its low mark.
+    fn open_gate(&self) {
+        if self
+            .outbox
+            .open_gate(&self.word, self.context.limits.low_mark())
+        {
+            self.attend(0);
         }
     }
 
@@ -219,6 +262,9 @@ impl Shared {
     /// Drops what is queued: nothing is sent any more.
     pub(crate) fn discard_output(&self) {
         self.outbox.discard(&self.word, self);
+        if self.word.has(state::GATED) {
+            self.open_gate();
+        }
     }
 
     /// Acts on what became of a flusher's turn; `Share` is left to the caller.
@@ -228,11 +274,14 @@ impl Shared {
             self.touch();
             // A close or a drain may have waited for just this, or threads.
             let bits = self.word.load();
-            if bits & (state::CLOSE | state::DRAIN | state::WRITE_WAIT) == 0 {
+            if bits & (state::CLOSE | state::DRAIN | state::WRITE_WAIT | state::GATED) == 0 {
                 return;
             }
             if bits & (state::CLOSE | state::DRAIN) != 0 {
                 self.attend(0);
+            }
+            if bits & state::GATED != 0 {
+                self.open_gate();
             }
             return self.notify(For::Output);
         }
@@ -243,6 +292,9 @@ impl Shared {
     fn after_part(self: &Arc<Self>, sent: Sent) {
         if !matches!(sent, Sent::Failed(_)) {
             self.touch();
+        }
+        if self.word.has(state::GATED) {
+            self.open_gate();
         }
         match sent {
             Sent::All | Sent::Share => {}

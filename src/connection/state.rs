@@ -91,6 +91,9 @@ pub(crate) const HELD: u32 = 1 << 25;
 /// although more is behind it.
 pub(crate) const URGENT: u32 = 1 << 26;
 
+/// The owner neither receives nor runs the handler until the output queue is at its low mark.
+pub(crate) const GATED: u32 = 1 << 27;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 /// Somebody has the owner's role or waits for news, or they are for nobody any more.
@@ -286,7 +289,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 27] = [
+        const NAMES: [&str; 28] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -314,6 +317,7 @@ impl fmt::Debug for Word {
             "HUNG_UP",
             "HELD",
             "URGENT",
+            "GATED",
         ];
         let bits = self.load();
         let names = NAMES

@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-const ALL: [u32; 26] = [
+const ALL: [u32; 28] = [
     READABLE,
     WRITABLE,
     ATTEND,
@@ -45,6 +45,8 @@ const ALL: [u32; 26] = [
     PIPED,
     HUNG_UP,
     HELD,
+    URGENT,
+    GATED,
 ];
 /// Facts that no role or news may touch.
 const FACTS: u32 = CONNECTED | PEER_CLOSED | DRAIN | OWNED;
@@ -265,7 +267,11 @@ impl Line {
 
     fn send_within(&self, text: &str, bytes: usize, messages: usize) -> Result<Sent, Full> {
         let mut chain = LinkBuffer::from(Bytes::copy_from_slice(text.as_bytes()));
-        let bound = Bound { bytes, messages };
+        let bound = Bound {
+            bytes,
+            messages,
+            low: 0,
+        };
         let sent = self.outbox.send(&self.word, self, &mut chain, bound);
         assert_eq!(chain.is_empty(), sent.is_ok());
         sent.map(|(_, sent)| sent)
@@ -310,6 +316,7 @@ fn what_does_not_fit_waits_in_front_and_goes_out_in_order() {
     let bound = Bound {
         bytes: 100,
         messages: 100,
+        low: 0,
     };
     let (mark, sent) = line
         .outbox
@@ -394,7 +401,11 @@ fn the_bounds_hold_except_for_an_empty_queue() {
         Ok(Sent::Parked),
         "nothing was queued"
     );
-    let bound = |bytes, messages| Bound { bytes, messages };
+    let bound = |bytes, messages| Bound {
+        bytes,
+        messages,
+        low: 0,
+    };
     assert!(line.outbox.has_room(4, bound(8, 2)) && !line.outbox.has_room(5, bound(8, 2)));
     assert!(!line.outbox.has_room(1, bound(8, 1)));
     assert_eq!(line.send_within("fives", 8, 2), Err(Full(4)));
@@ -476,6 +487,7 @@ fn a_chain_of_many_pieces_goes_out_whole() {
     let bound = Bound {
         bytes: 1,
         messages: 1,
+        low: 0,
     };
     let sent = line.outbox.send(&line.word, &line, &mut chain, bound);
     assert_eq!(sent.map(|(_, sent)| sent), Ok(Sent::All));
@@ -497,6 +509,7 @@ fn slices_for_a_full_sink_wait_like_everything_else() {
 const NO_BOUND: Bound = Bound {
     bytes: usize::MAX,
     messages: usize::MAX,
+    low: 0,
 };
 
 /// A line on which others act while something is sent or dropped.

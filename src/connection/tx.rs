@@ -6,7 +6,7 @@ use super::{
     patience::Patience,
     shared::{For, Shared},
     spare,
-    state::{ABORT, BROKEN, CLOSE, CLOSED, POISONED, WRITE_SHUT},
+    state::{ABORT, BROKEN, CLOSE, CLOSED, OWNED, POISONED, WRITE_SHUT},
 };
 use crate::{
     config::OnFull,
@@ -23,6 +23,9 @@ pub(crate) struct Tx {
     pub(crate) socket: Arc<Wire>,
     pub(super) buffer: Option<Box<LinkBuffer>>,
     pub(crate) patience: Patience,
+    /// A flush in a callback left more than the low mark in the queue: the owner waits until that
+    /// is sent before it receives more and runs the handler again.
+    pub(super) gated: bool,
     /// The connection was taken out of the value this belongs to.
     spent: bool,
 }
@@ -35,6 +38,7 @@ impl Tx {
             socket: Arc::clone(socket),
             buffer: None,
             patience: Patience::default(),
+            gated: false,
             spent: false,
         }
     }
@@ -51,12 +55,14 @@ impl Tx {
         self.buffer.get_or_insert_with(spare::output)
     }
 
-    /// Bytes written and not flushed.
+    /// Bytes written and not submitted: a refused flush leaves them here.
     pub(crate) fn pending(&self) -> usize {
-        self.buffer.as_ref().map_or(0, |buffer| buffer.malloc_len())
+        let buffer = self.buffer.as_ref();
+        buffer.map_or(0, |buffer| buffer.len() + buffer.malloc_len())
     }
 
-    /// Sends everything written so far and waits until the kernel has it.
+    /// Submits everything written so far. On a connection of the caller's own this waits until the
+    /// kernel has it; in a callback it waits at most for room in the queue.
     #[inline]
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         match self.send_whole() {
@@ -65,11 +71,55 @@ impl Tx {
         }
     }
 
+    /// Submits everything written so far and waits until the kernel has it, whatever was queued
+    /// before included.
+    pub(crate) fn flush_and_wait(&mut self) -> io::Result<()> {
+        match self.send_whole() {
+            Straight::Sent => Ok(()),
+            straight => {
+                self.submit_on(straight, OnFull::Block)?;
+                self.wait_sent()
+            }
+        }
+    }
+
     #[cold]
     fn flush_on(&mut self, straight: Straight) -> io::Result<()> {
-        match self.submit_on(straight)? {
-            None => Ok(()),
-            Some(mark) => self.shared.wait_sent(mark, &self.patience),
+        let on_full = match self.shared.context.limits.on_full {
+            OnFull::Close => OnFull::Close,
+            OnFull::Error | OnFull::Block => OnFull::Block,
+        };
+        self.submit_on(straight, on_full)?;
+        self.wait_or_gate()
+    }
+
+    /// The second half of a flush: the caller of an own connection waits, a callback's connection is
+    /// not run before the queue is low.
+    pub(super) fn wait_or_gate(&mut self) -> io::Result<()> {
+        if self.is_owned() {
+            self.wait_sent()
+        } else {
+            self.gated |= self.shared.is_above_low_mark();
+            Ok(())
+        }
+    }
+
+    /// Waits until the kernel has everything that is queued now.
+    fn wait_sent(&self) -> io::Result<()> {
+        self.shared
+            .wait_sent(self.shared.outbox.mark(), &self.patience)
+    }
+
+    /// Whether the connection belongs to the caller; otherwise this is one of its callbacks.
+    fn is_owned(&self) -> bool {
+        self.shared.word.has(OWNED)
+    }
+
+    fn bound(&self) -> Bound {
+        if self.is_owned() {
+            self.shared.bound()
+        } else {
+            self.shared.callback_bound()
         }
     }
 
@@ -94,34 +144,41 @@ impl Tx {
         straight
     }
 
-    /// Sends what the kernel takes now, leaves the rest to the poller. `true`: nothing is left.
+    /// Sends what the kernel takes now, leaves the rest to the poller. `true`: the queue is empty.
     pub(crate) fn try_flush(&mut self) -> io::Result<bool> {
         let straight = self.send_whole();
-        match self.submit_on(straight)? {
-            None => Ok(true),
-            Some(mark) => Ok(self.shared.outbox.passed(mark)),
+        if straight == Straight::Sent {
+            return Ok(true);
         }
+        let on_full = match self.shared.context.limits.on_full {
+            OnFull::Block => OnFull::Error,
+            other => other,
+        };
+        self.submit_on(straight, on_full)?;
+        Ok(self.shared.outbox.queued() == 0)
     }
 
-    /// Goes on behind a straight send. `None` when the kernel has everything, otherwise what to
-    /// wait for.
-    fn submit_on(&mut self, straight: Straight) -> io::Result<Option<Mark>> {
+    /// Goes on behind a straight send.
+    fn submit_on(&mut self, straight: Straight, on_full: OnFull) -> io::Result<()> {
         match straight {
-            Straight::Sent => return Ok(None),
-            Straight::Turn(mark, sent) => return self.shared.sent(&self.socket, mark, sent),
+            Straight::Sent => return Ok(()),
+            Straight::Turn(mark, sent) => {
+                return self.shared.sent(&self.socket, mark, sent).map(drop);
+            }
             Straight::No => {}
         }
         self.check()?;
+        let bound = self.bound();
         let Some(buffer) = self.buffer.as_mut() else {
-            return Ok(None);
+            return Ok(());
         };
         buffer.flush();
         if buffer.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
-        let on_full = self.shared.context.limits.on_full;
         self.shared
-            .submit(&self.socket, buffer, &self.patience, on_full)
+            .submit(&self.socket, buffer, &self.patience, on_full, bound)
+            .map(drop)
     }
 
     /// Nothing can be written through this value any more.
@@ -204,13 +261,14 @@ impl Shared {
         chain: &mut LinkBuffer,
         patience: &Patience,
         on_full: OnFull,
+        bound: Bound,
     ) -> io::Result<Option<Mark>> {
         let len = chain.len();
         let mut until = None;
         loop {
             match self
                 .outbox
-                .send(&self.word, &self.line(socket), chain, self.bound())
+                .send(&self.word, &self.line(socket), chain, bound)
             {
                 Ok((mark, sent)) => return self.sent(socket, mark, sent),
                 Err(Full(queued)) => {
@@ -225,7 +283,7 @@ impl Shared {
                             let until = *until.get_or_insert_with(|| {
                                 patience.until(self.context.limits.write_timeout)
                             });
-                            self.wait_output(until, || self.outbox.has_room(len, self.bound()))?;
+                            self.wait_output(until, || self.outbox.has_room(len, bound))?;
                             // A queue that was dropped has room too.
                             self.check_writable()?;
                         }
@@ -251,6 +309,7 @@ impl Shared {
         let unbounded = Bound {
             bytes: usize::MAX,
             messages: usize::MAX,
+            low: 0,
         };
         let sent = match self
             .outbox

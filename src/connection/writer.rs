@@ -19,21 +19,21 @@ impl Tx {
         Ok(len)
     }
 
-    /// Sends straight from the caller's memory if nothing is before it, and waits until the kernel
-    /// has all of it. `false`: something is before it.
+    /// Sends straight from the caller's memory if nothing is before it; a connection of the caller's
+    /// own waits until the kernel has all of it. `false`: something is before it.
     fn direct(&mut self, slices: &[IoSlice<'_>]) -> io::Result<bool> {
         if self.pending() > 0 {
             return Ok(false);
         }
         let shared = &self.shared;
         let line = shared.line(&self.socket);
-        let Some((mark, sent)) = shared.outbox.send_slices(&shared.word, &line, slices) else {
+        let Some((_, sent)) = shared.outbox.send_slices(&shared.word, &line, slices) else {
             return Ok(false);
         };
         if let Sent::Failed(_) = shared.settle_send(&self.socket, sent) {
             return Err(shared.closed_error());
         }
-        shared.wait_sent(mark, &self.patience)?;
+        self.wait_or_gate()?;
         Ok(true)
     }
 }
@@ -145,32 +145,59 @@ macro_rules! writing {
             self.tx.raw_buffer().fill_slot(slot, value);
         }
 
-        /// Sends everything written and waits until the kernel has all of it, at most the write
-        /// timeout. It usually does not wait: what fits into the socket is sent by this thread.
+        /// Submits everything written: this thread sends what the socket takes, the rest is queued and
+        /// the poller sends it when the socket has room.
+        ///
+        /// In a callback of a handler this returns as soon as the rest is queued. While more than the
+        /// low mark is queued (64 KiB, or a fourth of the output limit if that is less) the connection
+        /// is not read and its handler not called, so a peer that does not read its answers costs no
+        /// thread. The call waits only where an earlier flush of the same callback has left more than
+        /// the low mark in the queue and the rest does not fit the output limit, at most the write
+        /// timeout. Use [`flush_and_wait`](Self::flush_and_wait) to know that the kernel has all of it.
+        ///
+        /// On a connection of the caller's own (dialled, pooled, or taken out of its handler) this is
+        /// [`flush_and_wait`](Self::flush_and_wait).
         ///
         /// # Errors
         ///
-        /// [`Error::WriteTimeout`](crate::Error::WriteTimeout) with how much was sent (the
-        /// connection is poisoned then), [`Error::OutputFull`](crate::Error::OutputFull) by
-        /// policy, [`Error::Closed`](crate::Error::Closed),
-        /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) if it had to wait on a poller's
-        /// thread that must not (inline dispatch; the rest is still sent).
+        /// [`Error::Closed`](crate::Error::Closed) on an ended connection, and where the queue is full
+        /// and the policy is [`OnFull::Close`](crate::OnFull::Close);
+        /// [`Error::Poisoned`](crate::Error::Poisoned); the errors of
+        /// [`flush_and_wait`](Self::flush_and_wait) where it has to wait. What did not fit the queue
+        /// stays unflushed then.
         pub fn flush(&mut self) -> io::Result<()> {
             self.tx.flush()
         }
 
-        /// Sends what the kernel takes now and leaves the rest to the poller. `true`: nothing is
-        /// left. Never waits unless the queue is full and the policy is to block.
+        /// Submits everything written and waits until the kernel has all that is queued, at most the
+        /// write timeout. It does not wait if the socket takes everything at once.
         ///
         /// # Errors
         ///
-        /// As [`Self::flush`], without the timeout.
+        /// [`Error::WriteTimeout`](crate::Error::WriteTimeout) with how much was sent (the
+        /// connection is poisoned then), [`Error::Closed`](crate::Error::Closed),
+        /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) if it had to wait on a poller's
+        /// thread that must not (inline dispatch; the rest is still sent).
+        pub fn flush_and_wait(&mut self) -> io::Result<()> {
+            self.tx.flush_and_wait()
+        }
+
+        /// Submits everything written and never waits. `true`: the kernel has all of it and nothing
+        /// is queued.
+        ///
+        /// # Errors
+        ///
+        /// [`Error::OutputFull`](crate::Error::OutputFull) if the rest does not fit the output limit
+        /// (the output stays unflushed), or the end of the connection where the policy is
+        /// [`OnFull::Close`](crate::OnFull::Close); [`Error::Closed`](crate::Error::Closed),
+        /// [`Error::Poisoned`](crate::Error::Poisoned).
         pub fn try_flush(&mut self) -> io::Result<bool> {
             self.tx.try_flush()
         }
 
         /// Sends several slices in one system call without joining them; what the socket does
-        /// not take is copied and waited for as in [`Self::flush`]. Returns their total length.
+        /// not take is copied and queued, and waited for where [`Self::flush`] waits. Returns their
+        /// total length.
         ///
         /// # Errors
         ///

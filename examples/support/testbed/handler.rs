@@ -21,8 +21,8 @@ pub(crate) struct Waiting {
     pub(crate) allowed: bool,
     /// For the rest of a frame, so that the read timeout judges it.
     pub(crate) for_input: bool,
-    /// For the kernel to take the replies, so that the write timeout judges it. Otherwise they
-    /// are queued and the output limit judges them.
+    /// For a peer that does not read its replies: no further request is read, and the write timeout
+    /// ends the connection. Otherwise replies are queued and the output limit ends it.
     pub(crate) for_output: bool,
 }
 
@@ -84,18 +84,18 @@ impl Testbed {
             .read_u8()
             .map_err(|_| invalid("a frame without an opcode"))?;
         match opcode {
-            b'E' => reply(conn, frame)?,
+            b'E' => self.reply(conn, frame)?,
             b'S' => {
                 let time = argument(&mut frame)?;
                 thread::sleep(Duration::from_millis(time.into()));
-                reply(conn, frame)?;
+                self.reply(conn, frame)?;
             }
             b'P' => panic!("a panic was asked for"),
             b'C' => {
                 let n = argument(&mut frame)?;
                 conn.write_slice(&n.to_be_bytes())?;
                 pattern::write(conn, 0, n.into())?;
-                conn.try_flush()?;
+                self.flush(conn)?;
                 conn.handle().close();
                 return Ok(Outcome::Closing);
             }
@@ -105,7 +105,7 @@ impl Testbed {
             }
             b'B' => {
                 let (n, pieces) = (argument(&mut frame)?, argument(&mut frame)?);
-                pattern_in_pieces(conn, n.into(), pieces.into())?;
+                self.pattern_in_pieces(conn, n.into(), pieces.into())?;
             }
             b'Q' => {}
             b'L' => self.relay(conn, frame)?,
@@ -117,11 +117,40 @@ impl Testbed {
             }
             b'T' => {
                 let figures = LinkBuffer::from(self.book.json());
-                reply(conn, figures)?;
+                self.reply(conn, figures)?;
             }
             other => return Err(invalid(format!("opcode {:?}", char::from(other)))),
         }
         Ok(Outcome::Answered)
+    }
+
+    /// Submits what was written.
+    fn flush(&self, conn: &mut Connection) -> io::Result<()> {
+        if self.waiting.for_output {
+            conn.flush()
+        } else {
+            conn.try_flush().map(drop)
+        }
+    }
+
+    /// Queues one reply behind those before it.
+    fn reply(&self, conn: &mut Connection, body: LinkBuffer) -> io::Result<()> {
+        conn.write_slice(&(body.len() as u32).to_be_bytes())?;
+        conn.append(body)?;
+        self.flush(conn)
+    }
+
+    /// A reply of `n` pattern bytes, given to the kernel in so many pieces.
+    fn pattern_in_pieces(&self, conn: &mut Connection, n: u64, pieces: u64) -> io::Result<()> {
+        conn.write_slice(&(n as u32).to_be_bytes())?;
+        let pieces = pieces.clamp(1, n.max(1));
+        let start = |piece: u64| (u128::from(n) * u128::from(piece) / u128::from(pieces)) as u64;
+        for piece in 0..pieces {
+            let (from, to) = (start(piece), start(piece + 1));
+            pattern::write(conn, from, to - from)?;
+            self.flush(conn)?;
+        }
+        Ok(())
     }
 
     /// Sends a frame on to another server and its reply back.
@@ -137,7 +166,7 @@ impl Testbed {
         }
         if self.waiting.allowed {
             conn.append(call(&self.dialer, address, frame)?)?;
-            return conn.try_flush().map(drop);
+            return self.flush(conn);
         }
         let (dialer, handle) = (self.dialer.clone(), conn.handle());
         let promise = handle.hold();
@@ -179,9 +208,6 @@ impl Handler for Testbed {
         if let Ok(Outcome::Closing) = served {
             return Ok(());
         }
-        if self.waiting.for_output {
-            conn.flush()?;
-        }
         served.map(drop)
     }
 
@@ -191,26 +217,6 @@ impl Handler for Testbed {
                 .enter(&track, &[Phase::Connected], Phase::Disconnected),
         );
     }
-}
-
-/// Queues one reply behind those before it.
-fn reply(conn: &mut Connection, body: LinkBuffer) -> io::Result<()> {
-    conn.write_slice(&(body.len() as u32).to_be_bytes())?;
-    conn.append(body)?;
-    conn.try_flush().map(drop)
-}
-
-/// A reply of `n` pattern bytes, given to the kernel in so many pieces.
-fn pattern_in_pieces(conn: &mut Connection, n: u64, pieces: u64) -> io::Result<()> {
-    conn.write_slice(&(n as u32).to_be_bytes())?;
-    let pieces = pieces.clamp(1, n.max(1));
-    let start = |piece: u64| (u128::from(n) * u128::from(piece) / u128::from(pieces)) as u64;
-    for piece in 0..pieces {
-        let (from, to) = (start(piece), start(piece + 1));
-        pattern::write(conn, from, to - from)?;
-        conn.try_flush()?;
-    }
-    Ok(())
 }
 
 /// Replies of a number from 0 on and the body, each from a thread of its own.
