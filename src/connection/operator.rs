@@ -6,8 +6,8 @@ use super::{
     process,
     shared::{For, Shared},
     state::{
-        ABORT, ATTEND, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED, READ_WAIT,
-        READABLE, URGENT, WRITABLE, WRITE_SHUT,
+        ABORT, ATTEND, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED,
+        READ_WAIT, READABLE, URGENT, WRITABLE, WRITE_SHUT,
     },
 };
 use crate::{
