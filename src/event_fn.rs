@@ -237,6 +237,7 @@ fn fault(reason: CloseReason) -> Option<io::ErrorKind> {
         | CloseReason::Refused => None,
         CloseReason::Error(kind) => Some(kind),
         CloseReason::ReadTimeout | CloseReason::WriteTimeout => Some(ErrorKind::TimedOut),
+        CloseReason::Overload => Some(ErrorKind::ResourceBusy),
         CloseReason::OutputFull => Some(ErrorKind::QuotaExceeded),
         CloseReason::InputLimit => Some(ErrorKind::InvalidData),
         CloseReason::HandlerError | CloseReason::HandlerPanic | CloseReason::Poller => {

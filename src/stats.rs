@@ -40,6 +40,8 @@ pub struct Stats {
     pub disconnected: u64,
     /// Connections whose callbacks have all run.
     pub closed: u64,
+    /// Connections that ended with [`CloseReason::Overload`](crate::CloseReason::Overload).
+    pub overloaded: u64,
     /// Panics in handlers and callbacks, all contained.
     pub panics: u64,
     /// Failed accepts by error number, most frequent first.
@@ -54,6 +56,7 @@ pub(crate) struct Counters {
     pub(crate) connected: AtomicU64,
     pub(crate) disconnected: AtomicU64,
     pub(crate) closed: AtomicU64,
+    pub(crate) overloaded: AtomicU64,
     pub(crate) panics: AtomicU64,
     pub(crate) accept_errors: crate::sync::Mutex<std::collections::BTreeMap<i32, u64>>,
 }
@@ -74,6 +77,7 @@ impl Counters {
             connected: self.connected.load(Ordering::Relaxed),
             disconnected: self.disconnected.load(Ordering::Relaxed),
             closed: self.closed.load(Ordering::Relaxed),
+            overloaded: self.overloaded.load(Ordering::Relaxed),
             panics: self.panics.load(Ordering::Relaxed),
             accept_errors,
         }

@@ -161,6 +161,10 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
             loss.messages
         );
     }
+    if reason == CloseReason::Overload {
+        let counters = &shared.context.counters;
+        counters.overloaded.fetch_add(1, Ordering::Relaxed);
+    }
     owner.disconnect(reason);
     shared.word.set(state::CLOSED | state::CONNECTED);
     // What was queued too late to go out is counted as lost, not kept.

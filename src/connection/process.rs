@@ -552,6 +552,7 @@ impl Owner {
             Some(Error::WriteTimeout { .. } | Error::Poisoned) => CloseReason::WriteTimeout,
             Some(Error::InputLimit { .. }) => CloseReason::InputLimit,
             Some(Error::OutputFull { .. }) => CloseReason::OutputFull,
+            Some(Error::Overloaded) => CloseReason::Overload,
             _ => match (FrameError::from_io(error), self.conn.rx.end) {
                 (_, Some(End::Failed(kind))) => CloseReason::Error(kind),
                 (Some(FrameError::TooLong { .. }), _) => CloseReason::InputLimit,

@@ -75,6 +75,10 @@ pub enum Error {
     /// An earlier write was cut inside a message, so nothing more can be sent.
     /// Kind: `BrokenPipe`.
     Poisoned,
+    /// Others needed the thread: when all threads are taken and work has waited for one for too long, the
+    /// longest wait inside a call of this crate ends with this, and what it waited on is closed.
+    /// Kind: `ResourceBusy`.
+    Overloaded,
     /// The pool has its maximum of connections in use. Kind: `ResourceBusy`.
     PoolExhausted,
     /// The event loop or pool is shutting down and takes nothing new. Kind: `NotConnected`.
@@ -120,11 +124,11 @@ impl Error {
     }
 
     /// Whether the connection is of no more use for what was tried: it ended, the peer ended
-    /// its stream, or its output was cut.
+    /// its stream, its output was cut, or others needed the thread.
     pub const fn is_closed(&self) -> bool {
         matches!(
             self,
-            Self::Closed(_) | Self::PeerClosed { .. } | Self::Poisoned
+            Self::Closed(_) | Self::PeerClosed { .. } | Self::Poisoned | Self::Overloaded
         )
     }
 
@@ -149,7 +153,7 @@ impl Error {
             Self::InputLimit { .. } => ErrorKind::InvalidData,
             Self::OutputFull { .. } => ErrorKind::QuotaExceeded,
             Self::Poisoned => ErrorKind::BrokenPipe,
-            Self::PoolExhausted => ErrorKind::ResourceBusy,
+            Self::Overloaded | Self::PoolExhausted => ErrorKind::ResourceBusy,
             Self::ShuttingDown => ErrorKind::NotConnected,
             Self::WouldDeadlock => ErrorKind::Deadlock,
             Self::SelfConnect => ErrorKind::ConnectionRefused,
@@ -189,6 +193,10 @@ impl fmt::Display for Error {
             Self::Poisoned => {
                 f.write_str("an earlier write was cut inside a message: close the connection")
             }
+            Self::Overloaded => f.write_str(
+                "all threads were taken and others waited for one, so this wait was ended: close the \
+                 connection; shorter timeouts or more threads make it rarer",
+            ),
             Self::PoolExhausted => f.write_str(
                 "all connections of the pool are in use: return one or raise its maximum",
             ),

@@ -35,6 +35,8 @@ pub enum CloseReason {
     OutputFull,
     /// The peer sent, or a callback asked for, more than the input limit allows.
     InputLimit,
+    /// The server had too much to do: others needed the thread that waited for this connection.
+    Overload,
     /// The poller that watched the connection failed.
     Poller,
 }
@@ -55,6 +57,7 @@ impl fmt::Display for CloseReason {
             Self::Refused => "on_prepare refused it",
             Self::OutputFull => "its output queue was full",
             Self::InputLimit => "its input was over the limit",
+            Self::Overload => "the server was overloaded",
             Self::Poller => "its poller failed",
         };
         f.write_str(text)

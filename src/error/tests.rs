@@ -26,6 +26,7 @@ fn all() -> Vec<Error> {
             limit: 64,
         },
         Error::Poisoned,
+        Error::Overloaded,
         Error::PoolExhausted,
         Error::ShuttingDown,
         Error::ShutdownIncomplete { remaining: 12 },
@@ -118,6 +119,7 @@ fn kinds_are_the_documented_ones() {
         (Error::WouldDeadlock, ErrorKind::Deadlock),
         (Error::SelfConnect, ErrorKind::ConnectionRefused),
         (Error::PoolExhausted, ErrorKind::ResourceBusy),
+        (Error::Overloaded, ErrorKind::ResourceBusy),
     ];
     for (error, kind) in expected {
         assert_eq!(error.kind(), kind, "{error:?}");
@@ -169,7 +171,7 @@ fn helpers_sort_the_variants() {
     let timeouts = all().into_iter().filter(Error::is_timeout).count();
     assert_eq!(timeouts, 4);
     let closed = all().into_iter().filter(Error::is_closed).count();
-    assert_eq!(closed, 5);
+    assert_eq!(closed, 6);
     for error in all() {
         assert_eq!(
             error.is_timeout(),
@@ -195,6 +197,7 @@ fn close_reasons_have_distinct_texts() {
         CloseReason::Refused,
         CloseReason::OutputFull,
         CloseReason::InputLimit,
+        CloseReason::Overload,
         CloseReason::Poller,
     ];
     let texts: std::collections::HashSet<_> = reasons.iter().map(ToString::to_string).collect();
