@@ -144,6 +144,50 @@ fn a_blocked_handler_takes_no_more_than_its_share_of_input() {
 }
 
 #[test]
+fn asking_for_more_ends_at_the_input_limit() {
+    every(|case| {
+        let (errors, most) = (Log::new(), Arc::new(AtomicUsize::new(0)));
+        let (log, high) = (errors.clone(), Arc::clone(&most));
+        let server = case.serve_with(
+            case.builder().input_limits(64 << 10, LIMITED),
+            Script::new()
+                .request(move |conn| {
+                    loop {
+                        let here = conn.available();
+                        high.fetch_max(here, SeqCst);
+                        assert_eq!(conn.peek(here)?.len(), here);
+                        match conn.try_fill_more() {
+                            Ok(true) => {}
+                            Ok(false) => return Ok(()),
+                            Err(error) => {
+                                log.push(Error::from_io(&error));
+                                return Err(error);
+                            }
+                        }
+                    }
+                })
+                .disconnect(|_, reason| assert_eq!(reason, CloseReason::InputLimit)),
+        );
+        let mut peer = server.connect();
+        // The server stops to receive somewhere.
+        let _ = peer.write_all(&vec![0; 2 * LIMITED]);
+        let error = errors.wait_len(1).remove(0);
+        let Some(Error::InputLimit { wanted, limit }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(limit, LIMITED, "{case:?}");
+        // It was not cut before the limit, and hardly behind it.
+        assert!(wanted > LIMITED && wanted <= LIMITED + (64 << 10) + 1);
+        assert!(most.load(SeqCst) <= LIMITED + (64 << 10));
+        drop(peer);
+        server.stop();
+    });
+}
+
+/// An input limit.
+const LIMITED: usize = 3 << 20;
+
+#[test]
 fn a_handler_that_waits_for_a_whole_message_may_exceed_the_pause_mark() {
     every(|case| {
         let server = case.serve_with(case.builder().input_limits(4096, 4 << 20), echo_large());

@@ -15,7 +15,8 @@
 //! instead of several, and no message across the end of a chunk. A message of known size is received
 //! into one chunk of its own, to its end and no further. Where a chunk was filled and the connection's
 //! messages are large, the handler is asked first how long this one is, so that what follows lands
-//! behind the part that is moved for it.
+//! behind the part that is moved for it. Whoever does not know the length asks for a little more each time:
+//! then as much is received as comes, and not that little.
 
 use super::{
     operator::Wire,
@@ -66,6 +67,9 @@ pub(crate) struct Rx {
     pub(crate) end: Option<End>,
     /// The handler is not run again before this many bytes are here.
     pub(crate) mark: usize,
+    /// What was missing when that was asked for is a large part, so the mark is where a message ends. A few
+    /// bytes more may be a guess: whoever asks does not know how long the message is.
+    exact: bool,
     /// Bytes arrived since the handler last returned.
     pub(crate) fresh: bool,
     /// A wait for input was given up and nothing has come since: an answer may be on its way.
@@ -105,6 +109,7 @@ impl Rx {
             urgent: false,
             end: None,
             mark: 0,
+            exact: false,
             fresh: false,
             owed: false,
             large: true,
@@ -402,8 +407,19 @@ impl Rx {
             return Err(Error::InputLimit { wanted: n, limit }.into());
         }
         self.mark = n;
+        self.exact = n - self.len() > LANDING;
         self.large |= n > SCRATCH;
         Ok(())
+    }
+
+    /// Waits until more is here than now.
+    pub(crate) fn fill_more(&mut self) -> io::Result<()> {
+        self.fill_by(self.len().saturating_add(1), &mut None)
+    }
+
+    /// As [`Self::fill_more`] without waiting.
+    pub(crate) fn try_fill_more(&mut self) -> io::Result<bool> {
+        self.try_fill_up(self.len().saturating_add(1))
     }
 
     fn refresh(&mut self) {
@@ -484,22 +500,28 @@ impl Rx {
         missing > LANDING || self.is_landing(missing)
     }
 
-    /// Whether the last bytes of a large message belong into the chunk made for it.
+    /// Whether what is missing of a large message belongs into the chunk made for it. If that is a guess
+    /// there is room for a good deal more, or it is not worth a receive.
     fn is_landing(&self, missing: usize) -> bool {
+        let room = if self.exact { missing } else { LANDING };
         let landed = self.buffer.as_ref().filter(|input| input.len() > LANDING);
-        missing > 0 && landed.is_some_and(|input| input.spare() >= missing)
+        missing > 0 && landed.is_some_and(|input| input.spare() >= room)
     }
 
     fn receive_landing(&mut self, missing: usize) -> io::Result<Received> {
-        let room = missing.min(TRUST.max(self.len()));
+        let landed = self.len();
+        let room = missing.min(TRUST.max(landed));
         let buffer = self.buffer.get_or_insert_with(spare::plain);
         let mut chunk = buffer.try_landing(room)?;
         let spare = chunk.capacity() - chunk.len();
         // No part of the message behind a large one: it would have to be moved.
-        let offered = if self.mark > SCRATCH {
+        let offered = if self.mark > SCRATCH && self.exact {
             missing.min(spare)
         } else {
+            let limit = self.shared.context.limits.max_input;
             spare
+                .min(TRUST)
+                .min(limit.saturating_sub(landed).max(missing))
         };
         let received = self.socket.recv_at_most(&mut chunk, offered);
         buffer.landed(chunk);

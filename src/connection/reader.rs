@@ -181,6 +181,50 @@ macro_rules! reading {
             self.rx.try_fill(n)
         }
 
+        /// Waits until more is [`available`](Self::available) than now, however much: for messages of
+        /// unknown length. What comes at once is received at once, so a message takes as many calls as it
+        /// has receives. Only the input limit bounds how much may come together.
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::fill`] of one byte more than is available.
+        pub fn fill_more(&mut self) -> io::Result<()> {
+            self.rx.fill_more()
+        }
+
+        /// Whether more is available than was before the call; never waits. `false` makes one byte more
+        /// the wake-up mark. See [`Self::fill_more`].
+        ///
+        /// # Errors
+        ///
+        /// As [`Self::try_fill`] of one byte more than is available.
+        ///
+        /// # Examples
+        ///
+        /// ```
+        /// use netpoll::{Connection, handler_fn};
+        ///
+        /// // A message ends with an empty line, however long it is.
+        /// let handler = handler_fn(|conn: &mut Connection| {
+        ///     loop {
+        ///         let here = conn.available();
+        ///         let text = conn.peek(here)?;
+        ///         if let Some(end) = text.windows(4).position(|end| end == b"\r\n\r\n") {
+        ///             conn.skip(end + 4)?;
+        ///             conn.write_str("got it")?;
+        ///             return conn.flush();
+        ///         }
+        ///         if !conn.try_fill_more()? {
+        ///             return Ok(());
+        ///         }
+        ///     }
+        /// });
+        /// # drop(handler);
+        /// ```
+        pub fn try_fill_more(&mut self) -> io::Result<bool> {
+            self.rx.try_fill_more()
+        }
+
         /// The next `n` bytes without consuming them; waits for them.
         ///
         /// # Errors
@@ -401,6 +445,14 @@ macro_rules! reading_traits {
 
             fn chain(&mut self) -> &mut LinkBuffer {
                 self.rx.buffer()
+            }
+
+            fn fill_more(&mut self) -> io::Result<()> {
+                self.rx.fill_more()
+            }
+
+            fn try_fill_more(&mut self) -> io::Result<bool> {
+                self.rx.try_fill_more()
             }
 
             // However many pieces it comes in, one call waits no longer than one timeout.

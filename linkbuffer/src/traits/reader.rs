@@ -56,6 +56,24 @@ pub trait Reader {
     /// As [`fill`](Self::fill), if it is known that `n` bytes will never be there.
     fn try_fill(&mut self, n: usize) -> io::Result<bool>;
 
+    /// Waits until more is available than now, however much: for messages of unknown length.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill) of one byte more than is available.
+    fn fill_more(&mut self) -> io::Result<()> {
+        self.fill(self.available().saturating_add(1))
+    }
+
+    /// Whether more is available than was before the call, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_fill`](Self::try_fill) of one byte more than is available.
+    fn try_fill_more(&mut self) -> io::Result<bool> {
+        self.try_fill(self.available().saturating_add(1))
+    }
+
     /// The buffer the bytes are in.
     #[doc(hidden)]
     fn chain(&mut self) -> &mut LinkBuffer;
