@@ -57,16 +57,28 @@ impl PollerHandle {
 
     /// Has `call` called once at `deadline`, never before, by a thread of the group with the role
     /// released: it may block. Closures still waiting when the poller closes are dropped uncalled.
+    /// A panic of a closure, or of what it holds when it is dropped, is contained and counted.
     pub fn schedule(&self, deadline: Instant, call: impl FnOnce() + Send + 'static) -> TimerKey {
-        let key = self.poller.schedule.add(Box::new(call));
-        let tick = self.poller.clock.tick_after(deadline);
-        self.poller.push(Command::Schedule(key.0, tick));
-        key
+        match self.poller.schedule.add(Box::new(call)) {
+            Ok(key) => {
+                let tick = self.poller.clock.tick_after(deadline);
+                self.poller.push(Command::Schedule(key.0, tick));
+                key
+            }
+            Err((key, call)) => {
+                self.poller.contain(|| drop(call));
+                key
+            }
+        }
     }
 
     /// Drops a scheduled closure. `false` if it has run, is running or is about to.
     pub fn cancel(&self, key: TimerKey) -> bool {
-        self.poller.schedule.take(key.0).is_some()
+        let Some(call) = self.poller.schedule.take(key.0) else {
+            return false;
+        };
+        self.poller.contain(|| drop(call));
+        true
     }
 
     /// Counts of this poller.

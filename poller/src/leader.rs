@@ -170,7 +170,7 @@ impl<'a> Leader<'a> {
                 };
             }
             for entry in std::mem::take(&mut core.detached) {
-                self.poller.announce(&entry);
+                self.poller.announce(entry);
             }
             if self.poller.is_closing() {
                 return self.end(core.close(), None);
@@ -213,7 +213,7 @@ impl<'a> Leader<'a> {
         core.work = left;
         if looked {
             for entry in std::mem::take(&mut core.detached) {
-                poller.announce(&entry);
+                poller.announce(entry);
             }
         }
         if poller.role.put_back(core) {
@@ -453,7 +453,7 @@ impl<'a> Leader<'a> {
         let poller = self.poller;
         poller.refuse(error);
         for entry in poller.registry.close() {
-            poller.announce(&entry);
+            poller.announce(entry);
         }
         for command in poller.commands.close() {
             if let Command::Detached(entry) = command {
@@ -461,12 +461,17 @@ impl<'a> Leader<'a> {
             }
         }
         for entry in remains.detached {
-            poller.announce(&entry);
+            poller.announce(entry);
         }
         for entry in remains.runs {
-            poller.contain(|| entry.operator.run());
+            poller.contain(move || {
+                entry.operator.run();
+                drop(entry);
+            });
         }
-        poller.schedule.close();
+        for call in poller.schedule.close() {
+            poller.contain(|| drop(call));
+        }
         poller.ended();
     }
 }

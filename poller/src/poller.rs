@@ -111,7 +111,7 @@ impl Poller {
         if let Some(entry) = self.registry.remove(token) {
             self.push_or(Command::Detached(entry), |command| {
                 if let Command::Detached(entry) = command {
-                    self.announce(&entry);
+                    self.announce(entry);
                 }
             });
         }
@@ -210,11 +210,12 @@ impl Poller {
         !self.is_closing()
     }
 
-    /// Tells an operator that it is out, once.
-    pub(crate) fn announce(&self, entry: &Entry) {
+    /// Tells an operator that it is out, once, and lets go of it, which may be its drop.
+    pub(crate) fn announce(&self, entry: Arc<Entry>) {
         if entry.control.announce() {
             self.contain(|| entry.operator.on_detached());
         }
+        self.contain(|| drop(entry));
     }
 
     /// Runs foreign code; `None` if it panicked.

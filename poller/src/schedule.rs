@@ -34,19 +34,16 @@ impl Schedule {
         }
     }
 
-    /// Keeps a closure; dropped right away if the poller is gone.
-    pub(crate) fn add(&self, call: Call) -> TimerKey {
+    /// Keeps a closure; gives it back if the poller is gone.
+    pub(crate) fn add(&self, call: Call) -> Result<TimerKey, (TimerKey, Call)> {
         let mut calls = self.calls.lock();
         let key = calls.next;
         calls.next += 1;
         if calls.closed {
-            // Dropped outside of the lock: it is foreign code.
-            drop(calls);
-            drop(call);
-        } else {
-            calls.waiting.insert(key, call);
+            return Err((TimerKey(key), call));
         }
-        TimerKey(key)
+        calls.waiting.insert(key, call);
+        Ok(TimerKey(key))
     }
 
     /// The closure, if it still waits.
@@ -54,12 +51,10 @@ impl Schedule {
         self.calls.lock().waiting.remove(&key)
     }
 
-    /// Drops all closures, now and from now on.
-    pub(crate) fn close(&self) {
+    /// Hands out the closures that wait, to be dropped one by one, and takes none from now on.
+    pub(crate) fn close(&self) -> impl Iterator<Item = Call> + use<> {
         let mut calls = self.calls.lock();
         calls.closed = true;
-        let waiting = std::mem::take(&mut calls.waiting);
-        drop(calls);
-        drop(waiting);
+        std::mem::take(&mut calls.waiting).into_values()
     }
 }

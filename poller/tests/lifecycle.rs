@@ -5,13 +5,18 @@ mod support;
 
 use std::{
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     panic,
     sync::{Arc, Mutex, Once, mpsc},
     time::{Duration, Instant},
 };
 
-use poller::{Interest, PollerGroup, Progress, Readiness, before_blocking, must_not_block};
+use poller::{
+    Budget, Interest, Operator, PollerGroup, Progress, Readiness, before_blocking, must_not_block,
+};
 use support::{Probe, group, pair, probe, settle, until};
 
 /// The panics of these tests are on purpose: their messages would only be noise.
@@ -292,6 +297,73 @@ fn scheduled_closures_are_dropped_at_close() {
         });
     group.close();
     assert!(told.recv().is_err());
+}
+
+#[test]
+fn closures_whose_drop_panics_end_no_poller() {
+    quiet();
+    let group = group(1);
+    let handle = group.pick();
+    let late = Instant::now() + Duration::from_secs(3600);
+    let bomb = || {
+        let bomb = Bomb;
+        move || drop(bomb)
+    };
+    assert!(handle.cancel(handle.schedule(late, bomb())));
+    for _ in 0..3 {
+        handle.schedule(late, bomb());
+    }
+    group.close();
+    // Dropped at once: there is no poller any more.
+    handle.schedule(late, bomb());
+    assert!(group.health().is_ok(), "an end in order");
+    assert_eq!(group.stats().total().panics, 5);
+}
+
+/// An operator whose drop panics.
+struct Spiteful {
+    socket: UnixStream,
+    _tell: mpsc::Sender<Bomb>,
+}
+
+impl Operator for Spiteful {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn on_ready(&self, _: Readiness, _: &mut Budget<'_>) -> Progress {
+        Progress::Drained
+    }
+}
+
+impl Drop for Spiteful {
+    fn drop(&mut self) {
+        drop(Bomb);
+    }
+}
+
+#[test]
+fn operators_whose_drop_panics_end_no_poller() {
+    quiet();
+    let group = group(1);
+    let handle = group.pick();
+    let (tell, told) = mpsc::channel();
+    let register = || {
+        let operator = Arc::new(Spiteful {
+            socket: pair().0,
+            _tell: tell.clone(),
+        });
+        handle.register(operator, Interest::READ).unwrap()
+    };
+    drop(register());
+    until("the first is gone", || group.stats().total().panics == 1);
+    let kept = register();
+    drop(tell);
+    group.close();
+    assert!(told.recv().is_err(), "all of them are gone");
+    assert!(group.health().is_ok(), "an end in order");
+    assert_eq!(group.stats().total().panics, 2);
+    drop(kept);
 }
 
 #[test]
