@@ -100,8 +100,8 @@ pub use bytes::{self, Bytes, BytesMut};
 pub use client::{Dialer, Pool, PoolStats, Pooled};
 pub use config::OnFull;
 pub use connection::{
-    Connection, ConnectionHandle, Done, Hold, Line, OwnedReadHalf, OwnedWriteHalf, ReadHalf, State,
-    WriteHalf,
+    CloseCallback, Connection, ConnectionHandle, Done, Hold, Line, OwnedReadHalf, OwnedWriteHalf,
+    ReadHalf, State, WriteHalf,
 };
 pub use dispatch::{Dispatch, Executor, Task};
 pub use error::{CloseReason, Error, InvalidAddress};

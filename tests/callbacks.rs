@@ -2,10 +2,11 @@
 
 mod support;
 
-use netpoll::{CloseReason, Connection, ConnectionHandle, Handler, handler_fn};
+use netpoll::{CloseReason, Connection, ConnectionHandle, Dialer, Handler, handler_fn};
 use std::{
     collections::HashSet,
     io::{self, Write},
+    os::unix::net::UnixStream,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -14,7 +15,7 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, decode, echo_frames, eventually, every,
+    Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, bounded, decode, echo_frames, eventually, every,
     every_blocking, frame, giving, in_child, read_frame,
 };
 
@@ -318,6 +319,144 @@ fn no_close_callback_is_lost_or_doubled_when_added_during_the_end() {
                 called.iter().all(|n| n.load(SeqCst) >= 1)
             });
             assert!(called.iter().all(|n| n.load(SeqCst) == 1));
+        }
+        server.stop();
+    });
+}
+
+/// Adds a close callback that counts and adds the next, so many times.
+fn add_chain(handle: &ConnectionHandle, left: usize, called: &Arc<AtomicUsize>) {
+    let (next, counted) = (handle.clone(), Arc::clone(called));
+    handle.on_close(move |_| {
+        counted.fetch_add(1, SeqCst);
+        if left > 1 {
+            add_chain(&next, left - 1, &counted);
+        }
+    });
+}
+
+#[test]
+fn close_callbacks_that_add_others_never_nest() {
+    const CHAIN: usize = 50_000;
+    every(|case| {
+        let handles = Log::new();
+        let server = case.serve(giving(&handles));
+        let (peer, handle) = server.connect_given(&handles);
+        let called = Arc::new(AtomicUsize::new(0));
+        // At the end, on whatever thread that is.
+        add_chain(&handle, CHAIN, &called);
+        let order = Log::new();
+        let (first, second) = (order.clone(), order.clone());
+        let late = handle.clone();
+        handle.on_close(move |_| {
+            let nested = first.clone();
+            late.on_close(move |_| nested.push("added by a callback"));
+            first.push("added before");
+        });
+        handle.on_close(move |_| second.push("added before"));
+        drop(peer);
+        eventually("the chain", || called.load(SeqCst) == CHAIN);
+        let in_order = ["added before", "added before", "added by a callback"];
+        assert_eq!(order.wait_len(3), in_order);
+        // After the end, on this thread and at once.
+        add_chain(&handle, CHAIN, &called);
+        assert_eq!(called.load(SeqCst), 2 * CHAIN);
+        server.stop();
+    });
+}
+
+#[test]
+fn connections_that_drop_each_other_never_nest() {
+    const CHAIN: usize = 150;
+    bounded("chain of drops", || {
+        let called = Arc::new(AtomicUsize::new(0));
+        let mut peers = Vec::new();
+        let mut first: Option<Connection> = None;
+        for _ in 0..CHAIN {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            peers.push(theirs);
+            let outer = Dialer::new().adopt(ours).unwrap();
+            let (counted, inner) = (Arc::clone(&called), first.take());
+            outer.on_close(move |_| {
+                counted.fetch_add(1, SeqCst);
+                drop(inner);
+            });
+            first = Some(outer);
+        }
+        let little = thread::Builder::new().stack_size(96 << 10);
+        let dropping = little.spawn(move || drop(first)).unwrap();
+        dropping.join().unwrap();
+        eventually("all ends", || called.load(SeqCst) == CHAIN);
+    });
+}
+
+/// A value whose drop panics.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("on purpose");
+    }
+}
+
+#[test]
+fn a_close_callback_may_be_taken_back() {
+    every(|case| {
+        let handles = Log::new();
+        let server = case.serve(giving(&handles));
+        let (peer, handle) = server.connect_given(&handles);
+        let called = Log::new();
+        let kept = Arc::new(());
+        let add = |n: usize| {
+            let (called, inside) = (called.clone(), Arc::clone(&kept));
+            handle.on_close(move |_| {
+                called.push(n);
+                drop(inside);
+            })
+        };
+        let added: Vec<_> = (0..10).map(add).collect();
+        for n in [0, 3, 4, 9] {
+            assert!(added[n].remove());
+            assert!(!added[n].clone().remove(), "only once");
+        }
+        assert_eq!(Arc::strong_count(&kept), 7, "what it held is gone at once");
+        // What is added for each request and taken back does not pile up.
+        for n in 0..10_000 {
+            assert!(add(n).remove());
+        }
+        // A drop that panics is the callback's own affair.
+        let bomb = Bomb;
+        assert!(handle.on_close(move |_| drop(bomb)).remove());
+        drop(peer);
+        assert_eq!(called.wait_len(6), [1, 2, 5, 6, 7, 8]);
+        assert!(added.iter().all(|added| !added.remove()));
+        assert!(!add(10).remove(), "it was called at once");
+        assert_eq!(called.all().last(), Some(&10));
+        let event_loop = server.event_loop.clone();
+        server.stop();
+        assert_eq!(event_loop.stats().panics, 1);
+    });
+}
+
+#[test]
+fn a_callback_that_is_taken_back_at_the_end_is_called_or_not() {
+    every(|case| {
+        let handles = Log::new();
+        let server = case.serve(giving(&handles));
+        for _ in 0..50 {
+            let (peer, handle) = server.connect_given(&handles);
+            let called = Arc::new(AtomicUsize::new(0));
+            let add = |_| {
+                let called = Arc::clone(&called);
+                handle.on_close(move |_| {
+                    called.fetch_add(1, SeqCst);
+                })
+            };
+            let added: Vec<_> = (0..64).map(add).collect();
+            let ending = thread::spawn(move || drop(peer));
+            let removed = added.iter().rev().filter(|added| added.remove()).count();
+            ending.join().unwrap();
+            eventually("the others", || called.load(SeqCst) + removed == 64);
         }
         server.stop();
     });
@@ -1050,7 +1189,7 @@ fn sixty_callbacks_of_ten_conversations() {
                     Ok(())
                 }),
         );
-        let dialer = netpoll::Dialer::new().dispatch(case.kind.dispatch());
+        let dialer = Dialer::new().dispatch(case.kind.dispatch());
         let handles: Vec<_> = (0..10)
             .map(|_| {
                 let [a1, a2, a3] = [(); 3].map(|()| add.clone());

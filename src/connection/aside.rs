@@ -11,7 +11,7 @@ use crate::{
     handler::{Hooks, Session},
     sync::{Condvar, Mutex},
 };
-use std::{fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 pub(super) type Callback = Box<dyn FnOnce(CloseReason) + Send>;
 
@@ -24,7 +24,7 @@ pub(crate) struct Aside {
     pub(super) waiting: Option<Arc<Waiting>>,
     rare: Option<Box<Rare>>,
     reason: Option<CloseReason>,
-    /// The close callbacks were taken; later ones run at once.
+    /// The close callbacks are being called, or have been; later ones are called at once.
     pub(super) over: bool,
     /// Over, and nobody is counting output any more.
     pub(super) settled: bool,
@@ -33,9 +33,12 @@ pub(crate) struct Aside {
 /// What few connections have before they end.
 #[derive(Default)]
 struct Rare {
-    callbacks: Vec<Callback>,
-    /// Sessions of a connection that its handler gave away; they hear of the end.
-    parked: Vec<Box<dyn Session>>,
+    /// In the order in which they were added, which is that of their numbers.
+    callbacks: VecDeque<(u64, Callback)>,
+    /// Sessions of a connection that its handler gave away; they hear of the end. Boxed because still
+    /// fewer connections have any.
+    #[expect(clippy::box_collection, reason = "one word instead of three")]
+    parked: Option<Box<Vec<Box<dyn Session>>>>,
     deadlines: Deadlines,
 }
 
@@ -80,28 +83,34 @@ impl Aside {
         self.reason
     }
 
-    pub(super) fn add_callback(&mut self, callback: Callback) {
-        self.rare().callbacks.push(callback);
+    pub(super) fn add_callback(&mut self, number: u64, callback: Callback) {
+        self.rare().callbacks.push_back((number, callback));
     }
 
-    /// The end: callbacks that are added from here on run at once.
-    pub(super) fn finish(&mut self) -> Vec<Callback> {
+    /// Takes out a callback that has not been called.
+    pub(super) fn remove_callback(&mut self, number: u64) -> Option<Callback> {
+        let callbacks = &mut self.rare.as_mut()?.callbacks;
+        let place = callbacks.binary_search_by_key(&number, |&(other, _)| other);
+        callbacks.remove(place.ok()?).map(|(_, callback)| callback)
+    }
+
+    /// The next close callback to call. Callbacks that are added from here on are called at once.
+    pub(super) fn next_callback(&mut self) -> Option<Callback> {
         self.over = true;
-        self.rare
-            .as_mut()
-            .map_or_else(Vec::new, |rare| std::mem::take(&mut rare.callbacks))
+        let rare = self.rare.as_mut()?;
+        rare.callbacks.pop_front().map(|(_, callback)| callback)
     }
 
     pub(crate) fn park(&mut self, sessions: Vec<Box<dyn Session>>) {
         if !sessions.is_empty() {
-            self.rare().parked.extend(sessions);
+            let parked = &mut self.rare().parked;
+            parked.get_or_insert_default().extend(sessions);
         }
     }
 
     pub(crate) fn unpark(&mut self) -> Vec<Box<dyn Session>> {
-        self.rare
-            .as_mut()
-            .map_or_else(Vec::new, |rare| std::mem::take(&mut rare.parked))
+        let parked = self.rare.as_mut().and_then(|rare| rare.parked.take());
+        parked.map_or_else(Vec::new, |parked| *parked)
     }
 
     pub(super) fn deadlines(&self) -> Deadlines {

@@ -25,10 +25,12 @@ use crate::{
 };
 use poller::Interest;
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     fmt, io,
     net::Shutdown,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -64,20 +66,45 @@ impl Shared {
         self.notify_all();
     }
 
-    /// Runs `callback` when the connection is over, at once if it is.
-    pub(crate) fn on_close(&self, callback: Callback) {
+    /// Has `callback` called when the connection is over, at once if it is. Returns its number.
+    fn on_close(self: &Arc<Self>, callback: Callback) -> u64 {
+        // A plain counter: only the numbers of one connection are compared, which its lock orders. Loom
+        // has no static atomics.
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let mut aside = self.aside.lock();
-        if !aside.over {
-            aside.add_callback(callback);
-            return;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        if aside.over {
+            drop(aside);
+            Calling::call(self, callback);
+        } else {
+            aside.add_callback(number, callback);
         }
-        let reason = aside.reason().unwrap_or(CloseReason::Local);
-        drop(aside);
-        self.run_callback(callback, reason);
+        number
     }
 
-    fn run_callback(&self, callback: Callback, reason: CloseReason) {
+    /// Calls the close callbacks, in the order in which they were added.
+    fn call_back(&self) {
+        let _calling = Calling::begin();
+        loop {
+            let callback = self.aside.lock().next_callback();
+            match callback {
+                Some(callback) => self.run_callback(callback),
+                None => return,
+            }
+        }
+    }
+
+    fn run_callback(&self, callback: Callback) {
+        let reason = self.aside.lock().reason().unwrap_or(CloseReason::Local);
         self.contain("close callback", || callback(reason));
+    }
+
+    /// Drops a close callback that has not been called.
+    fn forget_callback(&self, number: u64) -> bool {
+        let callback = self.aside.lock().remove_callback(number);
+        let found = callback.is_some();
+        self.contain("drop of a close callback", || drop(callback));
+        found
     }
 
     /// Runs user code; a panic is counted, logged and turned into `None`.
@@ -128,6 +155,73 @@ impl Shared {
     }
 }
 
+thread_local! {
+    /// `Some`: this thread calls close callbacks, and these are due when the present one has returned.
+    static DUE: RefCell<Option<VecDeque<(Arc<Shared>, Callback)>>> = const { RefCell::new(None) };
+}
+
+/// This thread calls close callbacks. Those that become due meanwhile, because a callback adds them, are
+/// called by a loop, so that the stack does not grow with a chain of them.
+pub(super) struct Calling {
+    outermost: bool,
+}
+
+impl Calling {
+    fn begin() -> Self {
+        let begin = |due: &RefCell<Option<_>>| {
+            let mut due = due.borrow_mut();
+            let outermost = due.is_none();
+            due.get_or_insert_default();
+            outermost
+        };
+        Self {
+            // A thread that ends has no memory of its own any more: it calls at once what is due.
+            outermost: DUE.try_with(begin).unwrap_or(false),
+        }
+    }
+
+    /// Whether the calling thread is inside of a close callback.
+    pub(super) fn is_under_way() -> bool {
+        DUE.try_with(|due| due.borrow().is_some()).unwrap_or(false)
+    }
+
+    /// Calls a callback of a connection that is over, after the one that this thread is inside of.
+    fn call(shared: &Arc<Shared>, callback: Callback) {
+        let mut callback = Some((Arc::clone(shared), callback));
+        let defer = |due: &RefCell<Option<VecDeque<_>>>| {
+            if let Some(due) = &mut *due.borrow_mut() {
+                due.extend(callback.take());
+            }
+        };
+        let _ = DUE.try_with(defer);
+        if let Some((shared, callback)) = callback {
+            let _calling = Self::begin();
+            shared.run_callback(callback);
+        }
+    }
+
+    /// The next callback that is due; after the last one this thread calls none.
+    fn next() -> Option<(Arc<Shared>, Callback)> {
+        DUE.with_borrow_mut(|due| {
+            let next = due.as_mut().and_then(VecDeque::pop_front);
+            if next.is_none() {
+                *due = None;
+            }
+            next
+        })
+    }
+}
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        if self.outermost {
+            while let Some((shared, callback)) = Self::next() {
+                shared.run_callback(callback);
+            }
+        }
+    }
+}
+
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
@@ -171,10 +265,7 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     shared.discard_output();
     // User code runs in the drops too; nothing is locked here.
     shared.contain("drop of connection state", move || drop(owner));
-    let callbacks = shared.aside.lock().finish();
-    for callback in callbacks {
-        shared.run_callback(callback, reason);
-    }
+    shared.call_back();
     shared.contain("drop of handler", || shared.set_hooks(None));
     shared.notify_all();
     trace::debug!("connection {} closed: {reason}", shared.id);
@@ -226,6 +317,36 @@ fn say_farewell(shared: &Shared, socket: &Socket, end: Option<End>, cut: bool) -
         return false;
     }
     end.is_none() && bits & state::BROKEN == 0 && socket.shutdown(Shutdown::Write).is_ok()
+}
+
+/// A close callback that was added: see [`ConnectionHandle::on_close`](crate::ConnectionHandle::on_close).
+/// Dropping it changes nothing; it keeps neither the connection nor the callback.
+#[derive(Clone)]
+pub struct CloseCallback {
+    shared: Weak<Shared>,
+    number: u64,
+}
+
+impl CloseCallback {
+    pub(crate) fn add(shared: &Arc<Shared>, callback: Callback) -> Self {
+        Self {
+            shared: Arc::downgrade(shared),
+            number: shared.on_close(callback),
+        }
+    }
+
+    /// Drops the callback uncalled. `false` if it has been called or is being called, or was removed
+    /// before. Never waits.
+    pub fn remove(&self) -> bool {
+        let shared = self.shared.upgrade();
+        shared.is_some_and(|shared| shared.forget_callback(self.number))
+    }
+}
+
+impl fmt::Debug for CloseCallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CloseCallback").field(&self.number).finish()
+    }
 }
 
 /// Tells when a connection is over, and how it ended.

@@ -4,7 +4,7 @@
 use crate::Error;
 
 use super::{
-    close::Done,
+    close::{CloseCallback, Done},
     patience::Patience,
     process::write_complete,
     shared::Shared,
@@ -159,9 +159,27 @@ impl ConnectionHandle {
     }
 
     /// Calls `callback` once when the connection is over, in the order of registration; at once
-    /// on this thread if it is over already.
-    pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) {
-        self.shared.on_close(Box::new(callback));
+    /// on this thread if it is over already. One that is added inside of a close callback of a
+    /// connection that is over is called when that callback has returned.
+    ///
+    /// What is returned can take the callback back. One that is added for each request is to be taken
+    /// back at the request's end: it would be kept as long as the connection.
+    ///
+    /// ```
+    /// use netpoll::Connection;
+    /// use std::{io, sync::mpsc};
+    ///
+    /// fn ask(conn: &mut Connection, question: &str) -> io::Result<()> {
+    ///     let (cancel, cancelled) = mpsc::channel();
+    ///     let watch = conn.on_close(move |_| drop(cancel.send(())));
+    ///     // A long piece of work that gives up when `cancelled` has a message.
+    ///     # let _ = (cancelled, question);
+    ///     watch.remove();
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) -> CloseCallback {
+        CloseCallback::add(&self.shared, Box::new(callback))
     }
 
     /// Promises output: until the guard is dropped a half-closed connection stays open for it,

@@ -28,7 +28,7 @@ mod tx;
 mod wake;
 mod writer;
 
-pub use close::Done;
+pub use close::{CloseCallback, Done};
 pub use handle::{ConnectionHandle, Hold};
 pub use reader::Line;
 pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
@@ -296,10 +296,9 @@ impl Connection {
         start::detach(self)
     }
 
-    /// Calls `callback` once when the connection is over, in the order of registration; at once
-    /// on this thread if it is over already.
-    pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) {
-        self.rx.shared.on_close(Box::new(callback));
+    /// As [`ConnectionHandle::on_close`].
+    pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) -> CloseCallback {
+        CloseCallback::add(&self.rx.shared, Box::new(callback))
     }
 
     /// What the kernel has for us, without reading it.

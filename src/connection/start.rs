@@ -2,7 +2,7 @@
 
 use super::{
     Connection,
-    close::conclude,
+    close::{Calling, conclude},
     handle::ConnectionHandle,
     operator::Wire,
     process::Owner,
@@ -180,10 +180,13 @@ pub(crate) fn abandon(wire: &Arc<Wire>) {
     let owner = Box::new(Owner::new(Connection::new(wire), None));
     let reason = shared.aside.lock().decide(CloseReason::Local);
     shared.word.set(CLOSE);
-    if shared.outbox.queued() == 0 || shared.word.has(BROKEN | super::state::ABORT) {
+    let at_once = shared.outbox.queued() == 0 || shared.word.has(BROKEN | super::state::ABORT);
+    // A close callback that drops a connection whose close callback drops a connection, and so on,
+    // must not be a chain of calls.
+    if at_once && !Calling::is_under_way() {
         return conclude(shared, owner, reason);
     }
-    // Queued output still has to go: the poller owns the connection from here on.
+    // Queued output still has to go, or others first: the poller owns the connection from here on.
     shared.owner.put(owner);
     shared.word.clear(OWNED);
     let watched = shared
