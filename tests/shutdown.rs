@@ -2,7 +2,9 @@
 
 mod support;
 
-use netpoll::{Address, CloseReason, Dispatch, Error, EventLoop, PollerGroup, handler_fn};
+use netpoll::{
+    Address, CloseReason, Dispatch, Error, EventLoop, Executor, PollerGroup, Task, handler_fn,
+};
 use std::{
     io::{self, Write},
     sync::{
@@ -282,6 +284,87 @@ fn a_shutdown_inside_a_callback_begins_and_does_not_wait() {
         peer.expect_end();
         assert_eq!(results.wait_len(1), [Err(Some(Error::WouldDeadlock))]);
         server.event_loop.shutdown(LIMIT).unwrap();
+    });
+}
+
+/// Shuts its loop down at the first task, on the poller's thread.
+struct Stopper {
+    event_loop: std::sync::OnceLock<EventLoop>,
+    result: Log<Result<(), Option<Error>>>,
+    tasks: support::Threads,
+}
+
+impl Executor for Stopper {
+    fn execute(&self, task: Task) -> Result<(), Task> {
+        let event_loop = self.event_loop.get().unwrap();
+        if !event_loop.is_shutting_down() {
+            let result = event_loop.shutdown(LIMIT);
+            self.result.push(result.map_err(|e| Error::from_io(&e)));
+            let forced = event_loop.shutdown_forced(LIMIT);
+            self.result
+                .push(forced.map(drop).map_err(|e| Error::from_io(&e)));
+        }
+        self.tasks.execute(task)
+    }
+}
+
+#[test]
+fn a_shutdown_on_a_pollers_thread_begins_and_does_not_wait() {
+    for transport in [Transport::Tcp, Transport::Unix] {
+        bounded("on a poller", move || {
+            let result = Log::new();
+            let stopper = Arc::new(Stopper {
+                event_loop: std::sync::OnceLock::new(),
+                result: result.clone(),
+                tasks: support::Threads::new(2),
+            });
+            let dispatch = Dispatch::Custom(Arc::clone(&stopper) as Arc<dyn Executor>);
+            let builder = EventLoop::builder().pollers(1).dispatch(dispatch);
+            let event_loop = builder.build(echo()).unwrap();
+            assert!(stopper.event_loop.set(event_loop.clone()).is_ok());
+            let server = Server::serve(transport, event_loop);
+            let mut peer = server.connect();
+            let refused = Err(Some(Error::WouldDeadlock));
+            assert_eq!(result.wait_len(2), [refused, refused]);
+            peer.expect_gone();
+            server.event_loop.shutdown(LIMIT).unwrap();
+        });
+    }
+}
+
+#[test]
+fn the_loop_is_shutting_down_before_others_hear_of_it() {
+    every_blocking(|case| {
+        // Accepting is held up in `on_prepare`, for which a stop waits a little.
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let (held, ends) = (gate.clone(), Log::new());
+        let (slot, log) = (Arc::new(std::sync::OnceLock::new()), ends.clone());
+        let own: Arc<std::sync::OnceLock<EventLoop>> = Arc::clone(&slot);
+        let idle = Arc::new(AtomicBool::new(true));
+        let first = Arc::clone(&idle);
+        let script = Script::new()
+            .request(echo_frames)
+            .prepare(move |_| {
+                if !first.swap(false, SeqCst) {
+                    held.pass();
+                }
+                Ok(())
+            })
+            .disconnect(move |_, _| log.push(own.get().unwrap().is_shutting_down()));
+        let server = case.serve(script);
+        assert!(slot.set(server.event_loop.clone()).is_ok());
+        let mut peer = server.connect();
+        peer.ping(b"up");
+        let _held_up = server.connect();
+        gate.wait_arrived(1);
+        let event_loop = server.event_loop.clone();
+        let stopping = thread::spawn(move || event_loop.shutdown(LIMIT));
+        // The idle connection does not wait for the accepting.
+        peer.expect_end();
+        assert_eq!(ends.wait_len(1), [true]);
+        gate.open();
+        stopping.join().unwrap().unwrap();
     });
 }
 

@@ -30,6 +30,8 @@ use std::{
 
 /// How long connections that only linger may hold a shutdown up.
 const LINGER_IN_SHUTDOWN: Duration = Duration::from_millis(200);
+/// How long accepting that is under way may hold a stop up.
+const ACCEPTING: Duration = Duration::from_secs(1);
 /// How long a forced close waits for callbacks that are still running.
 const FORCE: Duration = Duration::from_secs(5);
 
@@ -183,12 +185,13 @@ impl EventLoop {
     /// # Errors
     ///
     /// [`Error::ShutdownIncomplete`] with the number of connections left after `grace`; they go
-    /// on. [`Error::WouldDeadlock`] when called in a callback: the shutdown has begun, wait for it
-    /// elsewhere.
+    /// on. [`Error::WouldDeadlock`] when called in a callback or on a poller's thread (in
+    /// [`Executor::execute`](crate::Executor::execute), for example): the shutdown has begun, wait for
+    /// it elsewhere.
     pub fn shutdown(&self, grace: Duration) -> io::Result<()> {
         let deadline = Instant::now().checked_add(grace);
-        self.inner.drain();
-        if in_callback() {
+        self.inner.drain(deadline);
+        if must_not_wait() {
             return Err(Error::WouldDeadlock.into());
         }
         let remaining = self.inner.context.connections.wait_ended(deadline);
@@ -272,6 +275,12 @@ impl EventLoop {
 
 impl Inner {
     fn stop_accepting(&self) {
+        let closing = self.begin_to_stop();
+        await_closed(&closing, None);
+    }
+
+    /// Has all listeners closed, and returns what tells when they are. Does not wait.
+    fn begin_to_stop(&self) -> Vec<Arc<Closed>> {
         let (acceptors, closing) = {
             let mut phase = self.phase.lock();
             phase.stopping = true;
@@ -288,20 +297,15 @@ impl Inner {
         for acceptor in &acceptors {
             acceptor.stop();
         }
-        // Whoever holds an acceptor last closes it; that must not be us while we wait for it.
-        drop(acceptors);
-        if !in_callback() && !poller::must_not_block() {
-            let deadline = Instant::now() + Duration::from_secs(1);
-            for closed in &closing {
-                closed.wait(deadline);
-            }
-        }
+        closing
     }
 
-    /// Asks every connection to end when nothing is in flight.
-    fn drain(&self) {
-        self.stop_accepting();
+    /// Asks every connection to end when nothing is in flight. Waits for the listeners, at most until
+    /// `deadline`.
+    fn drain(&self, deadline: Option<Instant>) {
+        // First of all, so that whoever is told or looks finds it so.
         self.context.drain();
+        let closing = self.begin_to_stop();
         #[cfg(feature = "signals")]
         {
             let watchers = std::mem::take(&mut self.phase.lock().watchers);
@@ -309,9 +313,11 @@ impl Inner {
                 watcher.drain_begins();
             }
         }
+        // Connections that are accepted from here on find the loop draining.
         for shared in self.context.connections.snapshot() {
             shared.attend(DRAIN);
         }
+        await_closed(&closing, deadline);
     }
 
     fn abort(&self) {
@@ -341,14 +347,32 @@ impl Inner {
     }
 }
 
+/// Whether the calling thread runs a callback or leads a poller: what it would wait for could not come.
+fn must_not_wait() -> bool {
+    in_callback() || poller::must_not_block()
+}
+
+/// Waits for listeners to be closed, for accepting that is under way: not for long, and not past
+/// `deadline`.
+fn await_closed(closing: &[Arc<Closed>], deadline: Option<Instant>) {
+    if must_not_wait() {
+        return;
+    }
+    let latest = Instant::now() + ACCEPTING;
+    let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
+    for closed in closing {
+        closed.wait(deadline);
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.phase.lock().drained {
             return;
         }
-        self.drain();
+        self.drain(None);
         self.abort();
-        if in_callback() || poller::must_not_block() {
+        if must_not_wait() {
             // On one of our own threads nothing can be waited for.
             return;
         }
