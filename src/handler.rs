@@ -63,8 +63,9 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any error closes the connection; `on_disconnect` is not called then, for there is no
-    /// state to give to it.
+    /// Any error closes the connection gracefully; `on_disconnect` is not called then, for there is
+    /// no state to give to it. Once the connection was [taken](Connection::hijack), errors of this and
+    /// of the other callbacks are only logged.
     fn on_connect(&self, conn: &mut Connection) -> io::Result<Self::State>;
 
     /// There is input to look at: new bytes, at least as many as the last unfulfilled `try_`
@@ -75,7 +76,8 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any error closes the connection gracefully: what was flushed is still sent. After
+    /// Any error closes the connection gracefully: what was flushed is still sent, and what other
+    /// threads have [promised](ConnectionHandle::hold). After
     /// [`Error::PeerClosed`](crate::Error::PeerClosed), input that ended inside a message, what
     /// was written and not flushed is sent too: it answers the messages before.
     fn on_request(&self, conn: &mut Connection, state: &mut Self::State) -> io::Result<()>;

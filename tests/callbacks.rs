@@ -15,8 +15,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, bounded, decode, echo_frames, eventually, every,
-    every_blocking, frame, giving, in_child, read_frame,
+    Case, Gate, Kind, Log, OpenOnDrop, Script, Transport, bounded, decode, echo_frames, eventually,
+    every, every_blocking, frame, giving, in_child, read_frame,
 };
 
 /// More than the sockets between two peers hold.

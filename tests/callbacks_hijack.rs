@@ -2,7 +2,9 @@
 
 mod support;
 
-use netpoll::{CloseReason, Connection, ConnectionHandle, Dialer, Error, Handler, handler_fn};
+use netpoll::{
+    CloseReason, Connection, ConnectionHandle, Dialer, Error, Handler, handler_fn, relay,
+};
 use std::{
     io::{self, Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
@@ -535,5 +537,195 @@ fn two_connections_of_the_library_over_one_socket_pair() {
         }
         drop(conn);
         assert!(handle.done().wait().is_err());
+    });
+}
+
+/// How a callback ends after it gave its connection away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Afterwards {
+    Error,
+    Panic,
+}
+
+impl Afterwards {
+    fn happen(self) -> io::Result<()> {
+        match self {
+            Self::Error => Err(io::Error::other("too late")),
+            Self::Panic => panic!("on purpose"),
+        }
+    }
+}
+
+/// A handler whose callback does something with its connection, taken out, and then fails.
+fn failing(
+    at_connect: bool,
+    afterwards: Afterwards,
+    log: &Log<&'static str>,
+    give_away: impl Fn(Connection) -> io::Result<()> + Send + Sync + 'static,
+) -> Script {
+    let [l1, l2] = [(); 2].map(|()| log.clone());
+    let callback = move |conn: &mut Connection| {
+        let log = l1.clone();
+        conn.on_close(move |_| log.push("close callback"));
+        give_away(conn.hijack()?)?;
+        afterwards.happen()
+    };
+    let script = Script::new().disconnect(move |_, _| l2.push("disconnect"));
+    if at_connect {
+        script.connect(callback)
+    } else {
+        script.request(callback)
+    }
+}
+
+/// Under every dispatch, for callbacks that fail in both ways at both moments.
+fn every_failure(test: impl Fn(Case, bool, Afterwards) + Send + Sync + 'static) {
+    every(move |case| {
+        for at_connect in [false, true] {
+            for afterwards in [Afterwards::Error, Afterwards::Panic] {
+                test(case, at_connect, afterwards);
+            }
+        }
+    });
+}
+
+/// What is noted at the end: a failed `on_connect` has no state to give back.
+fn ends(at_connect: bool) -> &'static [&'static str] {
+    let all = &["disconnect", "close callback"];
+    if at_connect { &all[1..] } else { all }
+}
+
+#[test]
+fn a_callback_that_fails_leaves_its_taken_connection() {
+    const MUCH: usize = 6 << 20;
+    every_failure(|case, at_connect, afterwards| {
+        for ending in ["drop", "abort", "close"] {
+            let (log, taken) = (Log::new(), Log::new());
+            let given = taken.clone();
+            let server = case.serve(failing(at_connect, afterwards, &log, move |mut conn| {
+                conn.write_bytes(vec![b'x'; MUCH].into())?;
+                // A part of it is queued behind the full socket.
+                assert!(!conn.try_flush()?);
+                given.push(conn);
+                Ok(())
+            }));
+            let mut peer = server.connect();
+            peer.write_all(b"go").unwrap();
+            eventually("it is taken", || taken.len() == 1);
+            let mut conn = taken.take().remove(0);
+            let handle = conn.handle();
+            if afterwards == Afterwards::Panic {
+                let event_loop = &server.event_loop;
+                eventually("the panic", || event_loop.stats().panics == 1);
+            }
+            if ending == "abort" {
+                conn.abort();
+                peer.expect_gone();
+            } else {
+                let reading = thread::spawn(move || peer.rest().unwrap());
+                handle.flush().unwrap();
+                conn.write_str("and it is of use").unwrap();
+                conn.flush().unwrap();
+                if ending == "close" {
+                    handle.close();
+                }
+                drop(conn);
+                let got = reading.join().unwrap();
+                assert_eq!(got.len(), MUCH + 16);
+                assert!(got.ends_with(b"and it is of use"));
+            }
+            handle.done().wait().unwrap();
+            assert_eq!(log.wait_len(ends(at_connect).len()), ends(at_connect));
+            let event_loop = server.event_loop.clone();
+            server.stop();
+            assert_eq!(log.all(), ends(at_connect));
+            assert_eq!(event_loop.stats().active, 0);
+        }
+    });
+}
+
+#[test]
+fn a_callback_that_fails_leaves_an_attached_connection() {
+    every_failure(|case, at_connect, afterwards| {
+        let (log, next) = (Log::new(), Log::new());
+        let noted = next.clone();
+        let server = case.serve(failing(at_connect, afterwards, &log, move |conn| {
+            let noted = noted.clone();
+            let second = Script::new()
+                .request(echo_frames)
+                .disconnect(move |_, reason| noted.push(reason));
+            conn.attach(second).map(drop)
+        }));
+        let mut peers: Vec<Peer> = (0..10).map(|_| server.connect()).collect();
+        for peer in &mut peers {
+            peer.ping(b"to the next handler");
+            peer.ping(b"and again");
+        }
+        drop(peers);
+        assert_eq!(next.wait_len(10), [CloseReason::Peer; 10]);
+        let each = ends(at_connect);
+        log.wait_len(10 * each.len());
+        let event_loop = server.event_loop.clone();
+        server.stop();
+        for what in each {
+            assert_eq!(log.all().iter().filter(|noted| *noted == what).count(), 10);
+        }
+        assert_eq!(log.len(), 10 * each.len());
+        assert_eq!(event_loop.stats().active, 0);
+    });
+}
+
+#[test]
+fn a_callback_that_fails_leaves_a_relayed_connection() {
+    every_failure(|case, at_connect, afterwards| {
+        let backend = case.serve(echo());
+        let (log, outcomes) = (Log::new(), Log::new());
+        let (address, noted) = (backend.address.clone(), outcomes.clone());
+        let server = case.serve(failing(at_connect, afterwards, &log, move |conn| {
+            let noted = noted.clone();
+            // Dialling would wait, which an inline handler must not.
+            let backend: OwnedFd = match address.as_socket_addr() {
+                Some(ip) => std::net::TcpStream::connect(ip)?.into(),
+                None => UnixStream::connect(address.as_path().expect("a path"))?.into(),
+            };
+            let relay = relay(conn, Dialer::new().adopt(backend)?)?;
+            relay.on_end(move |outcome| noted.push(outcome.end));
+            Ok(())
+        }));
+        let mut peers: Vec<Peer> = (0..5).map(|_| server.connect()).collect();
+        for peer in &mut peers {
+            peer.ping(b"there and back");
+            peer.ping(b"and again");
+        }
+        drop(peers);
+        outcomes.wait_len(5);
+        log.wait_len(5 * ends(at_connect).len());
+        let event_loop = server.event_loop.clone();
+        server.stop();
+        assert_eq!(event_loop.stats().active, 0);
+        backend.stop();
+    });
+}
+
+#[test]
+fn what_is_queued_when_a_connection_is_taken_goes_on() {
+    const MUCH: usize = 6 << 20;
+    every(|case| {
+        let taken = Log::new();
+        let given = taken.clone();
+        let server = case.serve(Script::new().connect(move |conn| {
+            conn.write_bytes(vec![b'x'; MUCH].into())?;
+            assert!(!conn.try_flush()?);
+            given.push(conn.hijack()?);
+            Ok(())
+        }));
+        let mut peer = server.connect();
+        eventually("it is taken", || taken.len() == 1);
+        // The owner does nothing with it.
+        let mut got = vec![0; MUCH];
+        peer.read_exact(&mut got).unwrap();
+        drop(taken.take());
+        peer.expect_end();
+        server.stop();
     });
 }

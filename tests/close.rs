@@ -2,7 +2,10 @@
 
 mod support;
 
-use netpoll::{CloseReason, Connection, ConnectionHandle, Error, SocketOptions, State, handler_fn};
+use netpoll::{
+    CloseReason, Connection, ConnectionHandle, Error, Handler, Hold, SocketOptions, State,
+    handler_fn,
+};
 use socket2::SockRef;
 use std::{
     io::{self, Read, Write},
@@ -140,6 +143,120 @@ fn a_promised_reply_of_another_thread_is_waited_for() {
         server.stop();
         drop(ticks);
         clock.stop();
+    });
+}
+
+/// A handler that takes a promise for each frame and fails at the one that is asked for.
+fn promising(
+    work: &Log<(Hold, ConnectionHandle)>,
+    calls: &Log<u64>,
+    fail: &'static str,
+) -> impl Handler {
+    let (work, calls) = (work.clone(), calls.clone());
+    handler_fn(move |conn| {
+        calls.push(conn.id());
+        while let Some(frame) = decode(conn)? {
+            let mut frame = frame;
+            let last = frame.read_vec(frame.len())?.ends_with(b"bad");
+            if last {
+                match fail {
+                    "panic" => panic!("on purpose"),
+                    "limit" => conn.try_fill(usize::MAX).map(drop)?,
+                    _ => return Err(io::Error::other("a bad frame after good ones")),
+                }
+            }
+            let handle = conn.handle();
+            work.push((handle.hold(), handle));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn promised_replies_are_sent_although_the_handler_failed() {
+    every(|case| {
+        for fail in ["error", "panic", "limit"] {
+            let (work, calls) = (Log::new(), Log::new());
+            let server = case.serve(promising(&work, &calls, fail));
+            let mut peer = server.connect();
+            let together = [frame(b"good"), frame(b"good"), frame(b"bad")].concat();
+            peer.write_all(&together).unwrap();
+            eventually("both requests", || work.len() == 2);
+            let promised = work.take();
+            let failed = promised[0].1.id();
+            let called = || calls.all().iter().filter(|&&id| id == failed).count();
+            let before = called();
+            // For this one the handler is not called any more.
+            peer.write_all(&frame(b"good")).unwrap();
+            eventually("they have arrived", || peer.unsent() == 0);
+            // Time passes, for others too.
+            let mut other = server.connect();
+            for n in 1..=20 {
+                other.write_all(&frame(b"good")).unwrap();
+                eventually("the other's requests", || work.len() == n);
+            }
+            for (reply, (hold, handle)) in [b"first ", b"second"].into_iter().zip(promised) {
+                assert_eq!(handle.state(), State::Connected);
+                handle.send_bytes(reply.as_slice().into()).unwrap();
+                drop(hold);
+            }
+            assert_eq!(peer.rest().unwrap(), b"first second");
+            assert_eq!(called(), before, "the handler that failed is called again");
+            drop(work.take());
+            drop(other);
+            server.stop();
+        }
+    });
+}
+
+#[test]
+fn a_failed_connection_that_owes_a_reply_can_be_ended() {
+    every(|case| {
+        for ending in ["close", "abort", "reset", "shutdown"] {
+            let (work, calls) = (Log::new(), Log::new());
+            let server = case.serve(promising(&work, &calls, "error"));
+            let mut peer = server.connect();
+            let together = [frame(b"good"), frame(b"bad")].concat();
+            peer.write_all(&together).unwrap();
+            eventually("the request", || work.len() == 1);
+            let (hold, handle) = work.take().remove(0);
+            match ending {
+                "close" => handle.close(),
+                "abort" => handle.abort(),
+                "shutdown" => {
+                    let forced = server.event_loop.shutdown_forced(Duration::ZERO);
+                    assert_eq!(forced.unwrap(), 1);
+                }
+                _ if case.transport == Transport::Tcp => peer.reset(),
+                _ => drop(peer),
+            }
+            let error = handle.done().wait().unwrap_err();
+            // Why it ended is that the handler failed, whatever came later.
+            let failed = Error::Closed(CloseReason::HandlerError);
+            assert_eq!(Error::from_io(&error), Some(failed), "{ending}");
+            // Its sender is told.
+            assert!(handle.send_bytes("late".into()).is_err());
+            drop(hold);
+            server.stop();
+        }
+    });
+}
+
+#[test]
+fn what_was_flushed_before_on_connect_fails_is_still_sent() {
+    every(|case| {
+        for panics in [false, true] {
+            let server = case.serve(Script::new().connect(move |conn| {
+                conn.write_bytes(vec![5; MUCH].into())?;
+                conn.try_flush()?;
+                assert!(!panics, "on purpose");
+                Err(io::ErrorKind::InvalidData.into())
+            }));
+            let mut peer = server.connect();
+            assert_eq!(peer.rest().unwrap().len(), MUCH);
+            drop(peer);
+            server.stop();
+        }
     });
 }
 

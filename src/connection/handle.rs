@@ -183,7 +183,10 @@ impl ConnectionHandle {
     }
 
     /// Promises output: until the guard is dropped a half-closed connection stays open for it,
-    /// and a draining loop counts the connection as busy.
+    /// so does one whose handler failed (which is not called again), and a draining loop counts the
+    /// connection as busy. What ends it all the same: [`close`](Self::close) and
+    /// [`abort`](Self::abort), the idle timeout, a forced shutdown, and a peer that is gone; then
+    /// [`send`](Self::send) says so.
     ///
     /// Take one in `on_request` before a reply is left to another thread.
     pub fn hold(&self) -> Hold {
@@ -240,7 +243,8 @@ pub struct Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let before = self.shared.holds.fetch_sub(1, Ordering::AcqRel);
-        if before == 1 && self.shared.word.has(state::PEER_CLOSED | state::DRAIN) {
+        let awaited = state::PEER_CLOSED | state::DRAIN | state::FAILED;
+        if before == 1 && self.shared.word.has(awaited) {
             self.shared.attend(0);
         }
     }

@@ -194,7 +194,8 @@ impl Connection {
     /// of its own. The handler's `on_disconnect` and the close callbacks run when the taken
     /// connection ends, and never before this callback has returned.
     ///
-    /// Every further call on `self` fails, and the handler is not called for requests any more.
+    /// Every further call on `self` fails, and the handler is not called for requests any more. What
+    /// the callback returns, or a panic of it, does nothing to the taken connection.
     ///
     /// # Errors
     ///

@@ -20,8 +20,8 @@ use super::{
     input::End,
     shared::Shared,
     state::{
-        ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, GONE, HUNG_UP, POISONED,
-        READABLE, URGENT, WROTE,
+        ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, FAILED, GONE, HUNG_UP,
+        POISONED, READABLE, URGENT, WROTE,
     },
 };
 use crate::{
@@ -46,6 +46,8 @@ pub(crate) struct Owner {
     end_shown: bool,
     /// The loop drains and the kernel was asked once more.
     last_look: bool,
+    /// A callback failed: nothing is received, and no callback called, until the end.
+    failed: bool,
 }
 
 enum Turn {
@@ -190,6 +192,7 @@ impl Owner {
             session,
             end_shown: false,
             last_look: false,
+            failed: false,
         }
     }
 
@@ -234,27 +237,26 @@ impl Owner {
             // Input that came before the failure is still there to read, then comes the error.
             self.conn.rx.readable = true;
         }
+        if self.failed {
+            return self.wait_for_promises(shared);
+        }
         let mut again = false;
         if !self.connected {
-            if let Some(reason) = self.asked_to_end(shared) {
-                return Turn::Over(reason);
+            if let Some(turn) = self.ending(shared) {
+                return turn;
             }
-            match self
-                .connect(shared)
-                .and_then(|()| self.after_callback(shared))
-            {
-                Err(reason) => return Turn::Over(reason),
+            let called = self.connect(shared);
+            match self.after_callback(shared, called) {
+                Err(reason) => return self.fail(shared, reason),
                 Ok(After::Taken) => return Turn::Taken,
                 // What on_connect received and left counts as new.
                 Ok(After::Same | After::Replaced) => again = self.conn.rx.len() > 0,
             }
         }
         if news & WROTE != 0 {
-            match self
-                .wrote(shared)
-                .and_then(|()| self.after_callback(shared))
-            {
-                Err(reason) => return self.close(shared, reason),
+            let called = self.wrote(shared);
+            match self.after_callback(shared, called) {
+                Err(reason) => return self.fail(shared, reason),
                 Ok(After::Taken) => return Turn::Taken,
                 Ok(After::Same) => {}
                 Ok(After::Replaced) => again = true,
@@ -318,9 +320,8 @@ impl Owner {
             rx.mark = 0;
             self.end_shown = rx.end.is_some();
             let called = self.call(shared, "on_request", |session, conn| session.request(conn));
-            match called.and_then(|()| self.after_callback(shared)) {
-                // What it had flushed before is still sent.
-                Err(reason) => return self.close(shared, reason),
+            match self.after_callback(shared, called) {
+                Err(reason) => return self.fail(shared, reason),
                 Ok(After::Taken) => return Turn::Taken,
                 Ok(After::Same) if self.has_answered_all(shared) => return Turn::Idle,
                 Ok(After::Same) => again = self.progressed(available),
@@ -399,7 +400,7 @@ impl Owner {
         if rx.readable && rx.end.is_none() && wanted() {
             let paused = available >= limits.pause_at.max(rx.mark);
             return if paused {
-                Turn::Over(CloseReason::InputLimit)
+                self.fail(shared, CloseReason::InputLimit)
             } else {
                 Turn::More
             };
@@ -436,6 +437,33 @@ impl Owner {
             .then(|| shared.aside.lock().reason().unwrap_or(CloseReason::Local))
     }
 
+    /// A callback failed: the end, in order. What was flushed is still sent, and what other threads have
+    /// promised to send.
+    fn fail(&mut self, shared: &Arc<Shared>, reason: CloseReason) -> Turn {
+        self.failed = true;
+        shared.aside.lock().decide(reason);
+        if self.steered {
+            // A relay's own promises are given up at the end only.
+            return self.close(shared, reason);
+        }
+        // From here on a promise that is kept is news.
+        shared.word.set(FAILED);
+        self.wait_for_promises(shared)
+    }
+
+    /// Closes when no promise of output is left, or its peer is gone.
+    fn wait_for_promises(&mut self, shared: &Arc<Shared>) -> Turn {
+        if let Some(turn) = self.ending(shared) {
+            return turn;
+        }
+        let promised = shared.holds.load(Ordering::Acquire) > 0;
+        if promised && !shared.word.has(BROKEN | HUNG_UP) {
+            return Turn::Idle;
+        }
+        let reason = shared.aside.lock().reason();
+        self.close(shared, reason.unwrap_or(CloseReason::HandlerError))
+    }
+
     /// A graceful close: over as soon as queued output is gone or its time is up.
     fn close(&mut self, shared: &Arc<Shared>, reason: CloseReason) -> Turn {
         let reason = shared.aside.lock().decide(reason);
@@ -465,23 +493,32 @@ impl Owner {
         }
     }
 
-    /// Puts in place what a callback asked for: a new handler, or another owner.
+    /// Acts on what a callback left behind: puts in place what it asked for, a new handler or another
+    /// owner. Who has the connection now need not care what became of the callback that gave it away.
     #[inline]
-    fn after_callback(&mut self, shared: &Arc<Shared>) -> Result<After, CloseReason> {
+    fn after_callback(
+        &mut self,
+        shared: &Arc<Shared>,
+        called: Result<(), CloseReason>,
+    ) -> Result<After, CloseReason> {
         if self.conn.is_passed_on() {
-            self.succeed(shared)
-        } else {
-            Ok(After::Same)
+            return self.succeed(shared, called);
         }
+        called.map(|()| After::Same)
     }
 
     #[cold]
-    fn succeed(&mut self, shared: &Arc<Shared>) -> Result<After, CloseReason> {
+    fn succeed(
+        &mut self,
+        shared: &Arc<Shared>,
+        mut called: Result<(), CloseReason>,
+    ) -> Result<After, CloseReason> {
         let mut after = After::Same;
         loop {
             if self.conn.is_taken() {
                 return Ok(After::Taken);
             }
+            called?;
             let Some(next) = self.conn.take_next() else {
                 return Ok(after);
             };
@@ -492,7 +529,7 @@ impl Owner {
                 self.conn.retire(old);
             }
             self.connected = false;
-            self.connect(shared)?;
+            called = self.connect(shared);
         }
     }
 

@@ -314,7 +314,7 @@ impl Shared {
     }
 
     /// A connection held by the user is watched for hang-up only until output has to wait.
-    fn watch_output(&self) {
+    pub(super) fn watch_output(&self) {
         let Some(registration) = self.registration.get() else {
             return;
         };

@@ -8,7 +8,8 @@ use super::{
     process::Owner,
     shared::Shared,
     state::{
-        ATTEND, BROKEN, BUSY, CLOSE, CLOSED, CONNECTED, DRAIN, OWNED, READABLE, RUNNING, WRITABLE,
+        ATTEND, BROKEN, BUSY, CLOSE, CLOSED, CONNECTED, DRAIN, OWNED, QUEUED, READABLE, RUNNING,
+        WRITABLE,
     },
 };
 use crate::{
@@ -137,7 +138,10 @@ pub(crate) fn hijack(conn: &mut Connection) -> io::Result<Connection> {
         return Err(Error::Unsupported(text).into());
     };
     registration.set_interest(Interest::HANGUP)?;
-    shared.word.set(OWNED | BUSY);
+    if shared.word.set(OWNED | BUSY) & QUEUED != 0 {
+        // What is queued from here on sees to it by itself.
+        shared.watch_output();
+    }
     shared.set_hooks(None);
     // In the user's hands it keeps no chunk of the thread's.
     conn.rx.settle();

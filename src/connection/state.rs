@@ -94,6 +94,9 @@ pub(crate) const URGENT: u32 = 1 << 26;
 /// The owner neither receives nor runs the handler until the output queue is at its low mark.
 pub(crate) const GATED: u32 = 1 << 27;
 
+/// A callback failed. Only output that other threads have promised is still waited for.
+pub(crate) const FAILED: u32 = 1 << 28;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 /// Somebody has the owner's role or waits for news, or they are for nobody any more.
@@ -289,7 +292,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 28] = [
+        const NAMES: [&str; 29] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -318,6 +321,7 @@ impl fmt::Debug for Word {
             "HELD",
             "URGENT",
             "GATED",
+            "FAILED",
         ];
         let bits = self.load();
         let names = NAMES

@@ -303,7 +303,7 @@ impl Inner {
     /// Asks every connection to end when nothing is in flight. Waits for the listeners, at most until
     /// `deadline`.
     fn drain(&self, deadline: Option<Instant>) {
-        // First of all, so that whoever is told or looks finds it so.
+        // First of all: everything that others can notice comes after it.
         self.context.drain();
         let closing = self.begin_to_stop();
         #[cfg(feature = "signals")]
