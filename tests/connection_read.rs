@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, echo, eventually, every,
-    every_blocking, frame, limited_pair, on_tcp, pair, pattern,
+    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Transport, bounded, echo, eventually,
+    every, every_blocking, frame, limited_pair, on_tcp, pair, pattern,
 };
 
 /// A client of the library and its plain peer.
@@ -734,4 +734,35 @@ fn a_large_message_lies_in_one_piece_however_fast_it_comes() {
             server.stop();
         });
     }
+}
+
+#[test]
+fn what_came_before_a_send_that_fails_is_read_first() {
+    every(|case| {
+        let (seen, gate) = (Log::new(), Gate::new());
+        let _open = OpenOnDrop(gate.clone());
+        let (log, at_gate) = (seen.clone(), gate.clone());
+        let server = case.serve(Script::new().request(move |conn| {
+            let bytes = conn.next(conn.available())?.to_vec();
+            let first = bytes == b"first";
+            log.push(bytes);
+            if first {
+                conn.write_str("never read")?;
+                conn.flush()?;
+                at_gate.pass();
+                conn.write_str("to nobody")?;
+                conn.flush().expect_err("the peer is gone");
+            }
+            Ok(())
+        }));
+        let mut peer = server.connect();
+        peer.write_all(b"first").unwrap();
+        gate.wait_arrived(1);
+        // The handler has emptied the socket; now more comes, and the peer goes.
+        peer.write_all(b"last").unwrap();
+        drop(peer);
+        gate.open();
+        assert_eq!(seen.wait_len(2), [b"first".to_vec(), b"last".to_vec()]);
+        server.stop();
+    });
 }

@@ -40,7 +40,10 @@ pub(crate) use operator::Wire;
 pub(crate) use process::{in_callback, run, take_turn};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
-pub(crate) use state::{DRAIN, FLUSHING, HELD, PIPED, QUEUED, READABLE, RUNNING, WRITABLE, WROTE};
+pub(crate) use state::{
+    ABORT, BROKEN, CLOSE, CLOSED, DRAIN, FLUSHING, HELD, HUNG_UP, PIPED, QUEUED, READABLE, RUNNING,
+    WRITABLE, WROTE,
+};
 
 use crate::{
     error::{CloseReason, Error},

@@ -48,6 +48,8 @@ pub(crate) struct Owner {
     last_look: bool,
     /// A callback failed: nothing is received, and no callback called, until the end.
     failed: bool,
+    /// The socket failed and the kernel was asked once more.
+    broken_look: bool,
 }
 
 enum Turn {
@@ -193,6 +195,7 @@ impl Owner {
             end_shown: false,
             last_look: false,
             failed: false,
+            broken_look: false,
         }
     }
 
@@ -392,6 +395,11 @@ impl Owner {
         // What is set from here on is news: the owner looks again.
         let bits = shared.word.load();
         if bits & BROKEN != 0 && (!rx.readable || rx.end.is_some()) {
+            if rx.end.is_none() && !std::mem::replace(&mut self.broken_look, true) {
+                // The failure may be younger than the last receive, and input older than the failure.
+                self.conn.rx.readable = true;
+                return Turn::More;
+            }
             return Turn::Over(CloseReason::Error(io::ErrorKind::BrokenPipe));
         }
         // Asked anew: the callback or the pump may have changed its mind.

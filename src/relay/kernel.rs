@@ -6,7 +6,7 @@
 
 use super::{Core, side::Lane};
 use crate::{
-    connection::{Connection, End, FLUSHING, HELD, PIPED, Shared, WRITABLE},
+    connection::{ABORT, CLOSE, CLOSED, Connection, End, FLUSHING, HELD, PIPED, Shared, WRITABLE},
     error::CloseReason,
     net::{Socket, splice},
     sync::Ordering,
@@ -42,7 +42,8 @@ impl KernelPath {
 
     /// Moves input of side `index` if this is the way it goes. `false`: through memory.
     pub(super) fn pump(&mut self, core: &Core, index: usize, conn: &mut Connection) -> bool {
-        if !self.role && self.pipe.is_none() && (self.refused || self.streak < BULK) {
+        let idle = !self.role && self.pipe.is_none();
+        if core.lanes[index].is_deaf() || (idle && (self.refused || self.streak < BULK)) {
             return false;
         }
         let target = Arc::clone(&core.lanes[1 - index].shared);
@@ -77,17 +78,23 @@ impl KernelPath {
     /// The direction is over or given back: what is in the pipe is queued on the target.
     pub(super) fn leave(&mut self, lane: &Lane, target: &Arc<Shared>) {
         let rest = self.pipe.take().map(|mut pipe| pipe.read());
-        if std::mem::take(&mut self.role) {
+        let held = std::mem::take(&mut self.role);
+        if held {
             target.word.clear(FLUSHING | HELD | PIPED);
         }
         match rest {
             Some(Ok(bytes)) if !bytes.is_empty() => {
-                lane.count(bytes.len());
+                let n = bytes.len();
                 // A target that is gone reports that itself.
-                let _ = target.push(&mut LinkBuffer::from(bytes));
+                if target.push(&mut LinkBuffer::from(bytes)).is_ok() {
+                    lane.count(n);
+                }
             }
             Some(Err(error)) => target.abort_with(CloseReason::Error(error.kind())),
             _ => {}
+        }
+        if let Some(socket) = target.socket().filter(|_| held) {
+            target.drive(&socket);
         }
     }
 
@@ -129,7 +136,14 @@ impl KernelPath {
         loop {
             let mut full_before = false;
             while pipe.filled() > 0 {
-                match pipe.drain(socket) {
+                lane.piping.store(true, Ordering::SeqCst);
+                let drained = pipe.drain(socket);
+                if let Some(error) = failure(&drained) {
+                    lane.deafen();
+                    target.fail(CloseReason::Error(error));
+                }
+                lane.piping.store(false, Ordering::SeqCst);
+                match drained {
                     Ok(n) => {
                         lane.count(n);
                         target.outbox.count(n);
@@ -150,11 +164,13 @@ impl KernelPath {
                         lane.paused.store(false, Ordering::SeqCst);
                         full_before = false;
                     }
-                    Err(e) => {
-                        target.fail(CloseReason::Error(e.kind()));
-                        return Some(moved);
-                    }
+                    Err(_) => return Some(moved),
                 }
+            }
+            if target.word.has(ABORT | CLOSE | CLOSED) {
+                // It is being closed, and takes what is under way.
+                lane.deafen();
+                return Some(moved);
             }
             if !conn.rx.readable || moved >= TURN {
                 return Some(moved);
@@ -176,10 +192,18 @@ impl KernelPath {
     }
 
     fn give_role_back(&mut self, target: &Arc<Shared>, socket: &Socket) {
-        if std::mem::take(&mut self.role) && !target.word.give_back_flush() {
-            // Others queued meanwhile.
-            target.word.clear(FLUSHING | HELD);
+        if std::mem::take(&mut self.role) {
+            if !target.word.give_back_flush() {
+                target.word.clear(FLUSHING | HELD);
+            }
+            // Others may have queued meanwhile, or wait for the role to end the connection.
             target.drive(socket);
         }
     }
+}
+
+/// What a send failed with, if it did.
+fn failure(sent: &io::Result<usize>) -> Option<io::ErrorKind> {
+    let kind = sent.as_ref().err()?.kind();
+    (kind != io::ErrorKind::WouldBlock).then_some(kind)
 }

@@ -4,7 +4,8 @@
 //! Each side is driven by its poller. Input of one side is linked into the output of the other;
 //! when more than the limit waits there the first side stops receiving until it has drained, so
 //! a slow reader slows its writer down through the kernel. The end of one side's input is passed
-//! on once everything before it was sent; a reset is passed on as a reset.
+//! on once everything before it was sent; a reset is passed on as a reset, once everything before it
+//! has arrived, see `parting`.
 //!
 //! A side whose event loop drains is kept open by a hold of ours until nothing is under way, see
 //! `drain`.
@@ -12,13 +13,14 @@
 mod drain;
 #[cfg(target_os = "linux")]
 mod kernel;
+mod parting;
 mod session;
 mod side;
 
 pub use side::{RelaySide, Verdict};
 
 use crate::{
-    connection::{COARSE, Connection},
+    connection::{ABORT, COARSE, Connection},
     error::{CloseReason, Error},
     event_loop::Pending,
     sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
@@ -218,7 +220,8 @@ pub enum RelayEnd {
     /// The event loop of a side drained and nothing was under way; both sides were closed, except
     /// for `b` with [`RelayBuilder::keep_b`].
     Drained,
-    /// A side failed or was closed; the other was reset.
+    /// A side failed or was closed. The other was reset when it had everything that came from the first
+    /// one, or had taken nothing for its linger time; at once if the first one was aborted.
     Failed(CloseReason),
 }
 
@@ -275,7 +278,7 @@ struct Progress {
 }
 
 impl Core {
-    /// Ends the relay for a reason; the first one counts.
+    /// Ends the relay for a reason; the first one counts. Of a failed side the session has been told.
     pub(crate) fn stop(&self, end: RelayEnd) {
         {
             let mut progress = self.progress.lock();
@@ -285,9 +288,12 @@ impl Core {
             progress.end = Some(end);
             self.stopped.store(true, Ordering::Release);
         }
+        // A side that was aborted takes the other one with it at once.
+        let cut = self.lanes.iter().any(|lane| lane.shared.word.has(ABORT));
         for (index, lane) in self.lanes.iter().enumerate() {
             match end {
-                RelayEnd::Failed(reason) => lane.shared.abort_with(reason),
+                RelayEnd::Failed(reason) if cut => lane.shared.abort_with(reason),
+                RelayEnd::Failed(reason) => self.part(index, reason),
                 RelayEnd::Finished => lane.shared.close_with(CloseReason::Local),
                 RelayEnd::Drained if !self.keeps(index) => {
                     lane.shared.close_with(CloseReason::Shutdown);

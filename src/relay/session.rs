@@ -4,12 +4,14 @@
 use super::kernel::KernelPath;
 use super::{Core, RelayEnd, side::Returned};
 use crate::{
-    connection::{Connection, ConnectionHandle, DRAIN, QUEUED},
+    connection::{
+        ABORT, BROKEN, CLOSE, CLOSED, Connection, ConnectionHandle, DRAIN, FLUSHING, HELD, QUEUED,
+    },
     error::CloseReason,
     handler::{Hooks, Session},
     sync::Ordering,
 };
-use std::{fmt, io, net::Shutdown, sync::Arc};
+use std::{fmt, io, net::Shutdown, sync::Arc, thread};
 
 /// Bytes received before they are passed on.
 const SHARE: usize = 64 << 10;
@@ -68,6 +70,10 @@ impl Session for RelaySession {
         if self.give_back(conn)? {
             return Ok(());
         }
+        if self.core.lanes[self.index].is_deaf() {
+            drop(conn.rx.take());
+            return Ok(());
+        }
         #[cfg(target_os = "linux")]
         self.kernel.note(conn.available());
         self.core.forward(self.index, conn)
@@ -89,8 +95,14 @@ impl Session for RelaySession {
         self.give_back(conn).map(drop)
     }
 
-    fn disconnect(&mut self, _: &mut Connection, reason: CloseReason) {
+    fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason) {
+        self.core.look_for_end(self.index, conn);
+        let cut = self.core.is_cut(self.index);
         self.never_connected(reason);
+        if cut {
+            // With an end in order what it got would look complete.
+            conn.shared().abort_with(reason);
+        }
     }
 
     fn never_connected(&mut self, reason: CloseReason) {
@@ -112,8 +124,14 @@ impl Session for RelaySession {
         if lane.shared.word.has(DRAIN) {
             self.core.begin_drain(self.index);
         }
-        let paused = lane.paused.load(Ordering::Acquire);
-        if paused { 0 } else { SHARE }
+        if lane.shared.word.has(BROKEN) {
+            // What was queued for this side is dropped.
+            self.core.resume(1 - self.index);
+        }
+        // What is not wanted is read only where that leads to an end.
+        let unwanted = lane.is_deaf() && !lane.is_broken();
+        let paused = lane.paused.load(Ordering::Acquire) && !lane.is_deaf();
+        if paused || unwanted { 0 } else { SHARE }
     }
 
     fn ends_when_taken(&self) -> bool {
@@ -158,7 +176,15 @@ impl Core {
             self.received(index);
             // Straight from where it was received: what the kernel does not take now is linked
             // into the other side's queue.
-            to.shared.push(conn.rx.buffer())?;
+            if let Err(error) = to.shared.push(conn.rx.buffer()) {
+                if !to.shared.word.has(BROKEN | ABORT | CLOSE | CLOSED) {
+                    return Err(error);
+                }
+                // The other side ends by itself, and this one when it has all that came from there.
+                from.deafen();
+                drop(conn.rx.take());
+                return Ok(());
+            }
             from.count(n);
             self.renew_at(to.shared.last_active());
             if to.shared.word.has(QUEUED) && to.shared.outbox.queued() > self.in_flight {
@@ -169,31 +195,55 @@ impl Core {
                 }
             }
         }
-        if conn.has_eof() {
-            if index == 0 && self.keep_b {
-                self.stop(RelayEnd::Released);
-                return Ok(());
-            }
+        self.look_for_end(index, conn);
+        Ok(())
+    }
+
+    /// Passes the end of side `index` on if it is there.
+    fn look_for_end(&self, index: usize, conn: &Connection) {
+        let from = &self.lanes[index];
+        if !conn.has_eof() || from.ended.load(Ordering::SeqCst) {
+            return;
+        }
+        if index == 0 && self.keep_b {
+            return self.stop(RelayEnd::Released);
+        }
+        // A send that is under way may have taken a reset away, which looks like an end here then.
+        // To a socket that is gone it fails at once, and the failure is noted.
+        while self.sends_to(index) && !from.shared.word.has(BROKEN) && from.is_gone() {
+            thread::yield_now();
+        }
+        if !from.was_reset() {
             from.ended.store(true, Ordering::SeqCst);
             self.hold_again(index);
             self.pass_end_on(index);
         }
-        Ok(())
+    }
+
+    /// Whether a call is under way that may take an error from the socket of side `index`.
+    fn sends_to(&self, index: usize) -> bool {
+        let role = self.lanes[index].shared.word.load() & (FLUSHING | HELD);
+        role == FLUSHING || self.lanes[1 - index].piping.load(Ordering::SeqCst)
     }
 
     /// Side `index` has nothing queued any more.
     fn drained(&self, index: usize) {
         self.renew();
         let other = 1 - index;
-        if self.lanes[other].paused.swap(false, Ordering::SeqCst) {
-            self.lanes[other].shared.attend(0);
-        }
+        self.resume(other);
         self.pass_end_on(other);
+    }
+
+    /// Side `index` may be read again.
+    fn resume(&self, index: usize) {
+        if self.lanes[index].paused.swap(false, Ordering::SeqCst) {
+            self.lanes[index].shared.attend(0);
+        }
     }
 
     /// Ends the output of the side opposite `index` if its input has ended and all of it is on
     /// its way.
-    fn pass_end_on(&self, index: usize) {
+    pub(super) fn pass_end_on(&self, index: usize) {
         let (from, to) = (&self.lanes[index], &self.lanes[1 - index]);
         if !from.ended.load(Ordering::SeqCst) || to.shared.outbox.queued() > 0 {
             return;

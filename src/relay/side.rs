@@ -3,13 +3,15 @@
 use crate::{
     client::{Lease, Pooled},
     connection::{
-        Connection, ConnectionHandle, FLUSHING, For, Hold, PIPED, READABLE, RUNNING, Shared, WROTE,
+        BROKEN, Connection, ConnectionHandle, FLUSHING, For, HUNG_UP, Hold, PIPED, READABLE,
+        RUNNING, Shared, WROTE, Wire,
     },
     error::CloseReason,
-    net::Peek,
+    net::{Peek, Socket},
     sync::{AtomicBool, AtomicU64, Mutex, Ordering},
 };
-use std::{fmt, sync::Arc};
+use poller::{Interest, Readiness};
+use std::{fmt, io, os::fd::AsFd, sync::Arc, time::Instant};
 
 /// A connection that may take part in a relay.
 pub struct RelaySide {
@@ -67,6 +69,13 @@ pub enum Verdict {
     OwesAnswer,
 }
 
+/// Output of a side: as long as this changes something moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outgoing {
+    sent: u64,
+    unacknowledged: Option<usize>,
+}
+
 /// The direction that starts at one side.
 pub(crate) struct Lane {
     pub(crate) shared: Arc<Shared>,
@@ -77,6 +86,10 @@ pub(crate) struct Lane {
     pub(super) ended: AtomicBool,
     /// The end was passed on to the other side.
     pub(super) passed_on: AtomicBool,
+    /// Nothing of this side's input is wanted any more: the other side is gone.
+    deaf: AtomicBool,
+    /// A kernel pipe is being emptied into the other side.
+    pub(super) piping: AtomicBool,
     /// Keeps the connection open while it is half closed, or while its loop drains.
     hold: Mutex<Option<Hold>>,
     /// Its loop drains.
@@ -94,6 +107,8 @@ impl Lane {
             paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             passed_on: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
+            piping: AtomicBool::new(false),
             hold: Mutex::new(Some(handle.hold())),
             draining: AtomicBool::new(false),
             let_go: AtomicBool::new(false),
@@ -114,6 +129,46 @@ impl Lane {
 
     pub(super) fn has_news(&self) -> bool {
         self.shared.word.has(READABLE)
+    }
+
+    /// No more of this side's input is wanted.
+    pub(super) fn deafen(&self) {
+        self.deaf.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::Acquire)
+    }
+
+    /// Whether the side can end by itself: its socket has failed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.shared.word.has(BROKEN | HUNG_UP)
+    }
+
+    /// Whether the connection was reset. The send that learns of that takes the error away, so the next
+    /// receive finds an end instead; only after an end that was one a send finds a broken pipe.
+    pub(super) fn was_reset(&self) -> bool {
+        match self.shared.aside.lock().reason() {
+            Some(CloseReason::Error(kind)) => kind != io::ErrorKind::BrokenPipe,
+            _ => false,
+        }
+    }
+
+    /// Whether the system says that both directions are over.
+    pub(super) fn is_gone(&self) -> bool {
+        let gone = |socket: Arc<Wire>| {
+            let ready = poller::wait_ready(socket.as_fd(), Interest::HANGUP, Some(Instant::now()));
+            ready.is_ok_and(|ready| ready.intersects(Readiness::WRITE_CLOSED | Readiness::ERROR))
+        };
+        self.shared.socket().is_some_and(gone)
+    }
+
+    /// What became of this side's output so far.
+    pub(super) fn outgoing(&self, socket: &Socket) -> Outgoing {
+        Outgoing {
+            sent: self.shared.outbox.bytes_sent(),
+            unacknowledged: socket.unacknowledged(),
+        }
     }
 
     /// Has the side look at the relay's state in its own turn.
