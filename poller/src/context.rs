@@ -31,12 +31,18 @@ pub fn before_blocking() {
         Ok(FREE | HOLDING) | Err(_) => return,
         Ok(deposit) => deposit,
     };
-    STATE.set(FREE);
-    POLLER.with_borrow(|poller| {
-        if let Some(poller) = poller {
+    be(FREE);
+    let _ = POLLER.try_with(|poller| {
+        if let Some(poller) = &*poller.borrow() {
             poller.hand_over(deposit);
         }
     });
+}
+
+/// Notes what the calling thread is, unless it ends: it is nothing then.
+#[inline]
+fn be(state: u64) {
+    let _ = STATE.try_with(|cell| cell.set(state));
 }
 
 /// Whether the calling thread holds a poller's role: inside
@@ -50,8 +56,9 @@ pub fn must_not_block() -> bool {
 
 /// The current thread leads `poller` until the returned value is dropped.
 pub(crate) fn lead(poller: Arc<Poller>) -> Leading {
-    POLLER.set(Some(poller));
-    STATE.set(HOLDING);
+    let before = POLLER.try_with(|cell| cell.replace(Some(poller)));
+    drop(before);
+    be(HOLDING);
     Leading(())
 }
 
@@ -63,19 +70,20 @@ impl Leading {
     #[inline]
     pub(crate) fn running(&self, deposit: u64) {
         debug_assert!(deposit > HOLDING);
-        STATE.set(deposit);
+        be(deposit);
     }
 
     /// The callback returned; the role is back, or it is not.
     #[inline]
     pub(crate) fn returned(&self, holding: bool) {
-        STATE.set(if holding { HOLDING } else { FREE });
+        be(if holding { HOLDING } else { FREE });
     }
 }
 
 impl Drop for Leading {
     fn drop(&mut self) {
-        STATE.set(FREE);
-        drop(POLLER.take());
+        be(FREE);
+        let poller = POLLER.try_with(RefCell::take);
+        drop(poller);
     }
 }

@@ -33,7 +33,7 @@ use crate::{
 };
 use bytes::BytesMut;
 use linkbuffer::{ChunkPool, LinkBuffer};
-use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, time::Instant};
+use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, thread::LocalKey, time::Instant};
 
 /// What small messages are received into.
 const SCRATCH: usize = spare::ROOM;
@@ -584,7 +584,7 @@ impl Rx {
             }
         }
         if size == SCRATCH {
-            CHUNK.with_borrow_mut(|chunk| self.receive_piece(chunk, SCRATCH))
+            self.receive_pooled(&CHUNK, SCRATCH)
         } else {
             self.receive_bulk()
         }
@@ -592,7 +592,18 @@ impl Rx {
 
     #[inline(never)]
     fn receive_bulk(&mut self) -> io::Result<Received> {
-        BULK_CHUNK.with_borrow_mut(|chunk| self.receive_piece(chunk, BULK))
+        self.receive_pooled(&BULK_CHUNK, BULK)
+    }
+
+    /// Receives into the thread's chunk. A thread that ends may have none any more.
+    #[inline(always)]
+    fn receive_pooled(
+        &mut self,
+        of: &'static LocalKey<RefCell<BytesMut>>,
+        size: usize,
+    ) -> io::Result<Received> {
+        of.try_with(|chunk| self.receive_piece(&mut chunk.borrow_mut(), size))
+            .unwrap_or_else(|_| self.receive_piece(&mut BytesMut::new(), size))
     }
 
     #[inline(always)]

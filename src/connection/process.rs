@@ -85,7 +85,16 @@ thread_local! {
 
 /// Whether the current thread runs some connection's callback.
 pub(crate) fn in_callback() -> bool {
-    DEPTH.get() > 0
+    DEPTH.try_with(Cell::get).is_ok_and(|depth| depth > 0)
+}
+
+/// Whether this thread is inside of a handler's `on_write_complete`.
+fn is_telling() -> bool {
+    TELLING.try_with(Cell::get).unwrap_or(false)
+}
+
+fn tell(telling: bool) {
+    let _ = TELLING.try_with(|cell| cell.set(telling));
 }
 
 /// Marks this thread as being inside of a callback.
@@ -93,14 +102,14 @@ pub(super) struct Inside;
 
 impl Inside {
     pub(super) fn enter() -> Self {
-        DEPTH.set(DEPTH.get() + 1);
+        let _ = DEPTH.try_with(|depth| depth.set(depth.get() + 1));
         Self
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        DEPTH.set(DEPTH.get() - 1);
+        let _ = DEPTH.try_with(|depth| depth.set(depth.get() - 1));
     }
 }
 
@@ -167,13 +176,13 @@ pub(crate) fn write_complete(shared: &Arc<Shared>) {
     let Some(hooks) = shared.hooks() else {
         return;
     };
-    if hooks.in_turn() || TELLING.get() {
+    if hooks.in_turn() || is_telling() {
         shared.attend(WROTE);
     } else {
         let handle = ConnectionHandle::new(Arc::clone(shared));
-        TELLING.set(true);
+        tell(true);
         shared.contain("on_write_complete", || hooks.write_complete(&handle));
-        TELLING.set(false);
+        tell(false);
     }
 }
 
@@ -269,9 +278,9 @@ impl Owner {
     }
 
     fn wrote(&mut self, shared: &Arc<Shared>) -> Result<(), CloseReason> {
-        TELLING.set(true);
+        tell(true);
         let result = self.call(shared, "on_write_complete", |s, c| s.wrote(c));
-        TELLING.set(false);
+        tell(false);
         result
     }
 

@@ -187,7 +187,7 @@ pub(crate) fn pass<T>(
     op: impl FnOnce(Option<usize>) -> io::Result<T>,
 ) -> io::Result<T> {
     if call == Call::Receive {
-        CUT.set(false);
+        note_cut(false);
     }
     let fault = if ON.load(Ordering::Acquire) {
         let table = TABLE.read().clone();
@@ -201,7 +201,7 @@ pub(crate) fn pass<T>(
         Some(Fault::Later) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
         Some(Fault::Short(count)) => {
             if call == Call::Receive {
-                CUT.set(true);
+                note_cut(true);
             }
             op(Some(count.max(1)))
         }
@@ -278,7 +278,11 @@ fn announce(_: Call, _: BorrowedFd<'_>) -> bool {
 /// Whether the last receive of this thread was cut by a plan, so that its count says nothing
 /// about what is left.
 pub(crate) fn receive_was_cut() -> bool {
-    CUT.get()
+    CUT.try_with(Cell::get).unwrap_or(false)
+}
+
+fn note_cut(cut: bool) {
+    let _ = CUT.try_with(|cell| cell.set(cut));
 }
 
 struct Table {

@@ -24,13 +24,14 @@ pub(crate) fn thread_id() -> u32 {
     thread_local! {
         static ID: Cell<Option<u32>> = const { Cell::new(None) };
     }
-    ID.get().unwrap_or_else(|| {
+    let known = ID.try_with(Cell::get).ok().flatten();
+    known.unwrap_or_else(|| {
         // A link to "<process>/task/<thread>".
         let id = fs::read_link("/proc/thread-self")
             .ok()
             .and_then(|link| link.file_name()?.to_str()?.parse().ok())
             .unwrap_or(0);
-        ID.set(Some(id));
+        let _ = ID.try_with(|known| known.set(Some(id)));
         id
     })
 }
