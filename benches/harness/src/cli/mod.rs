@@ -2,6 +2,7 @@
 
 mod call;
 mod compare;
+mod flood;
 mod list;
 mod load;
 mod serve;
@@ -23,6 +24,7 @@ netpoll-bench: a load generator, servers to compare, and their ratios
   serve NAME --listen ADDR        run one server or proxy until it is killed
   load --connect ADDR [options]   ask any server of the frame, and print what was seen
   call CLIENT --connect ADDR      run one client
+  flood NAME [options]            what thousands of hostile peers do to the others on a server
   list                            the peers, the clients and the scenarios
   soak [options]                  everything at once against one server, for a while, and judge
   COMMAND --help                  the options of a command
@@ -41,6 +43,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failur
         "serve" => serve::run(args),
         "load" => load::run(args),
         "call" => call::run(args),
+        "flood" => flood::run(args),
         "list" => list::run(),
         "soak" => soak::run(args),
         "soak-server" => soak::serve(args),

@@ -17,7 +17,7 @@ pub(crate) mod procfs;
 mod progress;
 mod run;
 pub(crate) mod scenario;
-mod server;
+pub(crate) mod server;
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -159,6 +159,18 @@ pub(crate) static ALL: &[Peer] = &[
         serve: ours::adaptive,
     },
     Peer {
+        name: "netpoll-guide",
+        design: "netpoll with the handler that README shows: try_peek, try_slice, append, one flush",
+        handlers: "block the thread that polls, which hands its poller over",
+        serve: ours::guide,
+    },
+    Peer {
+        name: "netpoll-next",
+        design: "netpoll with a handler that waits for each frame with peek and slice",
+        handlers: "block the thread that polls, which hands its poller over",
+        serve: ours::waiting,
+    },
+    Peer {
         name: "netpoll-fill",
         design: "as netpoll, but a handler waits in `fill` for the rest of a frame that came in part",
         handlers: "block the thread that polls, which hands its poller over",

@@ -4,7 +4,7 @@ use std::io::{self, BufRead};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use netpoll::{Builder, Connection, Dispatch, EventLoop, PollerGroup, handler_fn};
+use netpoll::{Builder, Connection, Dispatch, EventLoop, LinkBuffer, PollerGroup, handler_fn};
 
 use crate::frame::{self, Front, HEADER, Kind, MAX_PAYLOAD};
 use crate::work;
@@ -17,6 +17,16 @@ const SPIN: Duration = Duration::from_micros(100);
 /// A loop with default options: handlers run where they are polled, and may block.
 pub(crate) fn adaptive(listener: TcpListener) -> io::Result<()> {
     serve(EventLoop::builder(), answer_whole, listener)
+}
+
+/// README's server.
+pub(crate) fn guide(listener: TcpListener) -> io::Result<()> {
+    serve(EventLoop::builder(), answer_as_in_readme, listener)
+}
+
+/// A handler as blocking code has it: it waits in `next` for the length and for the rest.
+pub(crate) fn waiting(listener: TcpListener) -> io::Result<()> {
+    serve(EventLoop::builder(), answer_waiting, listener)
 }
 
 /// The same, but a handler waits in `fill` for the rest of a frame that came in part.
@@ -87,6 +97,42 @@ fn answer_whole(conn: &mut Connection) -> io::Result<()> {
         }
     }
     conn.flush()
+}
+
+/// What README shows, and the special requests of the harness besides.
+fn answer_as_in_readme(conn: &mut Connection) -> io::Result<()> {
+    while let Some(head) = conn.try_peek(HEADER)? {
+        let len = length(head)?;
+        let Some(frame) = conn.try_slice(len)? else {
+            break;
+        };
+        answer_slice(conn, frame)?;
+    }
+    conn.flush()
+}
+
+fn answer_waiting(conn: &mut Connection) -> io::Result<()> {
+    if conn.available() == 0 {
+        return Ok(());
+    }
+    let len = length(conn.peek(HEADER)?)?;
+    let frame = conn.slice(len)?;
+    answer_slice(conn, frame)?;
+    conn.flush()
+}
+
+fn answer_slice(conn: &mut Connection, mut frame: LinkBuffer) -> io::Result<()> {
+    if frame.len() > HEADER {
+        match Kind::of(frame.peek(HEADER + 1)?[HEADER]) {
+            Kind::Echo => {}
+            Kind::Sink => return conn.write_slice(&frame::ACK),
+            kind => {
+                conn.flush()?;
+                work::block_for(kind);
+            }
+        }
+    }
+    conn.append(frame)
 }
 
 /// The same frame by frame, as a handler of calls does it.
