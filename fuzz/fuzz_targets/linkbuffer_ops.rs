@@ -192,7 +192,7 @@ impl World {
             }
             Op::AppendFrom { readable, pending } => {
                 let (other, all) = self.other(readable, pending);
-                drop(self.buf.append_from(other));
+                self.buf.append(other);
                 self.write(&all);
             }
             Op::Reserve(n) => {

@@ -9,9 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use bytes::BytesMut;
-
-use crate::chunk::{ChunkPool, Class};
+use crate::chunk::ChunkPool;
 use crate::node::Node;
 use crate::slot::Move;
 
@@ -266,35 +264,6 @@ impl LinkBuffer {
         }
         self.free_links();
     }
-
-    /// Copies a small content out of the large chunks it may pin, into one chunk of its own size.
-    ///
-    /// A piece of a few bytes keeps the whole chunk alive that it was received in. Call this when
-    /// the rest of a message is not there yet and the buffer may have to wait. Nothing happens if
-    /// there are more than 4 KiB, or if the content is right-sized already; an empty buffer is
-    /// [released](Self::release).
-    pub fn compact(&mut self) {
-        let total = self.len + self.pending;
-        if total == 0 {
-            return self.release();
-        }
-        if total > COMPACT_UP_TO || self.compacted == self.written {
-            return;
-        }
-        self.settle();
-        let mut own = BytesMut::with_capacity(total.next_multiple_of(64));
-        own.extend_from_slice(&self.front.as_slice()[self.off..]);
-        self.off = 0;
-        let old = std::mem::replace(&mut self.front, Node::Own(own, Class::UNPOOLED));
-        self.discard(old);
-        while let Some(node) = self.pop_rest() {
-            if let Some(own) = self.front.as_mut() {
-                own.extend_from_slice(node.as_slice());
-            }
-            self.discard(node);
-        }
-        self.compacted = self.written;
-    }
 }
 
 impl Default for LinkBuffer {
@@ -356,6 +325,4 @@ impl<'a> Iterator for Chunks<'a> {
     }
 }
 
-/// Largest content that [`LinkBuffer::compact`] copies.
-const COMPACT_UP_TO: usize = 4096;
 pub(crate) const NEVER: u64 = u64::MAX;

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use crossbeam_queue::ArrayQueue;
 
 use crate::buffer::Links;
+use crate::place;
 
 /// Recycles the memory chunks behind [`LinkBuffer`](crate::LinkBuffer)s.
 ///
@@ -170,12 +171,14 @@ impl ChunkPool {
     /// Frees every chunk the pool keeps. Chunks in use are not affected.
     pub fn clear(&self) {
         for (i, queue) in self.shared.free.iter().enumerate() {
-            while queue.pop().is_some() {
+            while let Some(chunk) = queue.pop() {
                 self.uncharge(Class(i as u8));
+                free(chunk);
             }
         }
-        while let Some((_, class)) = self.shared.parked.pop() {
+        while let Some((chunk, class)) = self.shared.parked.pop() {
             self.uncharge(class);
+            free(chunk);
         }
         while self.shared.links.pop().is_some() {}
     }
@@ -202,7 +205,7 @@ impl ChunkPool {
     /// Takes back the owning handle of a chunk.
     pub(crate) fn give(&self, mut chunk: BytesMut, class: Class) {
         if class == Class::UNPOOLED {
-            return;
+            return free(chunk);
         }
         chunk.clear();
         if chunk.try_reclaim(class.size()) {
@@ -249,8 +252,13 @@ impl ChunkPool {
         if self.charge(class) {
             match self.shared.free[class.0 as usize].push(chunk) {
                 Ok(()) => return self.count(&self.shared.returned),
-                Err(_) => self.uncharge(class),
+                Err(chunk) => {
+                    self.uncharge(class);
+                    free(chunk);
+                }
             }
+        } else {
+            free(chunk);
         }
         self.count(&self.shared.discarded);
     }
@@ -290,11 +298,21 @@ impl fmt::Debug for ChunkPool {
     }
 }
 
-fn allocate(size: usize) -> BytesMut {
+pub(crate) fn allocate(size: usize) -> BytesMut {
     let chunk = BytesMut::with_capacity(size);
-    #[cfg(feature = "leak-detect")]
-    crate::leak::chunk(&chunk);
+    place::note(&chunk);
     chunk
+}
+
+/// Drops the owning handle of a chunk.
+pub(crate) fn free(mut chunk: BytesMut) {
+    chunk.clear();
+    if let Some(size) = place::chunk_of(&chunk) {
+        // Views that are left keep it alive, and known.
+        if chunk.try_reclaim(size) {
+            place::forget(&chunk);
+        }
+    }
 }
 
 struct Shared {

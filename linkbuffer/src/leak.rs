@@ -46,10 +46,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::buffer::LinkBuffer;
+use crate::compact::pinned;
 use crate::node::Node;
 
 /// What keeps memory.
@@ -270,37 +271,6 @@ impl LinkBuffer {
     }
 }
 
-/// Notes where a new chunk lies.
-pub(crate) fn chunk(chunk: &BytesMut) {
-    let (start, size) = (chunk.as_ptr().addr(), chunk.capacity());
-    let mut chunks = CHUNKS.lock();
-    // What lay there before was freed since.
-    let mut stale: Vec<usize> = chunks
-        .range(start..start + size)
-        .map(|(at, _)| *at)
-        .collect();
-    stale.extend(
-        chunks
-            .range(..start)
-            .next_back()
-            .and_then(|(at, size)| (at + size > start).then_some(*at)),
-    );
-    for at in stale {
-        chunks.remove(&at);
-    }
-    chunks.insert(start, size);
-}
-
-/// The size of the chunk in which `bytes` lie.
-fn pinned(bytes: &[u8]) -> usize {
-    let at = bytes.as_ptr().addr();
-    let chunks = CHUNKS.lock();
-    match chunks.range(..=at).next_back() {
-        Some((start, size)) if start + size >= at + bytes.len() => *size,
-        _ => bytes.len(),
-    }
-}
-
 struct View {
     bytes: Bytes,
     _guard: Guard<Kind>,
@@ -313,43 +283,3 @@ impl AsRef<[u8]> for View {
 }
 
 static MEMORY: Registry<Kind> = Registry::new();
-/// Where chunks lie: address and size. Chunks that were freed stay until their address is used
-/// again.
-static CHUNKS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chunk_replaces_those_it_overlaps_and_no_others() {
-        let mut whole = BytesMut::with_capacity(4096);
-        whole.resize(4096, 0);
-        chunk(&whole);
-        assert_eq!(pinned(&whole[1000..1100]), 4096);
-        let mut last = whole.split_off(2048);
-        chunk(&last);
-        assert_eq!(pinned(&whole[1000..1100]), 100, "the first half was freed");
-        assert_eq!(pinned(&last[..100]), 2048);
-        chunk(&whole);
-        assert_eq!(pinned(&whole[1000..1100]), 2048);
-        assert_eq!(pinned(&last[..100]), 2048, "beside it, not below it");
-        chunk(&last);
-        assert_eq!(pinned(&whole[1000..1100]), 2048, "before it, not below it");
-        last.truncate(0);
-        whole.unsplit(last);
-        chunk(&whole);
-        assert_eq!(pinned(&whole[1000..1100]), 4096);
-    }
-
-    #[test]
-    fn what_lies_behind_a_chunk_is_not_in_it() {
-        let mut first = BytesMut::with_capacity(4096);
-        first.resize(4096, 0);
-        chunk(&first);
-        let other = first.split_off(2048);
-        chunk(&first);
-        assert_eq!(pinned(&first[1948..]), 2048, "its last bytes");
-        assert_eq!(pinned(&other[..100]), 100);
-    }
-}

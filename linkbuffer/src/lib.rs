@@ -4,6 +4,7 @@
 mod buffer;
 mod chain;
 mod chunk;
+mod compact;
 mod edit;
 mod error;
 mod forward;
@@ -11,6 +12,7 @@ mod io;
 #[cfg(feature = "leak-detect")]
 pub mod leak;
 mod node;
+mod place;
 mod read;
 mod receive;
 mod slot;
@@ -22,6 +24,7 @@ mod write;
 pub use buffer::{Chunks, LinkBuffer};
 pub use bytes;
 pub use chunk::{ChunkPool, ChunkStats};
+pub use compact::{compact, pinned};
 pub use error::{ShortRead, WriteError};
 pub use io::{IoReader, IoWriter};
 pub use slot::{RawSlot, Slot};

@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::chunk::Class;
+use crate::place;
 
 /// A run of contiguous bytes.
 ///
@@ -60,6 +61,26 @@ impl Node {
             Self::Run(_, n) => *n as usize,
             Self::Vacant => 0,
         }
+    }
+
+    /// The size of the chunk that this handle keeps alive, if it is known to be one.
+    #[inline]
+    pub(crate) fn chunk(&self) -> Option<usize> {
+        match self {
+            Self::Own(_, class) if *class != Class::UNPOOLED => Some(class.size()),
+            Self::Vacant => None,
+            node => place::chunk_of(node.as_slice()),
+        }
+    }
+
+    /// Bytes of memory that this handle keeps alive, as far as is known.
+    #[inline]
+    pub(crate) fn pins(&self) -> usize {
+        let least = match self {
+            Self::Run(b, _) => b.len(),
+            node => node.capacity(),
+        };
+        self.chunk().unwrap_or(0).max(least)
     }
 
     #[inline]

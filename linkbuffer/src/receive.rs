@@ -8,6 +8,7 @@ use crate::buffer::LinkBuffer;
 use crate::chain::KEEP_ROOM;
 use crate::chunk::Class;
 use crate::node::Node;
+use crate::place;
 
 impl LinkBuffer {
     /// Lets `receive` append to a chunk of this buffer; what it appends becomes readable. Returns what
@@ -77,6 +78,7 @@ impl LinkBuffer {
             if let Node::Own(chunk, _) = &mut self.front {
                 let chunk = mem::take(chunk);
                 self.front = Node::Vacant;
+                place::forget(&chunk);
                 return chunk;
             }
         }

@@ -267,12 +267,18 @@ impl LinkBuffer {
         if n == 0 {
             return;
         }
-        other.trim();
+        other.settle();
         self.trim();
+        if self.total_len() == 0 {
+            self.compacted = self.written;
+        }
+        if !other.is_compact() {
+            self.compacted = NEVER;
+        }
         self.len += n;
-        self.compacted = NEVER;
         let front = std::mem::replace(&mut other.front, Node::Vacant);
         let old = std::mem::replace(&mut self.front, front);
+        self.off = std::mem::take(&mut other.off);
         (other.len, other.pending) = (0, 0);
         if old.len() == 0 && !self.has_rest() && !other.has_rest() {
             return self.put_room(old.is_own().then_some(old));

@@ -82,24 +82,16 @@ impl LinkBuffer {
     /// Appends everything in `other`, readable and unflushed, as unflushed bytes, without copying
     /// more than a few. Slots of `other` end.
     #[inline]
-    pub fn append(&mut self, other: Self) {
-        drop(self.append_from(other));
-    }
-
-    /// As [`append`](Self::append), but hands back what is left of `other` instead of dropping it:
-    /// for callers that hold a lock. Dropping it may drop payloads that were copied, and with them
-    /// what their owners ([`Bytes::from_owner`]) do then.
-    #[must_use = "drop it where user code may run"]
-    pub fn append_from(&mut self, mut other: Self) -> Self {
+    pub fn append(&mut self, mut other: Self) {
         let n = other.len + other.pending;
         if n == 0 {
-            return other;
+            return;
         }
         other.pending = 0;
         other.len = n;
         if n < SMALL_APPEND {
             other.chunks().for_each(|chunk| self.write_slice(chunk));
-            return other;
+            return;
         }
         other.trim();
         self.pending += n;
@@ -108,7 +100,7 @@ impl LinkBuffer {
         other.len = 0;
         if !other.has_rest() {
             self.link_behind(front);
-            return other;
+            return;
         }
         let room = self.take_empty_tail();
         self.push_node(front);
@@ -118,7 +110,6 @@ impl LinkBuffer {
             }
         }
         self.put_room(room);
-        other
     }
 
     /// Lets `f` append to a chunk with at least `room` bytes of spare room, for encoders that want

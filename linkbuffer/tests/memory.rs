@@ -570,3 +570,165 @@ fn many_threads_share_a_pool() {
     assert!(stats.retained <= 1 << 20, "{stats:?}");
     assert!(stats.reused > stats.allocated, "{stats:?}");
 }
+
+/// A piece of `n` bytes of a chunk of 64 KiB, and the rest of the chunk.
+fn piece_of_a_chunk(pool: &ChunkPool, n: usize) -> (LinkBuffer, BytesMut) {
+    let mut chunk = pool.take(64 << 10);
+    chunk.resize(64 << 10, 7);
+    let mut buf = LinkBuffer::with_pool(pool);
+    buf.push_chunk(chunk.split_to(n));
+    (buf, chunk)
+}
+
+#[test]
+fn a_piece_is_known_to_keep_its_chunk_alive() {
+    let pool = ChunkPool::new();
+    let (mut buf, rest) = piece_of_a_chunk(&pool, 10_000);
+    assert_eq!(buf.pinned(), 64 << 10);
+    assert_eq!(linkbuffer::pinned(&rest.freeze()), 64 << 10);
+    let view = buf.next_bytes(9000).unwrap();
+    assert_eq!(linkbuffer::pinned(&view[100..]), 64 << 10, "in other hands");
+    let mut back = LinkBuffer::from(view.slice(1000..7000));
+    back.append(LinkBuffer::from(view.slice(7500..9000)));
+    assert_eq!(back.pinned(), 64 << 10, "one chunk counts once");
+    back.append(LinkBuffer::from(vec![1; 5000]));
+    assert_eq!(back.pinned(), (64 << 10) + 5000);
+    assert_eq!(linkbuffer::pinned(&[1, 2, 3]), 3);
+}
+
+#[test]
+fn compact_lets_go_of_every_chunk_that_is_not_used() {
+    let pool = ChunkPool::new();
+    let mut buf = LinkBuffer::with_pool(&pool);
+    let mut all = Vec::new();
+    for i in 0..20 {
+        let n = 3000 + 1000 * i;
+        let (mut piece, _) = piece_of_a_chunk(&pool, n);
+        buf.append(piece.slice(n).unwrap());
+        all.extend(vec![7; n]);
+        if i % 3 == 0 {
+            buf.write_bytes(Bytes::from(vec![9; 5000]));
+            all.extend(vec![9; 5000]);
+        }
+    }
+    buf.flush();
+    let slot: Slot<2> = buf.reserve_slot();
+    assert!(buf.pinned() > 20 * (64 << 10));
+    buf.compact();
+    assert!(
+        buf.pinned() <= all.len() + all.len() / 8,
+        "{} for {}",
+        buf.pinned(),
+        all.len()
+    );
+    assert_eq!((buf.len(), buf.total_len()), (all.len(), all.len() + 2));
+    buf.fill_slot(slot, *b"ok");
+    buf.flush();
+    all.extend_from_slice(b"ok");
+    assert_eq!(buf, all);
+}
+
+#[test]
+fn what_is_compact_is_not_copied_again() {
+    let pool = ChunkPool::new();
+    let (piece, _) = piece_of_a_chunk(&pool, 10_000);
+    let mut buf = piece.into_owned();
+    let at = buf.peek(1).unwrap().as_ptr();
+    for _ in 0..3 {
+        let (piece, _) = piece_of_a_chunk(&pool, 5000);
+        buf.append(piece);
+        buf.flush();
+        buf.compact();
+        assert!(buf.pinned() <= buf.len() + buf.len() / 4);
+        assert_eq!(buf.peek(1).unwrap().as_ptr(), at);
+    }
+    let (mut whole, _) = piece_of_a_chunk(&pool, 60_000);
+    whole.append(LinkBuffer::from(
+        Bytes::from_static(&[2; 6000]).slice(..600),
+    ));
+    whole.flush();
+    let places: Vec<_> = whole.chunks().map(<[u8]>::as_ptr).collect();
+    whole.compact();
+    assert!(whole.chunks().map(<[u8]>::as_ptr).eq(places));
+}
+
+#[test]
+fn a_chunk_that_is_half_consumed_is_let_go() {
+    let mut buf = LinkBuffer::new();
+    let mut room = buf.landing(1 << 20);
+    room.resize(1 << 20, 3);
+    buf.landed(room);
+    buf.compact();
+    let at = buf.peek(1).unwrap().as_ptr();
+    buf.skip(1 << 19).unwrap();
+    buf.compact();
+    assert_eq!(buf.peek(1).unwrap().as_ptr(), at.wrapping_add(1 << 19));
+    assert_eq!(buf.excess(), 1 << 19);
+    buf.skip(1).unwrap();
+    buf.compact();
+    assert!(buf.excess() <= 64, "{}", buf.excess());
+    assert!(buf.pinned() < 1 << 20);
+    assert_eq!(buf, vec![3; (1 << 19) - 1]);
+}
+
+#[test]
+fn a_view_is_detached_from_its_chunk() {
+    let pool = ChunkPool::new();
+    let (mut buf, _) = piece_of_a_chunk(&pool, 20_000);
+    let view = buf.next_bytes(10_000).unwrap();
+    let own = linkbuffer::compact(view.clone());
+    assert_eq!((own.len(), linkbuffer::pinned(&own)), (10_000, 10_000));
+    assert_eq!(own, view);
+    assert_ne!(own.as_ptr(), view.as_ptr());
+    let again = linkbuffer::compact(own.clone());
+    assert_eq!(again.as_ptr(), own.as_ptr(), "it keeps nothing else");
+    let foreign = Bytes::from_static(&[0; 10_000]).slice(..10);
+    assert_eq!(
+        linkbuffer::compact(foreign.clone()).as_ptr(),
+        foreign.as_ptr()
+    );
+}
+
+#[test]
+fn copies_are_collected_without_waste() {
+    let mut buf = LinkBuffer::new();
+    let (mut most, mut all) = (0, Vec::new());
+    for i in 0..1000_usize {
+        let n = 1 + (i * 37) % 2000;
+        let mut other = LinkBuffer::from(vec![i as u8; n]);
+        other.write_slice(b"unflushed");
+        other.skip(n / 2).unwrap();
+        buf.append_copy(&other);
+        assert_eq!(other.total_len(), n - n / 2 + 9);
+        all.extend(vec![i as u8; n - n / 2]);
+        all.extend_from_slice(b"unflushed");
+        let spare = buf.pinned() - buf.total_len();
+        assert!(
+            spare <= 4096.max(buf.total_len() / 4),
+            "{spare} at {}",
+            all.len()
+        );
+        most = most.max(spare);
+    }
+    assert!(most > 4096, "chunks grow with what is there");
+    buf.flush();
+    assert_eq!(buf, all);
+}
+
+#[test]
+fn what_goes_back_counts_with_what_was_consumed_of_it() {
+    for behind in ["", "abc"] {
+        let mut buf = LinkBuffer::from(behind);
+        let mut sent = LinkBuffer::from(Bytes::from_static(&[5; 10_000]));
+        sent.skip(9000).unwrap();
+        buf.push_front(sent);
+        assert_eq!((buf.len(), buf.excess()), (1000 + behind.len(), 9000));
+        buf.compact();
+        let mut all = vec![5; 1000];
+        all.extend_from_slice(behind.as_bytes());
+        assert_eq!(buf, all);
+        buf.skip(400).unwrap();
+        assert_eq!(buf.next_bytes(600).unwrap(), [5; 600][..]);
+        assert_eq!(buf, behind);
+    }
+}

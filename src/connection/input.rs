@@ -43,6 +43,8 @@ const BULK: usize = 256 << 10;
 const BULK_ENDS: u8 = 8;
 /// From this many missing bytes on a message gets a chunk of its own.
 const LANDING: usize = 16 << 10;
+/// So few bytes of a message are moved out of the room made for it while the rest is not there.
+const LITTLE: usize = 4096;
 /// The largest room made for a message before any of it has arrived.
 const TRUST: usize = 1 << 20;
 /// Receives per turn, so that one busy connection does not starve the others.
@@ -166,10 +168,14 @@ impl Rx {
     #[inline(never)]
     fn settled(&self, mut buffer: Box<LinkBuffer>) -> Box<LinkBuffer> {
         let missing = self.mark.saturating_sub(buffer.len());
-        // A large message goes on where its room is.
+        // A large message goes on where its room is, which may be made in steps.
         let large = missing > LANDING || (missing > 0 && buffer.len() > LANDING);
-        let landing = large && buffer.spare() >= missing;
-        if is_scratch(&buffer) && !landing {
+        let (room, scratch) = (buffer.spare(), is_scratch(&buffer));
+        let landing = large && (room >= missing || (room > 0 && !scratch));
+        if landing && buffer.len() > LITTLE {
+            return buffer;
+        }
+        if scratch && !landing {
             // The thread goes on with the room behind it.
             let mut rest = spare::plain();
             *rest = buffer.take_filled();

@@ -11,6 +11,10 @@
 //! * a full socket parks the queue only in the step that also sees that `WRITABLE` was not
 //!   reported in between.
 //!
+//! What waits is bounded by the memory it keeps alive. So a few bytes are copied into the queue, and what
+//! would keep more of a chunk alive than itself is copied out of it before; a message counts
+//! [`MESSAGE`] bytes more than it has.
+//!
 //! Progress is counted in queue offsets. A directly sent rest that must be queued *before*
 //! what is there already moves the `sent` mark back, so offsets that others wait for stay true.
 
@@ -32,6 +36,15 @@ const OVER: u32 = ABORT | BROKEN | POISONED | CLOSED;
 const SLICES: usize = 64;
 /// The most one poller turn sends for one connection before others get theirs.
 const TURN_BYTES: u64 = 1 << 20;
+
+/// Messages shorter than this are copied into the queue.
+const COPIED: usize = 4096;
+/// What the queue holds for a message besides its bytes.
+const MESSAGE: usize = 2 * size_of::<i64>();
+/// So much of what the queue holds besides bytes does not count, lest small limits be a matter of chunks.
+const UNCOUNTED: usize = 8 << 10;
+/// Ends of messages for which an empty queue keeps room.
+const KEPT_ENDS: usize = 64;
 
 /// Runs what may drop a payload of the user's, whose own drop may panic. `false`: it did.
 ///
@@ -367,6 +380,7 @@ impl Outbox {
         chain: &mut LinkBuffer,
         end: Sent,
     ) -> (Mark, Sent) {
+        compact(sink, chain);
         let mut locked = self.queue.lock();
         let queue = locked.get_or_insert_default();
         let mark = Mark(queue.sent);
@@ -390,6 +404,10 @@ impl Outbox {
         chain: &mut LinkBuffer,
         bound: Bound,
     ) -> Result<(Mark, bool), Full> {
+        let short = chain.len() < COPIED;
+        if !short {
+            compact(guard, chain);
+        }
         let mut locked = self.queue.lock();
         let queue = locked.get_or_insert_default();
         queue.room(chain.len(), bound)?;
@@ -398,13 +416,18 @@ impl Outbox {
         let end = queue.accepted;
         queue.ends.push_back(end);
         let mut tail = queue.chain.take().unwrap_or_default();
-        let mut copied = tail.append_from(chain.take_filled());
+        if short {
+            tail.append_copy(chain);
+        } else {
+            tail.append(chain.take_filled());
+        }
         tail.flush();
         queue.chain = Some(tail);
         let flusher = word.queue_and_try_flush();
         drop(locked);
-        let left = copied.len();
-        consume(guard, &mut copied, left);
+        // Empty unless it was copied. Its payloads are dropped without the lock.
+        let left = chain.len();
+        consume(guard, chain, left);
         Ok((Mark(end), flusher))
     }
 
@@ -420,6 +443,7 @@ impl Outbox {
                     Some(chain) if !chain.is_empty() => Some(chain),
                     empty => {
                         queue.chain = empty;
+                        queue.fall_empty();
                         word.clear(QUEUED | FLUSHING);
                         None
                     }
@@ -430,6 +454,9 @@ impl Outbox {
             };
             let len = chain.len();
             let end = self.transmit(word, sink, &mut chain, &mut share, None);
+            if !chain.is_empty() {
+                compact(sink, &mut chain);
+            }
             let mut locked = self.queue.lock();
             let queue = locked.get_or_insert_default();
             queue.progress(len - chain.len());
@@ -540,6 +567,12 @@ fn consume(guard: &impl Contain, chain: &mut LinkBuffer, mut n: usize) {
     while !guard.contain(|| chain.consume(std::mem::take(&mut n))) {}
 }
 
+/// Copies what would keep more memory alive than itself. A payload that panics when it is dropped is
+/// gone by then.
+fn compact(guard: &impl Contain, chain: &mut LinkBuffer) {
+    while !guard.contain(|| chain.compact()) {}
+}
+
 /// Drops what will not be sent, payload by payload.
 fn drop_output(guard: &impl Contain, chain: Option<Box<LinkBuffer>>) {
     if let Some(mut chain) = chain {
@@ -566,13 +599,31 @@ impl Queue {
         usize::try_from(self.accepted - self.sent - lost).unwrap_or(0)
     }
 
+    /// Bytes of memory that the queue keeps alive, within an eighth.
+    fn held(&self) -> usize {
+        let excess = self.chain.as_ref().map_or(0, |chain| chain.excess());
+        let besides = excess + self.ends.len() * MESSAGE;
+        self.bytes() + besides.saturating_sub(UNCOUNTED)
+    }
+
     fn room(&self, len: usize, bound: Bound) -> Result<(), Full> {
         let queued = self.bytes();
-        let fits = queued.saturating_add(len) <= bound.bytes && self.ends.len() < bound.messages;
+        let fits =
+            self.held().saturating_add(len) <= bound.bytes && self.ends.len() < bound.messages;
         if fits || queued <= bound.low {
             Ok(())
         } else {
             Err(Full(queued))
+        }
+    }
+
+    /// Lets go of what many messages or bytes needed.
+    fn fall_empty(&mut self) {
+        if self.ends.capacity() > KEPT_ENDS {
+            self.ends = VecDeque::new();
+        }
+        if let Some(chain) = &mut self.chain {
+            chain.release();
         }
     }
 

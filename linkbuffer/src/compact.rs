@@ -1,0 +1,276 @@
+//! What a buffer keeps alive beyond its own bytes, and how to let go of that.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::buffer::{LinkBuffer, NEVER};
+use crate::chunk::{self, Class};
+use crate::node::Node;
+use crate::place;
+
+impl LinkBuffer {
+    /// Bytes of memory that this buffer keeps alive, as far as that is known: pieces of chunks count
+    /// with the chunk, once for pieces of one chunk that follow each other. Memory that was linked and
+    /// did not come from a [`ChunkPool`](crate::ChunkPool) counts with its own length.
+    ///
+    /// Takes a time that depends on the number of pieces.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// let mut buf = LinkBuffer::with_capacity(64 << 10);
+    /// buf.write_slice(&[7; 60_000]);
+    /// buf.flush();
+    /// let mut part = buf.slice(600)?;
+    /// assert_eq!((part.len(), part.pinned()), (600, 64 << 10));
+    /// part.compact();
+    /// assert!(part.pinned() < 700);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn pinned(&self) -> usize {
+        let (mut sum, mut last) = (0, (0, 0));
+        for node in self.nodes() {
+            let (at, pins) = (node.as_slice().as_ptr().addr(), node.pins());
+            // Within the size of the chunk, so it is most likely the same.
+            if pins != last.1 || at.abs_diff(last.0) >= pins {
+                sum += pins;
+            }
+            last = (at, pins);
+        }
+        sum
+    }
+
+    /// Readable and unflushed bytes together: all that was put into this buffer and not consumed.
+    #[inline]
+    pub const fn total_len(&self) -> usize {
+        self.len + self.pending
+    }
+
+    /// Copies out of its chunk whatever keeps more than an eighth more alive than itself.
+    ///
+    /// A piece of a few bytes keeps the whole chunk alive that it was received in, 64 KiB as a rule.
+    /// Call this on what is kept for long, or when the rest of a message is not there yet and the
+    /// buffer may have to wait. Up to 4 KiB become one chunk of their size. Nothing is copied a second
+    /// time, and memory that did not come from a [`ChunkPool`](crate::ChunkPool) stays as it is if
+    /// there are more than 4 KiB. An empty buffer is [released](Self::release).
+    pub fn compact(&mut self) {
+        let total = self.total_len();
+        if total == 0 {
+            return self.release();
+        }
+        self.settle();
+        if self.is_compact() {
+            // More than half of its chunk was consumed since: so each byte is copied once at most.
+            if self
+                .front
+                .chunk()
+                .is_some_and(|size| size / 2 > self.unread(0))
+            {
+                self.copy_node(0, 0);
+            }
+            return;
+        }
+        if total <= SMALL {
+            self.copy_all(total);
+        } else {
+            self.copy_loose();
+        }
+        self.compacted = self.written;
+    }
+
+    /// This buffer, [compacted](Self::compact): for what outlives its connection or its request.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// # let mut input = LinkBuffer::from(vec![1; 1000]);
+    /// let kept: LinkBuffer = input.slice(600)?.into_owned();
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn into_owned(mut self) -> Self {
+        self.compact();
+        self
+    }
+
+    /// What the first chunk keeps alive beyond its unread bytes: what was consumed of it, and room.
+    pub fn excess(&self) -> usize {
+        self.front.pins().saturating_sub(self.unread(0))
+    }
+
+    /// Appends a copy of everything in `other` as unflushed bytes, into chunks that are filled up and of
+    /// which none is much larger than an eighth of what is here: for what waits.
+    pub fn append_copy(&mut self, other: &Self) {
+        let mut skip = other.off;
+        for node in other.nodes() {
+            let mut bytes = &node.as_slice()[std::mem::take(&mut skip)..];
+            while !bytes.is_empty() {
+                let back = self.back_mut();
+                if !back.is_own() || back.spare() == 0 {
+                    let size = (self.total_len() / 8).min(MOST_ROOM);
+                    let (chunk, class) = self.pool().take_class(size);
+                    self.push_node(Node::Own(chunk, class));
+                }
+                let tail = self.tail();
+                let (part, rest) = bytes.split_at(bytes.len().min(tail.capacity() - tail.len()));
+                tail.extend_from_slice(part);
+                self.pending += part.len();
+                self.written += part.len() as u64;
+                bytes = rest;
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_compact(&self) -> bool {
+        self.compacted == self.written
+    }
+
+    fn copy_all(&mut self, total: usize) {
+        let mut own = BytesMut::with_capacity(total.next_multiple_of(UNIT));
+        own.extend_from_slice(&self.front.as_slice()[self.off..]);
+        self.off = 0;
+        let old = std::mem::replace(&mut self.front, Node::Own(own, Class::UNPOOLED));
+        self.discard(old);
+        while let Some(node) = self.pop_rest() {
+            if let Some(own) = self.front.as_mut() {
+                own.extend_from_slice(node.as_slice());
+            }
+            self.discard(node);
+        }
+    }
+
+    /// Copies the loose nodes among those that came since the last time.
+    #[inline(never)]
+    fn copy_loose(&mut self) {
+        let total = self.total_len();
+        let fresh = match self.written.checked_sub(self.compacted) {
+            Some(fresh) if self.compacted != NEVER => usize::try_from(fresh).unwrap_or(total),
+            _ => total,
+        };
+        let count = 1 + self.rest.as_ref().map_or(0, |links| links.nodes.len());
+        let (mut first, mut behind) = (count, 0);
+        while first > 0 && behind < fresh {
+            first -= 1;
+            behind += self.unread(first);
+        }
+        let mut vacated = false;
+        for i in first..count {
+            if self.is_loose(i, count) {
+                // Room for the loose ones that follow, or for a few that may come later.
+                let following = if i + 1 < count {
+                    let loose = (i + 1..count).take_while(|&k| self.is_loose(k, count));
+                    loose.map(|k| self.unread(k)).sum()
+                } else {
+                    (total / 16).min(GROWTH)
+                };
+                vacated |= self.copy_node(i, following);
+            }
+        }
+        if vacated {
+            if let Some(links) = &mut self.rest {
+                links.nodes.retain(|node| !matches!(node, Node::Vacant));
+            }
+        }
+    }
+
+    /// Moves node `i` into room behind the one before it, or into a chunk of its own with some room.
+    /// `true`: its place is vacant.
+    fn copy_node(&mut self, i: usize, room: usize) -> bool {
+        let consumed = self.node(i).len() - self.unread(i);
+        let old = std::mem::replace(self.node_mut(i), Node::Vacant);
+        let bytes = &old.as_slice()[consumed..];
+        if i == 0 {
+            self.off = 0;
+        }
+        // What was vacated in between is not in the way.
+        let mut before = (0..i)
+            .rev()
+            .filter(|&k| !matches!(self.node(k), Node::Vacant));
+        let tail = before.next().filter(|&k| {
+            let node = self.node(k);
+            node.is_own() && node.spare() >= bytes.len()
+        });
+        let vacated = if let Some(Node::Own(tail, _)) = tail.map(|k| self.node_mut(k)) {
+            tail.extend_from_slice(bytes);
+            true
+        } else {
+            let mut own = chunk::allocate((bytes.len() + room).next_multiple_of(UNIT));
+            own.extend_from_slice(bytes);
+            *self.node_mut(i) = Node::Own(own, Class::UNPOOLED);
+            false
+        };
+        self.discard(old);
+        vacated
+    }
+
+    /// Whether node `i` keeps more alive than it should. A little room for the next write at the very
+    /// end is part of the content.
+    fn is_loose(&self, i: usize, count: usize) -> bool {
+        let (node, len) = (self.node(i), self.unread(i));
+        let room = if i + 1 == count { node.spare() } else { 0 };
+        len > 0 && node.chunk().unwrap_or(0) > len + len / 8 + room.min(self.total_len() / 8) + UNIT
+    }
+
+    fn unread(&self, i: usize) -> usize {
+        self.node(i).len() - if i == 0 { self.off } else { 0 }
+    }
+
+    fn node(&self, i: usize) -> &Node {
+        match (i, &self.rest) {
+            (0, _) | (_, None) => &self.front,
+            (i, Some(links)) => &links.nodes[i - 1],
+        }
+    }
+
+    fn node_mut(&mut self, i: usize) -> &mut Node {
+        match (i, &mut self.rest) {
+            (0, _) | (_, None) => &mut self.front,
+            (i, Some(links)) => &mut links.nodes[i - 1],
+        }
+    }
+}
+
+/// Bytes of memory that a view keeps alive: the size of the chunk it is part of. Memory that did not
+/// come from a [`ChunkPool`](crate::ChunkPool) counts with its own length.
+///
+/// # Examples
+///
+/// ```
+/// use linkbuffer::{LinkBuffer, compact, pinned};
+///
+/// let mut buf = LinkBuffer::with_capacity(64 << 10);
+/// buf.write_slice(&[7; 60_000]);
+/// buf.flush();
+/// let part = buf.next_bytes(10_000)?;
+/// assert_eq!(pinned(&part), 64 << 10);
+/// assert_eq!(pinned(&compact(part)), 10_000);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[inline]
+pub fn pinned(view: &[u8]) -> usize {
+    place::chunk_of(view).unwrap_or(0).max(view.len())
+}
+
+/// The same bytes, copied if the view keeps more than an eighth more alive than itself: for a view that
+/// is kept for long, in a cache for example. [`LinkBuffer::compact`] is the same for a buffer.
+#[must_use]
+pub fn compact(view: Bytes) -> Bytes {
+    if pinned(&view) > view.len() + view.len() / 8 {
+        let own = Bytes::copy_from_slice(&view);
+        place::is_no_chunk(&own);
+        own
+    } else {
+        view
+    }
+}
+
+/// Largest content that becomes one chunk.
+const SMALL: usize = 4096;
+/// Chunks made here are a multiple of this.
+const UNIT: usize = 64;
+/// Most room for more that a chunk made here has.
+const GROWTH: usize = 16 << 10;
+/// Largest chunk that copies are collected in.
+const MOST_ROOM: usize = 64 << 10;

@@ -1,0 +1,226 @@
+//! What connections keep alive for data that waits: limits bound memory, not only lengths.
+
+#![cfg(not(feature = "leak-detect"))]
+
+mod support;
+
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
+
+use netpoll::{Bytes, Connection, Error, LinkBuffer, OnFull, linkbuffer::ChunkPool};
+use std::io::Write;
+use support::{
+    Case, Kind, Log, Peer, Script, Transport, counting, eventually, in_child, one_thread,
+};
+
+/// What a connection of these tests may have queued.
+const QUEUE: usize = 1 << 20;
+/// What the test and its thread keep for themselves.
+const SLACK: usize = 300 << 10;
+
+/// How the begin of a message is passed on; its rest is dropped.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Slice,
+    Bytes,
+    /// The begin and the end, each as bytes.
+    BothEnds,
+    Forward,
+    Written,
+}
+
+impl Way {
+    const ALL: [Self; 5] = [
+        Self::Slice,
+        Self::Bytes,
+        Self::BothEnds,
+        Self::Forward,
+        Self::Written,
+    ];
+
+    /// Takes a message of `frame` bytes and returns `view` bytes of it, or twice as many.
+    fn take(self, conn: &mut Connection, view: usize, frame: usize) -> LinkBuffer {
+        let mut message = conn.slice(frame).unwrap();
+        let mut out = LinkBuffer::new();
+        match self {
+            Self::Slice => return message.slice(view).unwrap(),
+            Self::Bytes => return LinkBuffer::from(message.next_bytes(view).unwrap()),
+            Self::BothEnds => {
+                let first = message.next_bytes(view).unwrap();
+                message.skip(frame - 2 * view).unwrap();
+                let last = message.next_bytes(view).unwrap();
+                out.append(LinkBuffer::from(first));
+                out.append(LinkBuffer::from(last));
+            }
+            Self::Forward => message.forward(view, &mut out).unwrap(),
+            Self::Written => out.write_slice(message.next(view).unwrap()),
+        }
+        out
+    }
+}
+
+/// Allocated bytes, without the chunks that are kept for the next message.
+fn live() -> usize {
+    ChunkPool::global().clear();
+    counting::live()
+}
+
+/// Sends parts of messages that one peer sends to another, which reads nothing, until the queue is
+/// full, and waits until no more than `most` bytes are held for it.
+fn fill_queue(way: Way, view: usize, frame: usize, most: usize) {
+    let group = one_thread();
+    let (fed, full) = (Log::new(), Log::new());
+    let stalled = Log::new();
+    let (handles, log, count) = (stalled.clone(), full.clone(), fed.clone());
+    let case = Case::new(Transport::Unix, Kind::Inline);
+    let builder = case.builder().pollers(group.clone());
+    let server = case.serve_with(
+        builder.output_limit(QUEUE, OnFull::Error),
+        Script::new().request(move |conn| {
+            if conn.available() == 1 {
+                conn.skip(1)?;
+                handles.push(conn.handle());
+                return Ok(());
+            }
+            while conn.try_fill(frame)? {
+                let handle = &handles.all()[0];
+                let part = way.take(conn, view, frame);
+                if let Err(error) = handle.try_send(part) {
+                    log.push(Error::from_io(&error));
+                }
+                count.push(());
+            }
+            Ok(())
+        }),
+    );
+    let mut reads_nothing = server.connect();
+    reads_nothing.write_all(b"x").unwrap();
+    let handle = stalled.wait_len(1).remove(0);
+    let feed = |until: &dyn Fn() -> bool| {
+        let mut feeder = server.connect();
+        let message = vec![7; frame];
+        while !until() {
+            feeder.write_all(&message).unwrap();
+        }
+        drop(feeder);
+        eventually("it is gone", || server.event_loop.stats().active == 1);
+    };
+    // All that a thread keeps is there from here on.
+    feed(&|| fed.len() >= 3);
+    let before = live() - handle.stats().queued;
+    feed(&|| full.len() > 0);
+    assert!(matches!(full.all()[0], Some(Error::OutputFull { .. })));
+    // Its last message may be on its way back to the allocator.
+    let what = format!("{way:?} of {view} in {frame} hold {most} bytes at most");
+    eventually(&what, || live().saturating_sub(before) <= most);
+    let (queued, held) = (handle.stats().queued, live() - before);
+    println!("{way:?} of {view} in {frame}: {queued} queued, {held} held");
+    handle.abort();
+    drop(reads_nothing);
+    server.stop();
+    group.close();
+}
+
+#[test]
+fn a_full_queue_holds_no_more_than_its_limit() {
+    in_child("a_full_queue_holds_no_more_than_its_limit", || {
+        for way in Way::ALL {
+            for (view, frame) in [
+                (40, 300),
+                (512, 64 << 10),
+                (600, 20_000),
+                (5000, 64 << 10),
+                (20_000, 300_000),
+                (70_000, 1 << 20),
+            ] {
+                // The logs grow, and what a thread keeps has not all been needed before.
+                fill_queue(way, view, frame, QUEUE / 4 * 5 + SLACK);
+            }
+        }
+    });
+}
+
+/// The memory of a payload that many connections send is not theirs.
+#[test]
+fn what_many_send_is_held_once() {
+    in_child("what_many_send_is_held_once", || {
+        let stalled = Log::new();
+        let case = Case::new(Transport::Unix, Kind::Inline);
+        let server = case.serve(support::giving(&stalled));
+        let peers: Vec<_> = (0..20).map(|_| server.connect()).collect();
+        let handles = stalled.wait_len(peers.len());
+        let payload = Bytes::from(vec![1; 20_000]);
+        // Until nothing goes into the sockets.
+        for handle in &handles {
+            while handle.stats().queued == 0 {
+                handle.send_bytes(payload.clone()).unwrap();
+            }
+        }
+        let before = counting::live();
+        for handle in &handles {
+            for _ in 0..20 {
+                handle.send_bytes(payload.clone()).unwrap();
+            }
+        }
+        let each = counting::live().saturating_sub(before) / (20 * handles.len());
+        println!("{each} bytes for a message of 20000 that waits");
+        assert!(each <= 500, "{each} bytes for a message that is not copied");
+        handles.iter().for_each(|handle| handle.abort());
+        drop(peers);
+        server.stop();
+    });
+}
+
+/// Each piece is received into a chunk that another connection fills up.
+#[test]
+fn unread_input_holds_little_more_than_itself() {
+    in_child("unread_input_holds_little_more_than_itself", || {
+        const PIECE: usize = 600;
+        const PIECES: usize = 120;
+        const PART: usize = 15_000;
+        let group = one_thread();
+        let (seen, parts) = (Log::new(), Log::new());
+        let (log, others) = (seen.clone(), parts.clone());
+        let case = Case::new(Transport::Unix, Kind::Inline);
+        let server = case.serve_with(
+            case.builder().pollers(group.clone()),
+            Script::new().request(move |conn| {
+                if conn.try_peek(1)?.is_some_and(|first| first == b"+") {
+                    others.push(conn.available());
+                    if conn.try_fill(1 + PART)? {
+                        conn.skip(1 + PART)?;
+                    }
+                    return Ok(());
+                }
+                log.push(conn.available());
+                // There is no end to it.
+                assert!(conn.try_until(b'\n')?.is_none());
+                Ok(())
+            }),
+        );
+        let (mut slow, mut other) = (server.connect(), server.connect());
+        let fill_up = |other: &mut Peer| {
+            for _ in 0..(64 << 10) / PART + 1 {
+                parts.take();
+                other.write_all(b"+").unwrap();
+                parts.wait_for(&1);
+                other.write_all(&[0; PART]).unwrap();
+                parts.wait_for(&(1 + PART));
+            }
+        };
+        fill_up(&mut other);
+        let before = live();
+        for i in 1..=PIECES {
+            slow.write_all(&[b'-'; PIECE]).unwrap();
+            seen.wait_for(&(i * PIECE));
+            fill_up(&mut other);
+        }
+        let most = PIECES * PIECE / 4 * 5 + SLACK;
+        let what = format!("{} unread bytes hold {most} at most", PIECES * PIECE);
+        eventually(&what, || live().saturating_sub(before) <= most);
+        println!("{} bytes for {}", live() - before, PIECES * PIECE);
+        drop((slow, other));
+        server.stop();
+        group.close();
+    });
+}
