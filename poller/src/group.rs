@@ -11,6 +11,7 @@ use crate::{
     balance::{Balance, Picker},
     monitor::Monitor,
     poller::Poller,
+    reserve::{MOST_IN_RESERVE, MOST_WAITING},
     stats::GroupStats,
     sync::{AtomicUsize, Ordering},
     workers::WorkerPool,
@@ -42,6 +43,7 @@ struct Shared {
     handles: Vec<PollerHandle>,
     picker: Picker,
     workers: WorkerPool,
+    reserve: WorkerPool,
     monitor: Arc<Monitor>,
 }
 
@@ -151,9 +153,12 @@ impl PollerGroup {
     /// the group's own threads (in a callback) it only starts this and returns. May be called
     /// again. Scheduled closures that still wait are dropped.
     pub fn close(&self) {
-        self.shared.close();
-        if self.shared.workers.join_after_close() {
-            self.shared.monitor.join();
+        let shared = &self.shared;
+        shared.close();
+        if !shared.workers.is_here() && !shared.reserve.is_here() {
+            shared.workers.join_after_close();
+            shared.reserve.join_after_close();
+            shared.monitor.join();
         }
     }
 
@@ -175,6 +180,7 @@ impl PollerGroup {
                 .map(PollerHandle::stats)
                 .collect(),
             workers: self.shared.workers.stats(),
+            reserve: self.shared.reserve.stats(),
         }
     }
 
@@ -221,7 +227,9 @@ impl GroupBuilder {
 
     /// The most threads at once, leaders included; 512 by default and never fewer than pollers.
     /// Once as many callbacks wait as there are threads, further ones wait for one to return;
-    /// the monitor polls meanwhile, at each tick ([`slow_after`](Self::slow_after)).
+    /// the monitor polls meanwhile, at each tick ([`slow_after`](Self::slow_after)), and a reserve of up to
+    /// four more threads makes the runs that [are brief](Operator::is_brief) and calls the scheduled
+    /// closures.
     pub fn max_threads(mut self, threads: usize) -> Self {
         self.max_threads = threads;
         self
@@ -278,20 +286,29 @@ impl GroupBuilder {
             .keep_alive(self.keep_alive)
             .name(&self.name)
             .build();
+        let reserve = WorkerPool::builder()
+            .max_threads(MOST_IN_RESERVE)
+            .max_queued(MOST_WAITING)
+            .keep_alive(self.keep_alive)
+            .name(&format!("{}-reserve", self.name))
+            .build();
         let monitor = Arc::new(Monitor::new(self.slow_after, &self.name));
         let left = Arc::new(AtomicUsize::new(self.pollers));
         let mut handles = Vec::new();
         for index in 0..self.pollers {
-            let (workers, monitor, left) = (workers.clone(), monitor.clone(), left.clone());
-            let (end_workers, end_monitor) = (workers.clone(), monitor.clone());
+            let (workers, reserve) = (workers.clone(), reserve.clone());
+            let (monitor, left) = (monitor.clone(), left.clone());
+            let (end_workers, end_reserve) = (workers.clone(), reserve.clone());
+            let end_monitor = monitor.clone();
             let on_end = Box::new(move || {
                 // The last one out puts out the light.
                 if left.fetch_sub(1, Ordering::AcqRel) == 1 {
                     end_workers.close_later();
+                    end_reserve.close_later();
                     end_monitor.stop();
                 }
             });
-            let poller = Poller::new(index, workers, monitor, self.busy_poll, on_end)?;
+            let poller = Poller::new(index, workers, reserve, monitor, self.busy_poll, on_end)?;
             handles.push(PollerHandle::new(poller));
         }
         monitor.pollers(
@@ -305,6 +322,7 @@ impl GroupBuilder {
                 handles,
                 picker: Picker::new(self.balance),
                 workers,
+                reserve,
                 monitor,
             }),
         };
@@ -317,6 +335,7 @@ impl GroupBuilder {
             Err(error) => {
                 group.shared.close();
                 group.shared.workers.abandon();
+                group.shared.reserve.abandon();
                 group.shared.monitor.stop();
                 Err(error)
             }

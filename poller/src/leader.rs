@@ -16,6 +16,7 @@ use crate::{
     poller::Poller,
     queue::Queue,
     readiness::Readiness,
+    reserve,
     role::Seat,
     schedule::Call,
     sync::thread,
@@ -40,8 +41,8 @@ impl Job for Poller {
 }
 
 /// Polls once for a poller whose runs all wait, on a thread that is not of the pool, because the
-/// pool has nobody to send: those who wait for input, room, timers or the end of a connection are
-/// told. Runs and closures are left to the first thread that is free.
+/// pool has no thread to send: those who wait for input, room, timers or the end of a connection are
+/// told. Closures and brief runs go to the reserve, other runs are left to the first thread that is free.
 pub(crate) fn stand_in(poller: &Arc<Poller>) {
     if let Some(core) = poller.role.lend() {
         Leader::run(poller, |leader| leader.stand_in(core));
@@ -210,7 +211,11 @@ impl<'a> Leader<'a> {
                 work @ (Work::Run(_) | Work::Call(_)) => left.push(work),
             }
         }
-        core.work = left;
+        while let Some(work) = left.pop() {
+            if let Err(work) = reserve::hand_to(&poller.reserve, poller, work) {
+                core.work.push(work);
+            }
+        }
         if looked {
             for entry in std::mem::take(&mut core.detached) {
                 poller.announce(entry);

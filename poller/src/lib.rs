@@ -118,6 +118,7 @@ mod queue;
 mod readiness;
 mod registration;
 mod registry;
+mod reserve;
 mod role;
 mod schedule;
 mod stats;

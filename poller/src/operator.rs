@@ -43,6 +43,13 @@ pub trait Operator: Send + Sync + 'static {
         Progress::Drained
     }
 
+    /// Whether a run that is due now is brief: it hardly waits, and runs that wait may depend on it. Where
+    /// every thread of the group is taken such a run does not wait for one of them: it is made by a small
+    /// reserve. Asked before such a run, with the role held: must not block.
+    fn is_brief(&self) -> bool {
+        false
+    }
+
     /// Called exactly once, after deregistration and after the batch of events that may mention
     /// the operator; also when the poller is closed or dies. Called with the role held: must not
     /// block. (If the poller is gone already, the detaching thread makes the call.)
@@ -60,6 +67,10 @@ impl<O: Operator + ?Sized> Operator for Arc<O> {
 
     fn run(&self) -> Progress {
         (**self).run()
+    }
+
+    fn is_brief(&self) -> bool {
+        (**self).is_brief()
     }
 
     fn on_detached(&self) {

@@ -35,6 +35,8 @@ pub(crate) struct Poller {
     pub(crate) schedule: Schedule,
     pub(crate) counters: Counters,
     pub(crate) workers: WorkerPool,
+    /// For brief work while all of those are taken.
+    pub(crate) reserve: WorkerPool,
     pub(crate) monitor: Arc<Monitor>,
     /// Processors there are for its threads.
     pub(crate) processors: usize,
@@ -58,6 +60,7 @@ impl Poller {
     pub(crate) fn new(
         index: usize,
         workers: WorkerPool,
+        reserve: WorkerPool,
         monitor: Arc<Monitor>,
         busy_poll: Option<std::time::Duration>,
         on_end: Box<dyn Fn() + Send + Sync>,
@@ -74,6 +77,7 @@ impl Poller {
             schedule: Schedule::new(),
             counters: Counters::new(),
             workers,
+            reserve,
             monitor,
             processors,
             waiting_often: AtomicBool::new(false),

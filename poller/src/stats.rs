@@ -68,6 +68,8 @@ counters! {
     cap_hits,
     /// Times the monitor polled because every thread was in a run that waits.
     stand_ins,
+    /// Runs and closures left to the reserve because every other thread was in a run.
+    brief_runs,
     /// Panics caught in callbacks.
     panics,
     /// Timers delivered, scheduled closures included.
@@ -103,6 +105,8 @@ pub struct GroupStats {
     pub pollers: Vec<PollerStats>,
     /// The threads that lead, run and stand by.
     pub workers: WorkerStats,
+    /// The threads that do brief work while all those are taken.
+    pub reserve: WorkerStats,
 }
 
 impl GroupStats {

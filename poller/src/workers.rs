@@ -142,6 +142,21 @@ impl WorkerPool {
         self.shared.submit(Queued { job, leads: true })
     }
 
+    /// Queues a job only if a thread is there for it, or can be started; whether it did.
+    pub(crate) fn submit_if_manned(&self, job: Arc<dyn Job>) -> bool {
+        if self.shared.submit(Queued { job, leads: false }).is_err() {
+            return false;
+        }
+        let mut state = self.shared.state.lock();
+        // The thread that was to be started for it was refused.
+        let manned = state.threads > 0;
+        if !manned {
+            state.queue.clear();
+            self.shared.pending.store(0, Ordering::Release);
+        }
+        manned
+    }
+
     /// Refuses new jobs, runs those queued, and waits for the threads to end; a call on one of the
     /// pool's own threads does not wait. May be called again.
     pub fn close(&self) {
@@ -171,10 +186,16 @@ impl WorkerPool {
         drop(jobs);
     }
 
-    /// Waits for the threads to end; somebody else sees to the closing. `false` without waiting
-    /// if the caller is one of them.
+    /// Waits for the threads to end; another sees to the closing. `false` without waiting if the caller
+    /// is one of them.
     pub(crate) fn join_after_close(&self) -> bool {
         self.shared.join()
+    }
+
+    /// Whether the calling thread is one of the pool's.
+    pub(crate) fn is_here(&self) -> bool {
+        let own = thread::current().id();
+        self.shared.state.lock().members.contains(&own)
     }
 
     /// Whether every thread allowed is there and busy.

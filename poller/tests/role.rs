@@ -5,7 +5,10 @@ mod support;
 
 use std::{
     io::{Read, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,8 +19,8 @@ use std::{
 };
 
 use poller::{
-    Interest, PollerGroup, PollerHandle, Progress, Readiness, before_blocking, must_not_block,
-    wait_ready,
+    Budget, Interest, Operator, PollerGroup, PollerHandle, Progress, Readiness, before_blocking,
+    must_not_block, wait_ready,
 };
 use support::{Probe, group, pair, probe, until};
 
@@ -264,6 +267,149 @@ fn at_the_thread_cap_runs_wait_for_a_thread_and_polling_goes_on() {
     ping(&peer);
     group.close();
     assert!(group.stats().workers.peak_threads <= 2);
+}
+
+/// An operator whose runs are brief.
+struct Brief(Arc<Probe>);
+
+impl Operator for Brief {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+
+    fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {
+        self.0.on_ready(readiness, budget)
+    }
+
+    fn is_brief(&self) -> bool {
+        true
+    }
+
+    fn run(&self) -> Progress {
+        self.0.run()
+    }
+
+    fn on_detached(&self) {
+        self.0.on_detached();
+    }
+}
+
+/// A group of one thread, which is in a run until the sender is dropped.
+fn taken() -> (PollerGroup, PollerHandle, mpsc::Sender<()>, Arc<Probe>) {
+    let group = PollerGroup::builder()
+        .pollers(1)
+        .max_threads(1)
+        .build()
+        .unwrap();
+    let handle = group.pick();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let (slow, _) = blocker(&handle, move || {
+        before_blocking();
+        let _ = released.lock().unwrap().recv();
+    });
+    slow.registration().wake();
+    until("the run", || slow.runs() == 1);
+    (group, handle, release, slow)
+}
+
+#[test]
+fn brief_runs_and_closures_do_not_wait_for_a_thread() {
+    let (group, handle, release, slow) = taken();
+    let (ours, mut peer) = pair();
+    let io = ours.try_clone().unwrap();
+    let left = Arc::new(AtomicUsize::new(0));
+    let brief = probe(ours)
+        .on_ready(|_, _, budget| {
+            budget.request_run();
+            Progress::Drained
+        })
+        .on_run({
+            let left = left.clone();
+            move |_| {
+                assert!(!must_not_block());
+                let mut bytes = [0; 64];
+                while let Ok(n @ 1..) = (&io).read(&mut bytes) {
+                    left.fetch_add(n, Ordering::SeqCst);
+                }
+                match left.load(Ordering::SeqCst) {
+                    0 => Progress::Drained,
+                    // Once more for each.
+                    _ if left.fetch_sub(1, Ordering::SeqCst) > 1 => Progress::Yield,
+                    _ => Progress::Drained,
+                }
+            }
+        })
+        .build();
+    let registration = handle
+        .register(Arc::new(Brief(brief.clone())), Interest::READ)
+        .unwrap();
+    peer.write_all(&[0; 5]).unwrap();
+    until("its runs", || brief.runs() >= 5);
+    // An ordinary run waits, closures do not.
+    slow.registration().wake();
+    let (tell, told) = mpsc::channel();
+    for _ in 0..10 {
+        let tell = tell.clone();
+        handle.schedule(Instant::now(), move || tell.send(()).unwrap());
+        told.recv_timeout(support::LIMIT).unwrap();
+    }
+    assert_eq!(slow.runs(), 1);
+    let stats = group.stats();
+    assert!(stats.total().brief_runs >= 15);
+    assert_eq!(stats.workers.peak_threads, 1);
+    assert!((1..=4).contains(&stats.reserve.peak_threads));
+    drop(release);
+    until("the second run", || slow.runs() == 2);
+    drop(registration);
+    group.close();
+    let stats = group.stats();
+    assert_eq!((stats.workers.threads, stats.reserve.threads), (0, 0));
+}
+
+#[test]
+fn brief_runs_that_wait_after_all_hold_up_no_more_than_the_reserve() {
+    let (group, handle, release, slow) = taken();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let stopped = Arc::new(Mutex::new(stopped));
+    let begun = Arc::new(AtomicUsize::new(0));
+    for _ in 0..2000 {
+        let (stopped, begun) = (stopped.clone(), begun.clone());
+        handle.schedule(Instant::now(), move || {
+            begun.fetch_add(1, Ordering::SeqCst);
+            let _ = stopped.lock().unwrap().recv();
+        });
+    }
+    until("the reserve", || begun.load(Ordering::SeqCst) == 4);
+    let looks = group.stats().total().stand_ins;
+    until("more looks", || group.stats().total().stand_ins > looks + 3);
+    // Descriptors are still looked after.
+    let (_echo, peer) = echo(&handle);
+    ping(&peer);
+    drop(stop);
+    until("all of them", || begun.load(Ordering::SeqCst) == 2000);
+    assert_eq!(group.stats().reserve.peak_threads, 4);
+    assert_eq!(slow.runs(), 1);
+    drop(release);
+    group.close();
+}
+
+#[test]
+fn a_group_may_be_closed_by_its_reserve() {
+    let (group, handle, release, slow) = taken();
+    let (tell, told) = mpsc::channel();
+    let own = group.clone();
+    handle.schedule(Instant::now(), move || {
+        // Only begins it here, while the one thread is taken.
+        own.close();
+        tell.send(own.is_closed()).unwrap();
+    });
+    assert_eq!(told.recv_timeout(support::LIMIT), Ok(true));
+    drop(release);
+    group.close();
+    assert_eq!(slow.detached(), 1);
+    let stats = group.stats();
+    assert_eq!((stats.workers.threads, stats.reserve.threads), (0, 0));
 }
 
 #[test]

@@ -41,8 +41,8 @@ pub(crate) use process::{in_callback, run, take_turn};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{accepted, dialled};
 pub(crate) use state::{
-    ABORT, BROKEN, CLOSE, CLOSED, DRAIN, FLUSHING, HELD, HUNG_UP, PIPED, QUEUED, READABLE, RUNNING,
-    WRITABLE, WROTE,
+    ABORT, BRIEF, BROKEN, CLOSE, CLOSED, DRAIN, FLUSHING, HELD, HUNG_UP, PIPED, QUEUED, READABLE,
+    RUNNING, WRITABLE, WROTE,
 };
 
 use crate::{

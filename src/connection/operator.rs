@@ -6,7 +6,7 @@ use super::{
     process,
     shared::{For, Shared},
     state::{
-        ABORT, ATTEND, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED,
+        ABORT, ATTEND, BRIEF, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED,
         READ_WAIT, READABLE, URGENT, WRITABLE, WRITE_SHUT,
     },
 };
@@ -239,6 +239,10 @@ impl Operator for ConnectionOperator {
             }
         }
         self.look_closer(bits, readiness, budget)
+    }
+
+    fn is_brief(&self) -> bool {
+        self.shared.word.has(BRIEF)
     }
 
     fn run(&self) -> Progress {

@@ -20,7 +20,7 @@ use super::{
     input::End,
     shared::Shared,
     state::{
-        ABORT, ATTEND, BEGIN, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, FAILED, GONE, HUNG_UP,
+        ABORT, ATTEND, BEGIN, BRIEF, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, FAILED, GONE, HUNG_UP,
         POISONED, READABLE, URGENT, WROTE,
     },
 };
@@ -195,16 +195,30 @@ impl Connection {
 
 impl Owner {
     pub(crate) fn new(conn: Connection, session: Option<Box<dyn Session>>) -> Self {
-        Self {
+        let mut owner = Self {
             conn,
             // Without callbacks there is nothing to connect.
             connected: session.is_none(),
-            steered: session.as_ref().is_some_and(|s| s.steers_input()),
+            steered: false,
             session,
             end_shown: false,
             last_look: false,
             failed: false,
             broken_look: false,
+        };
+        owner.note_session();
+        owner
+    }
+
+    /// A session is in place.
+    fn note_session(&mut self) {
+        self.steered = self.session.as_ref().is_some_and(|s| s.steers_input());
+        let word = &self.conn.rx.shared.word;
+        // Only relays steer.
+        if self.steered || self.session.is_none() {
+            word.set(BRIEF);
+        } else if word.has(BRIEF) {
+            word.clear(BRIEF);
         }
     }
 
@@ -541,10 +555,10 @@ impl Owner {
             };
             after = After::Replaced;
             shared.set_hooks(next.hooks());
-            self.steered = next.steers_input();
             if let Some(old) = self.session.replace(next) {
                 self.conn.retire(old);
             }
+            self.note_session();
             self.connected = false;
             called = self.connect(shared);
         }

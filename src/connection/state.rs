@@ -97,6 +97,9 @@ pub(crate) const GATED: u32 = 1 << 27;
 /// A callback failed. Only output that other threads have promised is still waited for.
 pub(crate) const FAILED: u32 = 1 << 28;
 
+/// Turns run no handler: there is none, or it is a relay. They are brief, whatever handlers do.
+pub(crate) const BRIEF: u32 = 1 << 29;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 /// Somebody has the owner's role or waits for news, or they are for nobody any more.
@@ -292,7 +295,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 29] = [
+        const NAMES: [&str; 30] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -322,6 +325,7 @@ impl fmt::Debug for Word {
             "URGENT",
             "GATED",
             "FAILED",
+            "BRIEF",
         ];
         let bits = self.load();
         let names = NAMES

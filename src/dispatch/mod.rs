@@ -2,7 +2,7 @@
 
 mod workers;
 
-use crate::connection::{Shared, take_turn};
+use crate::connection::{BRIEF, Shared, take_turn};
 use poller::{Budget, WorkerPool};
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -139,6 +139,8 @@ impl Runner {
     fn submit(&self, shared: &Arc<Shared>) -> bool {
         match self {
             Self::Inline | Self::Adaptive => false,
+            // It does not wait for threads that handlers may hold.
+            Self::Workers(_) if shared.word.has(BRIEF) => false,
             Self::Workers(pool) => pool.submit(Arc::<Shared>::clone(shared)).is_ok(),
             Self::Custom(executor) => {
                 let task = Task {

@@ -37,6 +37,8 @@ pub(crate) struct Acceptor {
     /// No accepting before a timer or a callback says so.
     paused: AtomicBool,
     pauses: Mutex<Pauses>,
+    /// A run was asked for and has not begun.
+    due: AtomicBool,
     end: Mutex<End>,
     ended: Condvar,
     /// Declared last: it tells that the listener, dropped before it, is closed.
@@ -100,6 +102,7 @@ impl Acceptor {
             registration: OnceLock::new(),
             paused: AtomicBool::new(false),
             pauses: Mutex::new(Pauses::default()),
+            due: AtomicBool::new(false),
             end: Mutex::new(End::default()),
             ended: Condvar::new(),
             closing: Closing::default(),
@@ -265,13 +268,20 @@ impl Operator for Acceptor {
         if readiness.intersects(Readiness::TIMER | Readiness::WAKE) {
             self.paused.store(false, Ordering::Release);
         }
-        if !self.paused.load(Ordering::Acquire) {
+        // Where every thread is taken several events may come before the run begins.
+        if !self.paused.load(Ordering::Acquire) && !self.due.swap(true, Ordering::AcqRel) {
             budget.request_run();
         }
         Progress::Drained
     }
 
+    /// Those who connect do not wait for handlers. Only an `on_prepare` may wait here.
+    fn is_brief(&self) -> bool {
+        true
+    }
+
     fn run(&self) -> Progress {
+        self.due.swap(false, Ordering::AcqRel);
         self.accept_batch()
     }
 
