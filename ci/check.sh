@@ -10,6 +10,10 @@ step cargo fmt "${benches[@]}" --all --check
 step cargo clippy --workspace --all-targets -- -D warnings
 step cargo clippy "${benches[@]}" --workspace --all-targets -- -D warnings
 step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
+(
+    with_test_flags
+    step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
+)
 step cargo clippy "${libraries[@]}" --all-targets --no-default-features -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps
 

@@ -29,6 +29,14 @@ skip() {
     printf '\n==> skipped: %s\n' "$*"
 }
 
+# Has everything after it built with what only tests need: faults in the way of system calls, and a list of
+# what is alive.
+with_test_flags() {
+    export RUSTFLAGS="${RUSTFLAGS:-} --cfg netpoll_faults --cfg netpoll_leaks"
+    export RUSTDOCFLAGS="${RUSTDOCFLAGS:-} --cfg netpoll_faults --cfg netpoll_leaks"
+    export CARGO_TARGET_DIR="$target_root/flags"
+}
+
 # Build scripts and procedural macros must not be built with a sanitizer: --target keeps them apart.
 host_target() {
     rustc -vV | sed -n 's/^host: //p'

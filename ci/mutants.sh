@@ -2,8 +2,8 @@
 # Mutation testing: small changes to the code, each of which some test should notice. It takes hours;
 # run it on what was changed. docs/proofs.md says what is known of the survivors.
 #
-#   ci/mutants.sh linkbuffer [ARG...]   linkbuffer/src, but for its feature
-#   ci/mutants.sh leak [ARG...]         the feature leak-detect of linkbuffer
+#   ci/mutants.sh linkbuffer [ARG...]   linkbuffer/src, but for what needs a flag
+#   ci/mutants.sh leak [ARG...]         linkbuffer with --cfg netpoll_leaks
 #   ci/mutants.sh connection [ARG...]   the state word and the queue behind a full socket
 #   ci/mutants.sh pool [ARG...]         the books of the client pool
 #
@@ -19,12 +19,13 @@ what="${1:-}"
 [ "$#" -eq 0 ] || shift
 case $what in
 linkbuffer)
-    # Without its feature that file is not compiled: every change to it would survive.
+    # Without its flag that file is not compiled: every change to it would survive.
     files=(-p linkbuffer -f 'linkbuffer/src/**' -e linkbuffer/src/leak.rs -E ' tests::')
     tests=(--lib --tests)
     ;;
 leak)
-    files=(-p linkbuffer -f linkbuffer/src/leak.rs --features leak-detect)
+    files=(-p linkbuffer -f linkbuffer/src/leak.rs)
+    export RUSTFLAGS="${RUSTFLAGS:-} --cfg netpoll_leaks"
     tests=(--lib --tests)
     ;;
 connection)

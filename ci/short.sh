@@ -43,7 +43,7 @@ done
 #   net_faults, short_environment   have plans of their own
 #   allocations, memory         count allocations; a call more is one more
 #   receive_bulk                tells how much one receive takes
-#   leak_detect                 needs another feature
+#   leak_detect                 needs another flag
 not_here='^(frame_fuzz|frame_split|net_faults|short_environment|allocations|memory|receive_bulk|leak_detect)$'
 
 # Tests that rely on what only a whole receive or an early one gives, each with the reason.
@@ -102,7 +102,9 @@ short | signals | later | late) settings=("$1") ;;
     ;;
 esac
 
-features=(--features fault-injection,signals)
+export RUSTFLAGS="${RUSTFLAGS:-} --cfg netpoll_faults"
+export CARGO_TARGET_DIR="$target_root/faults"
+features=(--features signals)
 build=(cargo test -p netpoll "${features[@]}" "${targets[@]}" --no-run)
 step "${build[@]}"
 if [ "${targets[0]}" = --tests ]; then

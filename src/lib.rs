@@ -57,10 +57,11 @@
 //! |---|---|---|
 //! | `tracing` | yes | log events through the `tracing` crate; without it they compile to nothing |
 //! | `signals` | | drain an event loop when a signal arrives |
-//! | `fault-injection` | | for tests: socket calls fail or fall short by a seeded schedule |
-//! | `leak-detect` | | for tests: what is not released, and where it was made |
 //!
-//! No feature changes what existing calls do.
+//! No feature changes what existing calls do. What tests need and would change it is behind flags of the
+//! compiler, which no dependency can turn on for a whole program: `RUSTFLAGS="--cfg netpoll_leaks"` for a
+//! list of what is not released and where it was made (`netpoll::leak`), `--cfg netpoll_faults` for socket
+//! calls that fail or fall short by a seeded schedule.
 //!
 //! # Platforms and versions
 //!
@@ -78,14 +79,14 @@ mod dispatch;
 mod error;
 mod event_fn;
 mod event_loop;
-#[cfg(feature = "fault-injection")]
+#[cfg(netpoll_faults)]
 #[doc(hidden)]
 pub mod fault;
 mod frame;
 pub mod guide;
 mod handler;
-#[cfg(feature = "leak-detect")]
-#[cfg_attr(docsrs, doc(cfg(feature = "leak-detect")))]
+#[cfg(netpoll_leaks)]
+#[cfg_attr(docsrs, doc(cfg(netpoll_leaks)))]
 pub mod leak;
 mod net;
 mod relay;

@@ -1,6 +1,6 @@
 //! No memory is asked for and nothing is copied once a connection is warm.
 
-#![cfg(not(feature = "leak-detect"))]
+#![cfg(not(netpoll_leaks))]
 
 mod support;
 

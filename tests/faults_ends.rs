@@ -3,7 +3,7 @@
 //!
 //! A plan of faults is for the whole process, so the tests take turns.
 
-#![cfg(feature = "fault-injection")]
+#![cfg(netpoll_faults)]
 
 mod support;
 

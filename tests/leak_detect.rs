@@ -1,6 +1,6 @@
-//! What the feature `leak-detect` reports. The list is the process's, so the tests take turns.
+//! What is reported with `--cfg netpoll_leaks`. The list is the process's, so the tests take turns.
 
-#![cfg(feature = "leak-detect")]
+#![cfg(netpoll_leaks)]
 
 use netpoll::{
     Bytes, Connection, ConnectionHandle, Dialer, EventLoop, Hold, LinkBuffer, Listener, Pool,

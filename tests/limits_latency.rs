@@ -1,6 +1,4 @@
-//! How soon waits end. One slow round proves nothing on a busy machine, so a quarter of the rounds
-//! has to be in time, and a slow batch of them is repeated. The bounds are at least three times
-//! what an idle machine shows.
+//! How soon waits end. The bounds are at least three times what an idle machine shows.
 
 mod support;
 
@@ -12,7 +10,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Mute, Peer, asleep_in, bounded, echo, eventually, frame, giving,
-    on_tcp, pair,
+    on_tcp, pair, soon,
 };
 
 const KINDS: [Kind; 4] = [Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom];
@@ -20,30 +18,6 @@ const BLOCKING: [Kind; 3] = [Kind::Adaptive, Kind::Workers, Kind::Custom];
 
 /// More than the sockets between two peers hold.
 const MUCH: usize = 24 << 20;
-
-/// How often a batch of rounds that was too slow is repeated.
-const BATCHES: usize = 4;
-
-/// A quarter of the rounds must stay below `most`, in one batch of several.
-///
-/// What is late by design, such as a wait that only looks up now and then, is late in every batch.
-/// A machine that had no time for us is not.
-#[track_caller]
-fn soon(what: &str, rounds: usize, most: Duration, mut round: impl FnMut() -> Duration) {
-    for batch in 1..=BATCHES {
-        let mut times: Vec<Duration> = (0..rounds).map(|_| round()).collect();
-        times.sort();
-        let (quarter, median) = (times[rounds / 4], times[rounds / 2]);
-        println!(
-            "{what}: a quarter within {quarter:?}, half within {median:?}, all within {:?}",
-            times[rounds - 1]
-        );
-        if quarter <= most {
-            return;
-        }
-        assert!(batch < BATCHES, "{what}: {quarter:?} is more than {most:?}");
-    }
-}
 
 #[test]
 fn a_close_ends_a_handlers_wait_soon() {

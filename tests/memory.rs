@@ -1,6 +1,6 @@
 //! What an idle connection holds.
 
-#![cfg(not(feature = "leak-detect"))]
+#![cfg(not(netpoll_leaks))]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! What connections keep alive for data that waits: limits bound memory, not only lengths.
 
-#![cfg(not(feature = "leak-detect"))]
+#![cfg(not(netpoll_leaks))]
 
 mod support;
 

@@ -2,7 +2,7 @@
 //!
 //! A plan is for the whole process, so the tests take turns.
 
-#![cfg(feature = "fault-injection")]
+#![cfg(netpoll_faults)]
 
 use std::{
     io::{self, Read, Write},

@@ -1,5 +1,5 @@
 //! Several buffers in one system call, without joining them: calls and allocations are counted.
-#![cfg(feature = "fault-injection")]
+#![cfg(netpoll_faults)]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! A plan of faults from the environment: for processes that know nothing of it.
 
-#![cfg(feature = "fault-injection")]
+#![cfg(netpoll_faults)]
 
 use netpoll::{
     Dialer, EventLoop, Listener,

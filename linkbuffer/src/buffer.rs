@@ -91,7 +91,7 @@ pub struct LinkBuffer {
     pub(crate) slot_top: u64,
     /// `written` when the content was last copied to a chunk of its own size.
     pub(crate) compacted: u64,
-    #[cfg(feature = "leak-detect")]
+    #[cfg(netpoll_leaks)]
     pub(crate) leak: Option<crate::leak::Guard<crate::leak::Kind>>,
 }
 
@@ -116,7 +116,7 @@ impl LinkBuffer {
             written: 0,
             slot_top: 0,
             compacted: NEVER,
-            #[cfg(feature = "leak-detect")]
+            #[cfg(netpoll_leaks)]
             leak: None,
         }
     }

@@ -127,7 +127,7 @@ impl LinkBuffer {
     fn begin_run(&mut self, k: usize) -> Option<Node> {
         // What is unflushed may still be cut or filled in.
         let all = self.front.len() - self.off == k || self.pending > 0;
-        if cfg!(feature = "leak-detect") || all {
+        if cfg!(netpoll_leaks) || all {
             return None;
         }
         let len = u32::try_from(k).ok()?;
@@ -171,7 +171,7 @@ impl LinkBuffer {
 /// Bytes behind a short message from which a run of such messages is to be expected.
 const RUN_WORTH: usize = 1024;
 
-#[cfg(all(test, not(feature = "leak-detect")))]
+#[cfg(all(test, not(netpoll_leaks)))]
 mod tests {
     use super::*;
     use bytes::BytesMut;

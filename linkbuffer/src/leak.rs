@@ -1,5 +1,5 @@
-//! Finding what keeps memory: every view and slice that is alive, and where it was made (feature
-//! `leak-detect`).
+//! Finding what keeps memory: every view and slice that is alive, and where it was made (compiled in with
+//! `RUSTFLAGS="--cfg netpoll_leaks"`).
 //!
 //! A view of 600 bytes keeps the whole chunk alive that it was cut from, 64 KiB for what was received
 //! in small pieces. Kept on purpose, in a cache say, that is what sharing means; kept by oversight it

@@ -9,7 +9,7 @@ mod edit;
 mod error;
 mod forward;
 mod io;
-#[cfg(feature = "leak-detect")]
+#[cfg(netpoll_leaks)]
 pub mod leak;
 mod node;
 mod place;

@@ -117,7 +117,7 @@ impl LinkBuffer {
             out.push_node(node);
             left -= k;
         }
-        #[cfg(feature = "leak-detect")]
+        #[cfg(netpoll_leaks)]
         out.track_slice();
         Ok(out)
     }
@@ -249,7 +249,7 @@ impl LinkBuffer {
 
     /// Cuts `n` bytes, which are there, off the front node. Lengths are the caller's business.
     fn view_front(&mut self, n: usize) -> Bytes {
-        #[cfg(feature = "leak-detect")]
+        #[cfg(netpoll_leaks)]
         if !matches!(self.front, Node::Shared(_) | Node::Run(..)) {
             return crate::leak::view(self.split_front(n));
         }

@@ -1,6 +1,6 @@
 //! In a steady state a message costs no allocation, neither received nor sent.
 
-#![cfg(not(feature = "leak-detect"))]
+#![cfg(not(netpoll_leaks))]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

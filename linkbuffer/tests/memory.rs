@@ -19,7 +19,7 @@ fn the_types_can_be_sent_and_shared() {
     check::<IoWriter<std::net::TcpStream>>();
 }
 
-#[cfg(not(feature = "leak-detect"))]
+#[cfg(not(netpoll_leaks))]
 #[test]
 fn a_buffer_is_small() {
     assert!(

@@ -1,6 +1,6 @@
 //! Large chunks that the allocator does not have: errors, where the caller can be told.
 
-#![cfg(not(feature = "leak-detect"))]
+#![cfg(not(netpoll_leaks))]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

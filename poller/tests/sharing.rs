@@ -88,8 +88,17 @@ fn runs_that_often_wait_are_shared_and_nothing_is_lost() {
     let turn = Arc::new(AtomicUsize::new(0));
     let (probes, peers): (Vec<_>, Vec<_>) = (0..40)
         .map(|_| {
-            let turn = turn.clone();
+            let (turn, group) = (turn.clone(), group.clone());
             server(&handle, move || {
+                // At first each run waits until it, or one beside it, is found, however busy the machine is.
+                let before = group.stats().total().waits;
+                let learning = || {
+                    let total = group.stats().total();
+                    total.sharings == 0 && total.waits == before
+                };
+                while learning() {
+                    thread::sleep(Duration::from_millis(1));
+                }
                 match turn.fetch_add(1, Ordering::Relaxed) % 11 {
                     0 => thread::sleep(Duration::from_millis(3)),
                     1 => {

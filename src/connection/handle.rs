@@ -28,14 +28,14 @@ pub struct ConnectionHandle {
     shared: Arc<Shared>,
     /// How long this handle's calls wait for room or for the kernel.
     patience: Patience,
-    #[cfg(feature = "leak-detect")]
+    #[cfg(netpoll_leaks)]
     _leak: crate::leak::Tracked,
 }
 
 impl ConnectionHandle {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            #[cfg(feature = "leak-detect")]
+            #[cfg(netpoll_leaks)]
             _leak: crate::leak::Tracked::of(crate::leak::Kind::Handle, &shared),
             patience: Patience::default(),
             shared,
@@ -192,7 +192,7 @@ impl ConnectionHandle {
     pub fn hold(&self) -> Hold {
         self.shared.holds.fetch_add(1, Ordering::AcqRel);
         Hold {
-            #[cfg(feature = "leak-detect")]
+            #[cfg(netpoll_leaks)]
             _leak: crate::leak::Tracked::of(crate::leak::Kind::Hold, &self.shared),
             shared: Arc::clone(&self.shared),
         }
@@ -236,7 +236,7 @@ impl fmt::Debug for ConnectionHandle {
 #[must_use = "the promise ends when the guard is dropped"]
 pub struct Hold {
     shared: Arc<Shared>,
-    #[cfg(feature = "leak-detect")]
+    #[cfg(netpoll_leaks)]
     _leak: crate::leak::Tracked,
 }
 

@@ -212,7 +212,7 @@ fn insert(context: &Arc<Context>, socket: Socket, peer: Address, bits: u32) -> A
     let wire = context
         .connections
         .insert(|key| Shared::open(Arc::clone(context), key, next_id(), socket, peer, bits));
-    #[cfg(feature = "leak-detect")]
+    #[cfg(netpoll_leaks)]
     wire.leak.belongs_to(&wire.shared);
     if context.is_draining() {
         wire.shared.word.set(DRAIN);

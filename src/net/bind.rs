@@ -452,7 +452,7 @@ mod tests {
         Listener::bind(&address).unwrap();
     }
 
-    #[cfg(feature = "fault-injection")]
+    #[cfg(netpoll_faults)]
     mod faults {
         use super::*;
         use crate::fault::{Fault, Plan};

@@ -620,7 +620,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "fault-injection")]
+    #[cfg(netpoll_faults)]
     mod faults {
         use super::*;
         use crate::fault::{Fault, Plan};

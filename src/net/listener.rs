@@ -332,7 +332,7 @@ mod tests {
         assert!(format!("{listener:?}").contains(&port.to_string()));
     }
 
-    #[cfg(feature = "fault-injection")]
+    #[cfg(netpoll_faults)]
     mod faults {
         use super::super::super::accept_error::{AcceptAction, classify};
         use super::*;

@@ -26,8 +26,8 @@ pub use bind::ListenOptions;
 pub(crate) use connect::{Dial, connect};
 pub use listener::Listener;
 pub use options::SocketOptions;
-#[cfg(all(feature = "fault-injection", target_os = "linux"))]
+#[cfg(all(netpoll_faults, target_os = "linux"))]
 pub(crate) use stream::announce_input;
 pub(crate) use stream::{Peek, Received, Socket, is_shortage};
-#[cfg(feature = "fault-injection")]
+#[cfg(netpoll_faults)]
 pub use syscall::Call;

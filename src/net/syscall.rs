@@ -4,13 +4,13 @@ use std::{io, os::fd::BorrowedFd};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-#[cfg(feature = "fault-injection")]
+#[cfg(netpoll_faults)]
 use crate::fault::pass;
 
 /// A kind of system call, the key of a fault plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-// Only the `fault-injection` feature exports it.
+// Only `--cfg netpoll_faults` exports it.
 #[allow(unreachable_pub)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Call {
@@ -142,7 +142,7 @@ pub(super) fn accept_prepared(listener: &SockRef<'_>) -> io::Result<(Socket, Soc
 }
 
 /// Makes one call. `op` gets the count that a fault cuts it to: there are none here.
-#[cfg(not(feature = "fault-injection"))]
+#[cfg(not(netpoll_faults))]
 #[inline(always)]
 fn pass<T>(
     _: Call,

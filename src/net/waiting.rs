@@ -335,7 +335,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "fault-injection")]
+    #[cfg(netpoll_faults)]
     mod faults {
         use super::*;
         use crate::fault::{Fault, Plan};

@@ -11,6 +11,7 @@ mod peer;
 mod process;
 mod script;
 mod server;
+mod timing;
 
 pub(crate) use frames::{decode, echo, echo_frames, frame, pattern, read_frame};
 pub(crate) use peer::{Mute, Peer, limited_pair, pair, socket_pair};
@@ -23,6 +24,7 @@ pub(crate) use server::{
     Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, fresh_path, listener,
     on_tcp, one_thread,
 };
+pub(crate) use timing::soon;
 
 use std::{
     sync::{Arc, Condvar, Mutex},
