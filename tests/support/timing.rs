@@ -16,12 +16,7 @@ const BATCHES: usize = 6;
 /// well, by a plain thread that is woken and computes for a tenth of `most`: a batch in which this takes more
 /// than a quarter of `most` says nothing about the library.
 #[track_caller]
-pub(crate) fn soon(
-    what: &str,
-    rounds: usize,
-    most: Duration,
-    mut round: impl FnMut() -> Duration,
-) {
+pub(crate) fn soon(what: &str, rounds: usize, most: Duration, mut round: impl FnMut() -> Duration) {
     let mut slow = 0;
     for batch in 0..BATCHES {
         let (mut times, mut plain) = (Vec::new(), Vec::new());
