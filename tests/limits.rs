@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Transport, bounded, echo, echo_frames,
-    eventually, every, every_blocking, frame, giving, on_tcp, pair, pattern, read_frame,
-    socket_pair,
+    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, bounded, echo,
+    echo_frames, eventually, every, every_blocking, frame, giving, on_tcp, pair, pattern,
+    read_frame, socket_pair,
 };
 
 /// More than the sockets between two peers hold.
@@ -892,30 +892,113 @@ fn a_handler_may_take_the_idle_timeout_away() {
     });
 }
 
+/// A server that begins with more output than the sockets hold.
+fn with_much_output(case: Case, timeout: Duration, ends: &Log<CloseReason>) -> Server {
+    let log = ends.clone();
+    case.serve_with(
+        case.builder().idle_timeout(timeout),
+        Script::new()
+            .connect(|conn| {
+                conn.write_bytes(pattern(5, MUCH).into())?;
+                conn.try_flush().map(|_| ())
+            })
+            .disconnect(move |_, reason| log.push(reason)),
+    )
+}
+
 #[test]
-fn output_under_way_is_not_idle() {
+fn a_peer_that_takes_no_output_is_idle() {
     every(|case| {
         let ends = Log::new();
+        let server = with_much_output(case, SHORT, &ends);
+        let mut peer = server.connect();
+        assert_eq!(ends.wait_len(1), [CloseReason::IdleTimeout]);
+        // What it gets is cut, and looks cut.
+        peer.expect_gone();
+        server.stop();
+    });
+}
+
+#[test]
+fn a_peer_that_reads_slowly_is_not_idle() {
+    every(|case| {
+        let timeout = Duration::from_millis(250);
+        let ends = Log::new();
+        let server = with_much_output(case, timeout, &ends);
+        let mut peer = server.connect();
+        let start = Instant::now();
+        let (mut last, mut got, mut part) = (start, Vec::new(), vec![0; 128 << 10]);
+        while start.elapsed() < timeout * 3 && got.len() < MUCH {
+            match peer.read(&mut part) {
+                Ok(n) if n > 0 => got.extend_from_slice(&part[..n]),
+                other => {
+                    // On a machine that stops for so long the connection is rightly closed.
+                    let silence = last.elapsed();
+                    assert!(silence >= timeout, "{other:?} after {silence:?}");
+                    break;
+                }
+            }
+            last = Instant::now();
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(got == pattern(5, MUCH)[..got.len()]);
+        drop(peer);
+        server.stop();
+    });
+}
+
+#[test]
+fn messages_for_a_peer_that_takes_none_are_no_activity() {
+    every(|case| {
+        let (ends, handles) = (Log::new(), Log::new());
         let log = ends.clone();
         let server = case.serve_with(
             case.builder().idle_timeout(SHORT),
-            Script::new()
-                .connect(|conn| {
-                    conn.write_bytes(pattern(5, MUCH).into())?;
-                    conn.try_flush().map(|_| ())
-                })
-                .disconnect(move |_, reason| log.push(reason)),
+            giving(&handles).disconnect(move |_, reason| log.push(reason)),
         );
-        let mut peer = server.connect();
-        // It waits for us for longer than the timeout.
-        thread::sleep(SHORT * 3);
-        assert_eq!(ends.len(), 0);
-        let mut got = vec![0; MUCH];
-        peer.read_exact(&mut got).unwrap();
-        assert!(got == pattern(5, MUCH));
-        peer.expect_end();
-        assert_eq!(ends.wait_len(1), [CloseReason::IdleTimeout]);
+        let (mut peer, handle) = server.connect_given(&handles);
+        handle.send_bytes(pattern(5, MUCH).into()).unwrap();
+        while ends.len() == 0 {
+            // Refused when the queue is full, and at the end.
+            let _ = handle.try_send(vec![1; 100]);
+            thread::yield_now();
+        }
+        assert_eq!(ends.all(), [CloseReason::IdleTimeout]);
+        peer.expect_gone();
         server.stop();
+    });
+}
+
+#[test]
+fn a_handler_that_waits_for_its_peer_is_idle() {
+    every_blocking(|case| {
+        for output in [false, true] {
+            let (errors, ends) = (Log::new(), Log::new());
+            let (error, log) = (errors.clone(), ends.clone());
+            let server = case.serve_with(
+                case.builder().idle_timeout(SHORT),
+                Script::new()
+                    .request(move |conn| {
+                        let waited = if output {
+                            conn.write_bytes(pattern(5, MUCH).into())?;
+                            conn.flush_and_wait()
+                        } else {
+                            conn.next(10).map(drop)
+                        };
+                        let failed = waited.unwrap_err();
+                        error.push(Error::from_io(&failed));
+                        Err(failed)
+                    })
+                    .disconnect(move |_, reason| log.push(reason)),
+            );
+            let mut peer = server.connect();
+            peer.write_all(b"x").unwrap();
+            let idle = Error::Closed(CloseReason::IdleTimeout);
+            assert_eq!(errors.wait_len(1), [Some(idle)]);
+            assert_eq!(ends.wait_len(1), [CloseReason::IdleTimeout]);
+            peer.expect_gone();
+            server.stop();
+        }
     });
 }
 

@@ -1,6 +1,6 @@
 //! What a buffer keeps alive beyond its own bytes, and how to let go of that.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::buffer::{LinkBuffer, NEVER};
 use crate::chunk::{self, Class};
@@ -128,7 +128,7 @@ impl LinkBuffer {
     }
 
     fn copy_all(&mut self, total: usize) {
-        let mut own = BytesMut::with_capacity(total.next_multiple_of(UNIT));
+        let mut own = chunk::allocate(total.next_multiple_of(UNIT));
         own.extend_from_slice(&self.front.as_slice()[self.off..]);
         self.off = 0;
         let old = std::mem::replace(&mut self.front, Node::Own(own, Class::UNPOOLED));

@@ -61,6 +61,8 @@ impl Places {
         } else if size >= LEAST {
             self.large.clear(start, start + size);
             self.small.note(start, size);
+        } else {
+            self.clear(start, start + size);
         }
     }
 
@@ -197,8 +199,10 @@ mod tests {
     fn what_is_no_chunk_is_unknown() {
         static PLACES: Places = Places::new();
         assert_eq!(PLACES.find(BASE, BASE + 1), None);
-        PLACES.note(BASE, 2048);
-        assert_eq!(PLACES.find(BASE, BASE + 1), None);
+        PLACES.note(BASE, 8192);
+        // Too small for the table, and no part of what was there before.
+        PLACES.note(BASE + 1024, 2048);
+        assert_eq!(PLACES.find(BASE + 1024, BASE + 1025), None);
     }
 
     #[test]

@@ -2,8 +2,12 @@
 //!
 //! There are four: output that found the kernel without memory is tried again, a close stops
 //! waiting (for queued output, then for the peer's FIN), the kernel has taken nothing of the output
-//! that a handler waits for, and a connection has been idle for too long. Each is kept apart and judged by itself; the timer is set to the nearest under a lock, so
-//! that none is forgotten because another was set at the same moment.
+//! that a handler waits for, and a connection has been idle for too long. Each is kept apart and judged
+//! by itself; the timer is set to the nearest under a lock, so that none is forgotten because another was
+//! set at the same moment.
+//!
+//! A connection is idle when no byte moved in either direction: none arrived, and the kernel took none of
+//! its output. A handler that runs is activity, unless it waits for its own peer.
 //!
 //! Deadlines are milliseconds since the context's epoch, rounded up, and the clock is rounded
 //! down: nothing is early. The idle deadline moves with every byte, so that only stores a number,
@@ -13,7 +17,7 @@
 use super::{
     aside::Aside,
     shared::Shared,
-    state::{CLOSE, GATED, OWNED, QUEUED, READABLE, RUNNING},
+    state::{CLOSE, GATED, OWNED, QUEUED, READ_WAIT, READABLE, RUNNING, WRITE_WAIT},
 };
 use crate::sync::Ordering;
 use poller::coarse_millis;
@@ -40,7 +44,7 @@ pub(crate) struct Due {
     pub(crate) close: bool,
     /// The kernel has taken no output for the write timeout, as far as is known.
     pub(crate) stall: bool,
-    /// Nothing has happened for the idle timeout.
+    /// No byte is known to have moved for the idle timeout.
     pub(crate) idle: bool,
 }
 
@@ -170,16 +174,21 @@ impl Shared {
             due.stall = false;
         }
         drop(aside);
-        let timeout = self.idle_timeout();
         let bits = self.word.load();
-        if timeout != 0 && bits & (CLOSE | OWNED) == 0 {
-            if bits & (RUNNING | READABLE | QUEUED) != 0 {
-                // Something is going on, and that is activity.
-                self.touch();
-            }
-            due.idle = self.idle_left(timeout) == 0;
+        let waits = bits & READ_WAIT != 0 || bits & (WRITE_WAIT | QUEUED) == WRITE_WAIT | QUEUED;
+        let busy = bits & READABLE != 0 || (bits & RUNNING != 0 && !waits);
+        if busy && self.idle_timeout() != 0 {
+            // A handler computes, or will see what has arrived.
+            self.touch();
         }
+        due.idle = self.is_idle();
         due
+    }
+
+    /// Whether no byte has moved for the idle timeout.
+    pub(super) fn is_idle(&self) -> bool {
+        let timeout = self.idle_timeout();
+        timeout != 0 && !self.word.has(CLOSE | OWNED) && self.idle_left(timeout) == 0
     }
 
     /// Sets the timer to the nearest deadline.

@@ -151,7 +151,8 @@ impl Connection {
 
     /// Closes the connection once neither side sent or received anything for this long; `None`
     /// never does. Checked by the poller with a precision of its timer tick, and only after
-    /// pending input was seen. No effect on a connection without a handler.
+    /// pending input was seen. See [`Builder::idle_timeout`](crate::Builder::idle_timeout). No effect
+    /// on a connection without a handler.
     pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
         self.rx.shared.set_idle_timeout(timeout);
     }

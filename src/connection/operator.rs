@@ -101,18 +101,23 @@ impl ConnectionOperator {
             // The kernel announces room late, and takes output before that: then it moves.
             news |= ATTEND | WRITABLE;
         }
-        if due.stall {
+        let queued = (due.stall || due.idle) && shared.word.has(QUEUED);
+        if queued {
             // The kernel announces room late: what it takes now is progress.
             self.drive();
             news |= WRITABLE;
-            if shared.has_stalled() {
-                shared.aside.lock().decide(CloseReason::WriteTimeout);
-                news |= ABORT | ATTEND;
-            }
         }
-        if due.idle {
-            shared.aside.lock().decide(CloseReason::IdleTimeout);
-            news |= CLOSE | ATTEND;
+        if due.stall && shared.has_stalled() {
+            shared.aside.lock().decide(CloseReason::WriteTimeout);
+            news |= ABORT | ATTEND;
+        }
+        if due.idle && shared.is_idle() {
+            if queued {
+                // It has stood still for so long that no close waits for it.
+                shared.abort_with(CloseReason::IdleTimeout);
+            } else {
+                shared.close_with(CloseReason::IdleTimeout);
+            }
         }
         news
     }

@@ -95,11 +95,16 @@ impl Sink for Line<'_> {
 }
 
 impl Line<'_> {
-    /// An error of a send is why the connection ends. That is decided before the word says that
-    /// something is wrong: whoever sees it there would have a less exact reason.
+    /// What the kernel takes is activity. An error of a send is why the connection ends. That is
+    /// decided before the word says that something is wrong: whoever sees it there would have a less
+    /// exact reason.
     #[inline]
     fn noted(&self, sent: io::Result<usize>) -> io::Result<usize> {
-        sent.inspect_err(|error| self.note(error))
+        match &sent {
+            Ok(_) => self.shared.touch(),
+            Err(error) => self.note(error),
+        }
+        sent
     }
 
     #[cold]
@@ -271,7 +276,6 @@ impl Shared {
     #[inline]
     pub(crate) fn after_send(self: &Arc<Self>, sent: Sent) {
         if sent == Sent::All {
-            self.touch();
             // A close or a drain may have waited for just this, or threads.
             let bits = self.word.load();
             if bits & (state::CLOSE | state::DRAIN | state::WRITE_WAIT | state::GATED) == 0 {
@@ -290,9 +294,6 @@ impl Shared {
 
     #[cold]
     fn after_part(self: &Arc<Self>, sent: Sent) {
-        if !matches!(sent, Sent::Failed(_)) {
-            self.touch();
-        }
         if self.word.has(state::GATED) {
             self.open_gate();
         }

@@ -137,11 +137,7 @@ impl Tx {
             return Straight::Sent;
         }
         let line = shared.line(&self.socket);
-        let straight = shared.outbox.send_whole(&shared.word, calm, &line, buffer);
-        if straight == Straight::Sent {
-            shared.touch();
-        }
-        straight
+        shared.outbox.send_whole(&shared.word, calm, &line, buffer)
     }
 
     /// Sends what the kernel takes now, leaves the rest to the poller. `true`: the queue is empty.

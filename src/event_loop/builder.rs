@@ -109,7 +109,9 @@ impl Builder {
         self
     }
 
-    /// Closes connections that neither sent nor received anything for this long. Default: never.
+    /// Closes connections that neither sent nor received anything for this long, whatever is queued and
+    /// whoever waits for it: a byte is sent when the kernel takes it. A handler that computes is not
+    /// idle, one that waits for its peer is. Default: never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = Some(timeout);
         self

@@ -147,6 +147,7 @@ impl KernelPath {
                     Ok(n) => {
                         lane.count(n);
                         target.outbox.count(n);
+                        target.touch();
                         core.renew();
                         full_before = false;
                     }
