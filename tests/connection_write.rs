@@ -5,6 +5,7 @@ mod support;
 use netpoll::{Bytes, Error, LinkBuffer, OnFull, SocketOptions};
 use std::{
     io::{self, IoSlice, Read, Write},
+    panic,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -133,6 +134,52 @@ fn write_direct_puts_bytes_in_between() {
             &mut peer,
             b"ab<1>c<2>d<3>e<4>fghijklmnopqrstuvwxyz012345<5>",
         );
+    });
+}
+
+#[test]
+fn room_that_cannot_be_had_is_an_error() {
+    bounded("room", || {
+        let (mut conn, mut peer) = limited_pair();
+        for n in [1 << 45, 1 << 60, isize::MAX as usize, usize::MAX] {
+            let kinds = [
+                conn.malloc(n).map(drop),
+                netpoll::Writer::malloc(&mut conn, n).map(drop),
+                netpoll::Writer::reserve_raw(&mut conn, n).map(drop),
+            ]
+            .map(|result| result.unwrap_err().kind());
+            assert_eq!(kinds, [io::ErrorKind::OutOfMemory; 3], "{n}");
+        }
+        assert_eq!(conn.malloc_len(), 0);
+        conn.write_str("fine").unwrap();
+        conn.flush().unwrap();
+        let mut got = [0; 4];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"fine");
+    });
+}
+
+#[test]
+fn a_slot_of_another_connection_is_an_error() {
+    bounded("slots", || {
+        let (mut right, _its_peer) = limited_pair();
+        let (mut wrong, mut peer) = limited_pair();
+        for round in 0..3 {
+            let slots = [(); 2].map(|()| right.reserve_slot::<4>().unwrap());
+            wrong.write_str("12345678").unwrap();
+            let [first, second] = slots;
+            let error = first.fill(&mut wrong, *b"XXXX").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{round}");
+            let panics = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+                wrong.fill_slot(second, *b"XXXX");
+            }));
+            assert!(panics.is_err());
+            wrong.flush().unwrap();
+            let mut got = [0; 8];
+            peer.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"12345678");
+            right.flush().unwrap();
+        }
     });
 }
 

@@ -122,6 +122,10 @@ impl LinkBuffer {
     }
 
     /// An empty buffer with room for `n` bytes in one chunk.
+    ///
+    /// # Panics
+    ///
+    /// If the allocator has no `n` bytes and they are more than 1 MiB.
     pub fn with_capacity(n: usize) -> Self {
         let mut buf = Self::new();
         if n > 0 {
@@ -203,8 +207,7 @@ impl LinkBuffer {
     pub fn take(&mut self) -> Self {
         let mut fresh = Self::new();
         fresh.pool.clone_from(&self.pool);
-        // Behind every slot there was: it is not to be found here any more.
-        fresh.written = self.written.max(self.slot_top) + 1;
+        // Slots that are open are not to be found here any more: positions begin anew.
         std::mem::replace(self, fresh)
     }
 

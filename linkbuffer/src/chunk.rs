@@ -9,6 +9,7 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::buffer::Links;
 use crate::place;
+use crate::traits::probe;
 
 /// Recycles the memory chunks behind [`LinkBuffer`](crate::LinkBuffer)s.
 ///
@@ -86,6 +87,10 @@ impl ChunkPool {
     ///
     /// Up to 1 MiB the room is the size class, a power of two; a larger chunk is allocated exactly
     /// and never pooled.
+    ///
+    /// # Panics
+    ///
+    /// If the allocator has no `size` bytes and they are more than 1 MiB.
     pub fn take(&self, size: usize) -> BytesMut {
         self.take_class(size).0
     }
@@ -298,7 +303,16 @@ impl fmt::Debug for ChunkPool {
     }
 }
 
+/// # Panics
+///
+/// If it is more than the allocator has. That can be contained, which an allocation that fails without
+/// having been asked for cannot: it ends the process.
 pub(crate) fn allocate(size: usize) -> BytesMut {
+    if size > Class::LARGEST.size() {
+        if let Err(error) = probe(size) {
+            panic!("{error}");
+        }
+    }
     let chunk = BytesMut::with_capacity(size);
     place::note(&chunk);
     chunk

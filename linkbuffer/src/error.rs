@@ -71,7 +71,8 @@ pub enum WriteError {
         /// Bytes written and not flushed.
         malloc_len: usize,
     },
-    /// The slot's bytes were cut away, torn apart or flushed before they were filled.
+    /// The slot's bytes were cut away, torn apart or flushed before they were filled, or are those of another
+    /// buffer.
     #[non_exhaustive]
     SlotGone {
         /// Bytes of the slot.
@@ -99,7 +100,7 @@ impl fmt::Display for WriteError {
             Self::SlotGone { len } => write!(
                 f,
                 "the slot of {len} bytes is gone: it was cut away, torn or flushed before it was \
-                 filled"
+                 filled, or it is another buffer's"
             ),
             Self::SlotSize { given, len } => {
                 write!(f, "{given} bytes given for a slot of {len}")

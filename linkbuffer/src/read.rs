@@ -8,6 +8,7 @@ use crate::buffer::LinkBuffer;
 use crate::chunk::Class;
 use crate::error::ShortRead;
 use crate::node::Node;
+use crate::traits::{no_room, probe};
 
 impl LinkBuffer {
     /// The next `n` bytes, contiguous, without consuming them.
@@ -83,7 +84,7 @@ impl LinkBuffer {
         let start = self.off;
         let front = self.front.as_slice();
         if front.len() - start < n {
-            return Ok(self.view_across(n));
+            return self.view_across(n);
         }
         self.len -= n;
         if n < COPY_BELOW {
@@ -140,7 +141,7 @@ impl LinkBuffer {
     /// then.
     pub fn read_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
         self.check(n)?;
-        Ok(self.copy_vec(n))
+        self.copy_vec(n)
     }
 
     #[inline]
@@ -183,21 +184,24 @@ impl LinkBuffer {
     #[inline(never)]
     fn gathered(&mut self, n: usize) -> io::Result<()> {
         self.check(n)?;
-        self.join(n);
-        Ok(())
+        self.join(n)
     }
 
     /// Copies the next `n` readable bytes together into the front node.
-    pub(crate) fn join(&mut self, n: usize) {
+    fn join(&mut self, n: usize) -> io::Result<()> {
         self.settle();
         let mut have = self.front.len() - self.off;
         if have >= n {
-            return;
+            return Ok(());
         }
         if self.front.spare() < n - have {
             // Rounded up to a power of two: a series of ever longer peeks copies each byte a
             // bounded number of times.
-            let room = n.checked_next_power_of_two().unwrap_or(n);
+            let mut room = n.checked_next_power_of_two().unwrap_or(n);
+            if Class::of(room) == Class::UNPOOLED && probe(room).is_err() {
+                probe(n)?;
+                room = n;
+            }
             let (mut chunk, class) = self.pool().take_class(room);
             chunk.extend_from_slice(&self.front.as_slice()[self.off..]);
             self.off = 0;
@@ -206,10 +210,10 @@ impl LinkBuffer {
         }
         while have < n {
             let (Some(links), Some(joined)) = (&mut self.rest, self.front.as_mut()) else {
-                return;
+                break;
             };
             let Some(node) = links.nodes.front_mut() else {
-                return;
+                break;
             };
             let k = node.len().min(n - have);
             joined.extend_from_slice(&node.as_slice()[..k]);
@@ -220,23 +224,25 @@ impl LinkBuffer {
                 self.retire(node);
             }
         }
+        Ok(())
     }
 
     /// The next `n` bytes, which are readable but not all in the front node.
     #[cold]
     #[inline(never)]
-    fn view_across(&mut self, n: usize) -> Bytes {
+    fn view_across(&mut self, n: usize) -> io::Result<Bytes> {
         self.settle();
         if n < COPY_BELOW || self.front.len() - self.off < n {
-            return Bytes::from(self.copy_vec(n));
+            return self.copy_vec(n).map(Bytes::from);
         }
         self.len -= n;
-        self.view_front(n)
+        Ok(self.view_front(n))
     }
 
     /// Copies and consumes `n` bytes, which are readable.
-    fn copy_vec(&mut self, n: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(n);
+    pub(crate) fn copy_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        out.try_reserve_exact(n).map_err(|e| no_room(n, &e))?;
         for chunk in self.chunks() {
             out.extend_from_slice(&chunk[..chunk.len().min(n - out.len())]);
             if out.len() == n {
@@ -244,7 +250,7 @@ impl LinkBuffer {
             }
         }
         self.advance_by(n);
-        out
+        Ok(out)
     }
 
     /// Cuts `n` bytes, which are there, off the front node. Lengths are the caller's business.

@@ -1,6 +1,8 @@
 //! Placeholders: bytes whose place is known before their value.
 
+use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::buffer::LinkBuffer;
 use crate::error::WriteError;
@@ -15,8 +17,8 @@ use crate::traits::Writer;
 /// ([`push_front`](LinkBuffer::push_front)) does not mislead it. It ends when its buffer is
 /// flushed, when [`malloc_ack`](LinkBuffer::malloc_ack) cuts it away, and when `write_direct`
 /// inserts data in the middle of it; filling it after that is an error (a panic with the inherent
-/// methods). Until it is filled its bytes are zero. A slot is meaningful only for the buffer that
-/// made it.
+/// methods). Until it is filled its bytes are zero. For any other buffer than the one it was reserved in a
+/// slot is gone too: positions of different buffers have nothing in common.
 ///
 /// # Examples
 ///
@@ -81,7 +83,7 @@ impl<const N: usize> Slot<N> {
         w.reserve_raw(N).map(Self)
     }
 
-    /// Fills the reserved bytes. `w` must be the writer that made the slot.
+    /// Fills the reserved bytes. `w` must be the writer that made the slot; for another one it is gone.
     ///
     /// # Errors
     ///
@@ -120,8 +122,8 @@ impl LinkBuffer {
     ///
     /// # Panics
     ///
-    /// If the slot is gone: its buffer was flushed, `malloc_ack` cut it away or `write_direct` tore
-    /// it; see [`Slot`]. [`Slot::fill`] returns an error instead.
+    /// If the slot is gone: its buffer was flushed, `malloc_ack` cut it away, `write_direct` tore it, or it
+    /// is another buffer's; see [`Slot`]. [`Slot::fill`] returns an error instead.
     #[inline]
     #[track_caller]
     pub fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, data: [u8; N]) {
@@ -144,6 +146,9 @@ impl LinkBuffer {
     /// Makes a slot of the last `len` bytes.
     #[inline]
     fn last_as_slot(&mut self, len: usize) -> RawSlot {
+        if self.written < OWN_POSITIONS {
+            self.written += own_positions();
+        }
         self.slot_top = self.slot_top.max(self.written);
         let stamp = self.rest.as_ref().map_or(0, |l| l.moves.len());
         RawSlot {
@@ -230,6 +235,38 @@ impl LinkBuffer {
             links.moves.clear();
         }
     }
+}
+
+/// Positions of a buffer that has made slots are from here on, and before it made the first below.
+const OWN_POSITIONS: u64 = 1 << 62;
+
+/// Where the positions of a buffer begin when it makes its first slot: far away from those of any other,
+/// so that a slot is not found in a buffer that did not make it. They are scattered over so much that two
+/// buffers of a TiB each would overlap once in a million times.
+#[cold]
+fn own_positions() -> u64 {
+    // A thread takes many numbers at once: buffers may be made for single messages.
+    const BLOCK: u64 = 1 << 20;
+    static BLOCKS: AtomicU64 = AtomicU64::new(0);
+    thread_local! {
+        static NEXT: Cell<u64> = const { Cell::new(0) };
+    }
+    let block = || BLOCKS.fetch_add(1, Ordering::Relaxed) * BLOCK;
+    let number = NEXT.try_with(|next| {
+        let number = match next.get() {
+            used_up if used_up % BLOCK == 0 => block(),
+            number => number,
+        };
+        next.set(number + 1);
+        number
+    });
+    // The mixing function of splitmix64: different numbers stay different.
+    let mut mixed = number
+        .unwrap_or_else(|_| block())
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    OWN_POSITIONS | (mixed ^ (mixed >> 31)) >> 2
 }
 
 /// `len` bytes that begin `left` bytes before the end of the node.

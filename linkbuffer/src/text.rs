@@ -4,6 +4,7 @@ use std::io;
 
 use crate::buffer::LinkBuffer;
 use crate::error::ShortRead;
+use crate::traits::no_room;
 
 impl LinkBuffer {
     /// The bytes up to and including the first `delim`, consumed; `None` if it is not there.
@@ -26,7 +27,12 @@ impl LinkBuffer {
     /// are not UTF-8. Nothing is consumed then.
     pub fn read_string(&mut self, n: usize) -> io::Result<String> {
         let text = match std::str::from_utf8(self.peek(n)?) {
-            Ok(text) => text.to_owned(),
+            Ok(text) => {
+                let mut copy = String::new();
+                copy.try_reserve_exact(n).map_err(|e| no_room(n, &e))?;
+                copy.push_str(text);
+                copy
+            }
             Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
         };
         self.advance_by(n);

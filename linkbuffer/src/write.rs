@@ -15,8 +15,8 @@ impl LinkBuffer {
     ///
     /// # Panics
     ///
-    /// If `n` bytes cannot be had from the allocator. [`Writer::malloc`](crate::Writer::malloc)
-    /// returns an error instead.
+    /// If the allocator has no `n` bytes and they are more than 1 MiB.
+    /// [`Writer::malloc`](crate::Writer::malloc) returns an error instead.
     ///
     /// # Examples
     ///
@@ -45,6 +45,11 @@ impl LinkBuffer {
     }
 
     /// Appends a copy of `data`.
+    ///
+    /// # Panics
+    ///
+    /// If the allocator has no room for more than 1 MiB. [`Writer::write_slice`](crate::Writer::write_slice)
+    /// returns an error instead.
     #[inline]
     pub fn write_slice(&mut self, data: &[u8]) {
         if data.is_empty() {

@@ -5,6 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io;
+use std::sync::Once;
 
 use linkbuffer::{ChunkPool, LinkBuffer, Writer};
 
@@ -116,4 +117,79 @@ fn a_large_malloc_that_cannot_be_had_is_an_error() {
     let mut buf = LinkBuffer::with_capacity(2 * MIB);
     let n = with_limit(1000, || Writer::malloc(&mut buf, 2 * MIB).map(|m| m.len())).unwrap();
     assert_eq!(n, 2 * MIB);
+}
+
+/// What a panic says.
+fn panic_text(f: impl FnOnce()) -> String {
+    static HOOKED: Once = Once::new();
+    HOOKED.call_once(|| {
+        // A report of the panic takes memory.
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            LIMIT.with(|limit| limit.set(usize::MAX));
+            report(info);
+        }));
+    });
+    let f = std::panic::AssertUnwindSafe(f);
+    let payload = std::panic::catch_unwind(f).expect_err("it panics");
+    payload.downcast_ref::<String>().expect("a text").clone()
+}
+
+#[test]
+fn what_has_no_error_panics_and_leaves_the_process_alone() {
+    let data = vec![1; 3 * MIB];
+    let ways: [(&str, &dyn Fn(&mut LinkBuffer)); 5] = [
+        ("malloc", &|buf| drop(buf.malloc(1 << 50).len())),
+        ("write_slice", &|buf| buf.write_slice(&data)),
+        ("reserve_raw", &|buf| drop(buf.reserve_raw(2 * MIB))),
+        ("write_with", &|buf| buf.write_with(2 * MIB, |_| ())),
+        ("with_capacity", &|_| {
+            drop(LinkBuffer::with_capacity(2 * MIB))
+        }),
+    ];
+    for (what, way) in ways {
+        let mut buf = filled(10, 10);
+        let text = panic_text(|| with_limit(MIB, || way(&mut buf)));
+        assert!(text.starts_with("no room for"), "{what}: {text}");
+        // The buffer is as before.
+        buf.write_slice(&[3; 10]);
+        buf.flush();
+        assert_eq!(buf.next(30).unwrap(), [[1; 10], [2; 10], [3; 10]].concat());
+    }
+    let e = with_limit(MIB, || {
+        Writer::write_slice(&mut LinkBuffer::new(), &data).unwrap_err()
+    });
+    assert_eq!(e.kind(), io::ErrorKind::OutOfMemory, "{e}");
+}
+
+/// Three chunks of 1 MiB.
+fn chained() -> LinkBuffer {
+    let mut buf = LinkBuffer::with_pool(&ChunkPool::new());
+    for i in 0..3 {
+        buf.write_bytes(vec![i; MIB].into());
+    }
+    buf.flush();
+    buf
+}
+
+#[test]
+fn bytes_that_cannot_be_joined_or_copied_stay_where_they_are() {
+    let mut buf = chained();
+    let kinds = with_limit(MIB, || {
+        [
+            buf.peek(3 * MIB).map(drop),
+            buf.next(2 * MIB).map(drop),
+            buf.next_bytes(3 * MIB).map(drop),
+            buf.read_vec(3 * MIB).map(drop),
+            buf.read_string(2 * MIB).map(drop),
+        ]
+        .map(|result| result.unwrap_err().kind())
+    });
+    assert_eq!(kinds, [io::ErrorKind::OutOfMemory; 5]);
+    assert_eq!(buf.len(), 3 * MIB);
+    // Not enough for a power of two, but for these.
+    let last = with_limit(3 * MIB, || {
+        buf.peek(3 * MIB).map(|bytes| bytes[3 * MIB - 1])
+    });
+    assert_eq!(last.unwrap(), 2);
 }

@@ -320,6 +320,57 @@ fn a_slot_keeps_its_place_when_things_move() {
 }
 
 #[test]
+fn a_slot_of_another_buffer_is_gone() {
+    // However much either has written, and whether it has slots of its own.
+    for before in [0, 1, 4, 100] {
+        for behind in [4, 100, 5000] {
+            for slots in [false, true] {
+                let mut right = LinkBuffer::new();
+                right.write_slice(&vec![b'r'; before]);
+                let slot: Slot<4> = right.reserve_slot();
+                let mut wrong = LinkBuffer::new();
+                if slots {
+                    let _ = wrong.reserve_slot::<4>();
+                }
+                wrong.write_slice(&vec![b'w'; behind]);
+                let error = slot.fill(&mut wrong, *b"SLOT").unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+                wrong.flush();
+                assert_eq!(wrong.index_of(b'S', 0), None);
+            }
+        }
+    }
+}
+
+#[test]
+fn slots_go_with_the_bytes_that_are_taken() {
+    let mut buf = LinkBuffer::new();
+    let first: Slot<4> = buf.reserve_slot();
+    let second: Slot<4> = buf.reserve_slot();
+    let mut taken = buf.take();
+    buf.write_slice(&[0; 100]);
+    let third: Slot<4> = buf.reserve_slot();
+    assert!(second.fill(&mut buf, *b"nope").is_err());
+    assert!(third.fill(&mut taken, *b"nope").is_err());
+    taken.fill_slot(first, *b"here");
+    taken.flush();
+    assert_eq!(taken, *b"here\0\0\0\0");
+    buf.flush();
+    assert_eq!(buf, [0; 104][..]);
+}
+
+#[test]
+fn no_two_of_many_buffers_share_their_slots() {
+    let mut buffers: Vec<_> = (0..200).map(|_| LinkBuffer::new()).collect();
+    for maker in 0..buffers.len() {
+        let slot = buffers[maker].reserve_raw(1);
+        buffers[maker].write_slice(&[0; 1000]);
+        let other = (maker * 7 + 1) % buffers.len();
+        assert!(buffers[other].fill_raw(slot, b"x").is_err());
+    }
+}
+
+#[test]
 fn a_slot_between_two_cuts() {
     let mut buf = LinkBuffer::new();
     let first: Slot<2> = buf.reserve_slot();

@@ -1,6 +1,7 @@
 //! Writing operations, once for a connection and for its write halves.
 
 use super::{output::Sent, tx::Tx};
+use linkbuffer::Writer;
 use std::io::{self, IoSlice};
 
 impl Tx {
@@ -12,8 +13,13 @@ impl Tx {
             return Ok(len);
         }
         let buffer = self.buffer()?;
+        let before = buffer.malloc_len();
         for slice in slices {
-            buffer.write_slice(slice);
+            if let Err(error) = Writer::write_slice(buffer, slice) {
+                // A part of it must not go out with what is written next.
+                buffer.malloc_ack(before);
+                return Err(error);
+            }
         }
         self.flush()?;
         Ok(len)
@@ -47,7 +53,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-            Ok(self.tx.buffer()?.malloc(n))
+            Writer::malloc(self.tx.buffer()?, n)
         }
 
         /// Keeps the first `n` unflushed bytes and drops the rest.
@@ -71,10 +77,10 @@ macro_rules! writing {
         ///
         /// [`Error::Closed`](crate::Error::Closed) on an ended connection,
         /// [`Error::Poisoned`](crate::Error::Poisoned) after a message was cut, `BrokenPipe`
-        /// after the sending side was shut down.
+        /// after the sending side was shut down, `OutOfMemory` if the allocator has no room for more
+        /// than 1 MiB.
         pub fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
-            self.tx.buffer()?.write_slice(data);
-            Ok(())
+            Writer::write_slice(self.tx.buffer()?, data)
         }
 
         /// Writes `data`, linked without a copy from 4 KiB up.
@@ -103,8 +109,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn write_str(&mut self, text: &str) -> io::Result<()> {
-            self.tx.buffer()?.write_str(text);
-            Ok(())
+            Writer::write_str(self.tx.buffer()?, text)
         }
 
         /// Links `data` in before the last `remain` unflushed bytes.
@@ -133,14 +138,15 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>> {
-            Ok(self.tx.buffer()?.reserve_slot())
+            Writer::reserve_slot(self.tx.buffer()?)
         }
 
         /// Fills a slot of this connection's unflushed output.
         ///
         /// # Panics
         ///
-        /// If the slot's place was flushed or cut away.
+        /// If the slot's place was flushed or cut away, or is in the output of another connection.
+        /// [`Slot::fill`] returns an error instead.
         pub fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, value: [u8; N]) {
             self.tx.raw_buffer().fill_slot(slot, value);
         }
@@ -224,7 +230,7 @@ macro_rules! writing_traits {
     ($($name:tt)+) => {
         impl linkbuffer::Writer for $($name)+ {
             fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-                Ok(self.tx.buffer()?.malloc(n))
+                Writer::malloc(self.tx.buffer()?, n)
             }
 
             fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
@@ -267,7 +273,7 @@ macro_rules! writing_traits {
         /// `write` copies into the unflushed output, `flush` sends it.
         impl io::Write for $($name)+ {
             fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                self.tx.buffer()?.write_slice(data);
+                Writer::write_slice(self.tx.buffer()?, data)?;
                 Ok(data.len())
             }
 

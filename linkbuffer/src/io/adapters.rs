@@ -58,7 +58,7 @@ impl<R: Read> IoReader<R> {
 
     /// One successful read, of 0 bytes at the end.
     fn read_some(&mut self, want: usize) -> io::Result<usize> {
-        let mut room = self.buf.landing(want.max(MIN_READ));
+        let mut room = self.buf.try_landing(want.max(MIN_READ))?;
         // Safe code reads into initialised memory only.
         let size = room.capacity().min(MAX_READ);
         room.resize(size, 0);

@@ -5,4 +5,4 @@ mod writer;
 
 pub use reader::Reader;
 pub use writer::Writer;
-pub(crate) use writer::probe;
+pub(crate) use writer::{no_room, probe};

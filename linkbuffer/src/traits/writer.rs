@@ -1,5 +1,6 @@
 //! Writing, to wherever the bytes go.
 
+use std::collections::TryReserveError;
 use std::io;
 
 use bytes::Bytes;
@@ -51,7 +52,7 @@ pub trait Writer {
     ///
     /// # Errors
     ///
-    /// As the sink has them; none for a [`LinkBuffer`].
+    /// `OutOfMemory` if the allocator has no room for more than 1 MiB. Others as the sink has them.
     fn write_slice(&mut self, data: &[u8]) -> io::Result<()>;
 
     /// Appends `data`, linked from 4 KiB on; see [`LinkBuffer::write_bytes`].
@@ -155,6 +156,7 @@ impl Writer for LinkBuffer {
 
     #[inline]
     fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
+        self.check_room(data.len())?;
         Self::write_slice(self, data);
         Ok(())
     }
@@ -197,8 +199,17 @@ impl Writer for LinkBuffer {
 
 impl LinkBuffer {
     /// Asks the allocator for a large chunk in a way that may fail, where the caller can be told.
+    #[inline]
     fn check_room(&mut self, n: usize) -> io::Result<()> {
-        if Class::of(n) != Class::UNPOOLED || self.back_mut().spare() >= n {
+        if n <= Class::LARGEST.size() {
+            return Ok(());
+        }
+        self.check_large(n)
+    }
+
+    #[cold]
+    fn check_large(&mut self, n: usize) -> io::Result<()> {
+        if self.back_mut().spare() >= n {
             return Ok(());
         }
         probe(n)
@@ -207,10 +218,13 @@ impl LinkBuffer {
 
 /// Asks the allocator for `n` bytes and gives them back.
 pub(crate) fn probe(n: usize) -> io::Result<()> {
-    Vec::<u8>::new().try_reserve_exact(n).map_err(|e| {
-        io::Error::new(
-            io::ErrorKind::OutOfMemory,
-            format!("no room for {n} bytes: {e}"),
-        )
-    })
+    Vec::<u8>::new()
+        .try_reserve_exact(n)
+        .map_err(|e| no_room(n, &e))
+}
+
+#[cold]
+pub(crate) fn no_room(n: usize, why: &TryReserveError) -> io::Error {
+    let text = format!("no room for {n} bytes: {why}");
+    io::Error::new(io::ErrorKind::OutOfMemory, text)
 }
