@@ -200,7 +200,7 @@ fn row_081_waiting_in_on_prepare_is_no_wait_for_ever() {
             let input = conn.next(5).map(drop);
             log.push(input.map_err(|error| Error::from_io(&error)));
             conn.write_bytes(Bytes::from(vec![0; 24 << 20]))?;
-            let output = conn.flush();
+            let output = conn.flush_and_wait();
             log.push(output.map_err(|error| Error::from_io(&error)));
             Ok(())
         }));
