@@ -2,7 +2,9 @@
 
 mod support;
 
-use netpoll::{Address, Dialer, Error, Listener, PollerGroup, SocketOptions, handler_fn};
+use netpoll::{
+    Address, Dialer, Error, EventLoop, Listener, PollerGroup, SocketOptions, handler_fn,
+};
 use std::{
     io::{self, Read, Write},
     net::TcpListener,
@@ -11,8 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Case, Gate, Kind, LIMIT, Log, Mute, OpenOnDrop, Script, Transport, bounded, descriptors, echo,
-    echo_frames, eventually, every, frame, in_child, settled_descriptors,
+    Case, Gate, Kind, LIMIT, Log, Mute, OpenOnDrop, Script, Transport, bounded, closed_port,
+    descriptors, echo, echo_frames, eventually, every, frame, in_child, loopback,
+    settled_descriptors,
 };
 
 const SHORT: Duration = Duration::from_millis(60);
@@ -84,10 +87,7 @@ fn failed_dials_leave_no_descriptor_behind() {
         let mute = Mute::new();
         let dialer = Dialer::new().connect_timeout(Duration::from_millis(5));
         assert!(dialer.dial_connection(mute.address).is_err());
-        let closed = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let (_taken, closed) = closed_port();
         let before = descriptors();
         for _ in 0..50 {
             assert!(dialer.dial_connection(mute.address).is_err());
@@ -108,7 +108,7 @@ fn failed_dials_leave_no_descriptor_behind() {
 fn a_dial_that_ends_at_itself_is_an_error() {
     bounded("self-connect", || {
         // From a port to the same port, where nobody listens.
-        let port = TcpListener::bind("127.0.0.1:0")
+        let port = TcpListener::bind((loopback(), 0))
             .unwrap()
             .local_addr()
             .unwrap();
@@ -148,23 +148,24 @@ fn a_dial_comes_from_the_address_that_was_asked_for() {
 #[test]
 fn a_host_name_is_resolved() {
     bounded("localhost", || {
-        let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
-        let port = server.address.port().unwrap();
-        let address: Address = format!("localhost:{port}").parse().unwrap();
+        // Bound to the first address of the name, which is tried first as well.
+        let listener = Listener::bind("localhost:0".parse::<Address>().unwrap()).unwrap();
+        let bound = listener.local_addr().unwrap();
+        let event_loop = EventLoop::new(echo()).unwrap();
+        event_loop.serve_in_background(listener).unwrap();
+        let address: Address = format!("localhost:{}", bound.port().unwrap())
+            .parse()
+            .unwrap();
         let mut conn = Dialer::new()
             .read_timeout(LIMIT)
             .dial_connection(address)
             .unwrap();
-        assert_eq!(
-            conn.peer_addr(),
-            &server.address,
-            "the address that answered"
-        );
+        assert_eq!(conn.peer_addr(), &bound, "the address that answered");
         conn.write_slice(&frame(b"x")).unwrap();
         conn.flush().unwrap();
         conn.skip(5).unwrap();
         drop(conn);
-        server.stop();
+        event_loop.shutdown(LIMIT).unwrap();
     });
 }
 
@@ -205,10 +206,7 @@ fn a_dial_is_repeated_while_a_server_starts() {
 #[test]
 fn retries_end_with_the_timeout() {
     bounded("retries", || {
-        let closed = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let (_taken, closed) = closed_port();
         let dialer = Dialer::new().retries(u32::MAX).connect_timeout(SHORT);
         let error = dialer.dial_connection(closed).unwrap_err();
         assert!(

@@ -17,7 +17,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{LIMIT, Peer, asleep_in, bounded, fresh_path, in_child, pattern, soon};
+use support::{LIMIT, Peer, asleep_in, bounded, fresh_path, in_child, outlast, pattern, soon};
 
 /// So many waits are certainly enough for the next one to be inside the receive.
 const WARM: usize = 12;
@@ -238,8 +238,8 @@ fn timeouts_and_deadlines_are_never_early_and_may_change_with_each_call() {
             }
             // And for ever is for ever: longer than any slice.
             conn.set_read_timeout(None);
-            let waiting = thread::spawn(move || conn.read_u8().unwrap());
-            thread::sleep(Duration::from_millis(70));
+            let waiting = asleep_in(move || conn.read_u8().unwrap());
+            outlast(Duration::from_millis(70));
             peer.write_all(b"!").unwrap();
             assert_eq!(waiting.join().unwrap(), b'!');
         }
@@ -372,12 +372,12 @@ fn a_detached_descriptor_is_as_it_was_made() {
         assert_eq!(stream.read_timeout().unwrap(), None);
         // In the user's hands it waits as long as the user says.
         stream.set_nonblocking(false).unwrap();
-        let reading = thread::spawn(move || {
+        let reading = asleep_in(move || {
             let mut got = [0];
             stream.read_exact(&mut got).unwrap();
             got[0]
         });
-        thread::sleep(Duration::from_millis(50));
+        outlast(Duration::from_millis(50));
         peer.write_all(b"d").unwrap();
         assert_eq!(reading.join().unwrap(), b'd');
 

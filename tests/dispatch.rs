@@ -937,14 +937,17 @@ fn an_idle_server_uses_no_processor_time() {
                 peer.write_all(&frame(b"partial")[..6]).unwrap();
             }
             eventually("the bytes", || server.event_loop.stats().connected == 20);
-            thread::sleep(Duration::from_millis(50));
-            let before = support::cpu_time();
-            // What is measured is the lack of activity, so there is nothing to wait for.
-            thread::sleep(Duration::from_millis(500));
-            let used = support::cpu_time() - before;
+            // What is measured is the lack of activity, so there is nothing to wait for; what the
+            // requests began may still end in the first rounds.
+            let round = || {
+                let before = support::cpu_time();
+                thread::sleep(Duration::from_millis(300));
+                support::cpu_time() - before
+            };
+            let least = (0..5).map(|_| round()).min().unwrap();
             assert!(
-                used <= Duration::from_millis(30),
-                "{used:?} of 500 ms with {kind:?}"
+                least <= Duration::from_millis(10),
+                "{least:?} of 300 ms with {kind:?}"
             );
         }
     });

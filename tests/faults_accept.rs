@@ -23,7 +23,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, echo, echo_frames, eventually, every,
-    frame, listener, on_tcp, read_frame,
+    frame, listener, loopback, on_tcp, read_frame,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -141,7 +141,7 @@ fn row_005_a_listener_that_is_none_any_more_ends_alone() {
         for errno in [libc::EINVAL, libc::EBADF, libc::ENOTSOCK] {
             let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
             server.connect().ping(b"up");
-            let failing = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
+            let failing = Listener::bind((loopback(), 0)).unwrap();
             let address = failing.local_addr().unwrap();
             let plan = Plan::new(5).from(Call::Accept, 1, 1, Fault::Errno(errno));
             let installed = plan.install();

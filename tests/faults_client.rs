@@ -19,8 +19,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Gate, Kind, LIMIT, OpenOnDrop, Peer, Script, Transport, bounded, decode, descriptors,
-    echo, echo_frames, eventually, frame, in_child, limit_descriptors, read_frame,
+    Case, Gate, Kind, LIMIT, OpenOnDrop, Peer, Script, Transport, bounded, closed_port, decode,
+    descriptors, echo, echo_frames, eventually, frame, in_child, limit_descriptors, read_frame,
     settled_descriptors,
 };
 
@@ -47,12 +47,7 @@ fn call(conn: &mut Connection, body: &[u8]) -> io::Result<()> {
 fn row_086_dials_that_are_refused_leave_nothing() {
     in_child("row_086_dials_that_are_refused_leave_nothing", || {
         bounded("refused", || {
-            // A port that is taken and at which nobody listens.
-            let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
-            let taken = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-            let taken = taken.unwrap();
-            taken.bind(&any.into()).unwrap();
-            let closed = taken.local_addr().unwrap().as_socket().unwrap();
+            let (_taken, closed) = closed_port();
             let dialer = dialer();
             assert!(dialer.dial_connection(closed).is_err());
             assert!(dialer.dial_with(closed, echo()).is_err());

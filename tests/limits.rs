@@ -7,15 +7,15 @@ use std::{
     io::{self, Read, Write},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
 };
 use support::{
-    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, bounded, echo,
-    echo_frames, eventually, every, every_blocking, frame, giving, on_tcp, pair, pattern,
-    read_frame, socket_pair,
+    Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, asleep_in, bounded,
+    echo, echo_frames, eventually, every, every_blocking, frame, giving, on_tcp, outlast, pair,
+    pattern, read_frame, socket_pair,
 };
 
 /// More than the sockets between two peers hold.
@@ -578,13 +578,10 @@ fn a_clients_read_timeout_and_deadline() {
         assert!(Instant::now() >= deadline);
         // None at all: waits until the bytes come.
         conn.set_read_timeout(None);
-        let feeding = thread::spawn(move || {
-            thread::sleep(SHORT * 2);
-            peer.write_all(b"6").unwrap();
-            peer
-        });
-        assert_eq!(conn.read_u8().unwrap(), b'6');
-        drop(feeding.join().unwrap());
+        let reading = asleep_in(move || conn.read_u8().unwrap());
+        outlast(SHORT);
+        peer.write_all(b"6").unwrap();
+        assert_eq!(reading.join().unwrap(), b'6');
     });
 }
 
@@ -601,23 +598,28 @@ fn a_trickle_makes_no_call_wait_longer_than_its_timeout() {
         bounded("trickle", move || {
             let (mut conn, mut peer) = pair();
             conn.set_read_timeout(Some(SHORT));
+            let over = Arc::new(AtomicBool::new(false));
+            let ended = Arc::clone(&over);
             let feeding = thread::spawn(move || {
-                for _ in 0..40 {
+                let mut fed = Vec::new();
+                while !ended.load(SeqCst) {
                     peer.write_all(b"x").unwrap();
+                    fed.push(b'x');
                     thread::sleep(SHORT / 4);
                 }
                 peer.write_all(b"\n").unwrap();
-                peer
+                fed.push(b'\n');
+                (peer, fed)
             });
             let before = Instant::now();
             let error = call(&mut conn).expect_err("it waited for all of the trickle");
             assert_eq!(reason(&error), Some(Error::ReadTimeout));
             assert!(before.elapsed() >= SHORT);
+            over.store(true, SeqCst);
             // What came is there for the next call.
             conn.set_read_timeout(None);
-            let line = conn.until(b'\n').unwrap();
-            assert_eq!(line, [&[b'x'; 40][..], b"\n"].concat());
-            drop(feeding.join().unwrap());
+            let (_peer, fed) = feeding.join().unwrap();
+            assert_eq!(conn.until(b'\n').unwrap(), fed);
         });
     }
 }
@@ -794,7 +796,7 @@ fn a_running_handler_is_not_idle() {
         let mut peer = server.connect();
         peer.write_all(&frame(b"long")).unwrap();
         gate.wait_arrived(1);
-        thread::sleep(SHORT * 4);
+        outlast(SHORT * 2);
         gate.open();
         assert_eq!(read_frame(&mut peer).unwrap(), b"long");
         peer.expect_end();
@@ -822,7 +824,7 @@ fn input_that_waits_for_a_busy_worker_keeps_its_connection() {
         first.write_all(&frame(b"first")).unwrap();
         second.write_all(&frame(b"second")).unwrap();
         gate.wait_arrived(1);
-        thread::sleep(SHORT * 4);
+        outlast(SHORT * 2);
         gate.open();
         assert_eq!(read_frame(&mut first).unwrap(), b"first");
         assert_eq!(read_frame(&mut second).unwrap(), b"second");

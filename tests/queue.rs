@@ -14,7 +14,7 @@ use std::{
 };
 use support::{
     Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, asleep_in, bounded, every, giving,
-    on_tcp, pair, pattern, soon,
+    on_tcp, outlast, pair, pattern, soon,
 };
 
 /// More than the sockets between two peers hold.
@@ -380,13 +380,13 @@ fn timeouts_change_at_any_time() {
             assert!(late(conn.fill(1).unwrap_err()));
             assert!(before.elapsed() >= SHORT);
             conn.set_read_timeout(None);
-            let mut later = peer.try_clone();
-            let writing = thread::spawn(move || {
-                thread::sleep(SHORT * 2);
-                later.write_all(&[round]).unwrap();
+            let reading = asleep_in(move || {
+                assert_eq!(conn.next(1).unwrap(), [round]);
+                conn
             });
-            assert_eq!(conn.next(1).unwrap(), [round]);
-            writing.join().unwrap();
+            outlast(SHORT);
+            peer.write_all(&[round]).unwrap();
+            conn = reading.join().unwrap();
             conn.set_read_timeout(Some(HOUR));
             conn.set_read_deadline(Some(Instant::now()));
             assert!(late(conn.fill(1).unwrap_err()), "the deadline comes first");
@@ -395,15 +395,14 @@ fn timeouts_change_at_any_time() {
         }
         // With output waiting: the timeout of the call that waits counts.
         conn.set_write_timeout(None);
-        let reading = thread::spawn(move || {
-            thread::sleep(SHORT * 2);
-            let mut got = vec![0; MUCH];
-            peer.read_exact(&mut got).unwrap();
-            peer
+        let writing = asleep_in(move || {
+            conn.write_bytes(vec![0; MUCH].into()).unwrap();
+            conn.flush().unwrap();
+            conn
         });
-        conn.write_bytes(vec![0; MUCH].into()).unwrap();
-        conn.flush().unwrap();
-        let peer = reading.join().unwrap();
+        outlast(SHORT);
+        peer.read_exact(&mut vec![0; MUCH]).unwrap();
+        conn = writing.join().unwrap();
         conn.set_write_timeout(Some(SHORT));
         conn.write_bytes(vec![0; MUCH].into()).unwrap();
         let before = Instant::now();
@@ -439,7 +438,7 @@ fn every_handle_has_a_write_timeout_of_its_own() {
         let sending = asleep_in(move || patient.send_bytes(vec![2; 100].into()).unwrap());
         let endless = hasty.clone().with_write_timeout(None);
         let flushing = asleep_in(move || endless.flush().unwrap());
-        thread::sleep(SHORT);
+        outlast(SHORT);
         let mut got = vec![9; MUCH + 100];
         peer.read_exact(&mut got).unwrap();
         assert!(got[..MUCH].iter().all(|byte| *byte == 0));

@@ -15,7 +15,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, decode, echo, echo_frames,
-    eventually, every, every_blocking, frame, giving, pattern, read_frame,
+    eventually, every, every_blocking, frame, giving, loopback, pattern, read_frame,
 };
 
 #[test]
@@ -391,7 +391,7 @@ fn one_loop_serves_several_listeners_with_several_pollers() {
         let event_loop = EventLoop::builder().pollers(3).build(echo()).unwrap();
         let tcp = Server::serve(Transport::Tcp, event_loop.clone());
         let unix = Server::serve(Transport::Unix, event_loop.clone());
-        let background = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
+        let background = Listener::bind((loopback(), 0)).unwrap();
         let address = background.local_addr().unwrap();
         event_loop.serve_in_background(background).unwrap();
         let mut peers = Vec::new();

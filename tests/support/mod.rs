@@ -14,7 +14,7 @@ mod server;
 mod timing;
 
 pub(crate) use frames::{decode, echo, echo_frames, frame, pattern, read_frame};
-pub(crate) use peer::{Mute, Peer, limited_pair, pair, socket_pair};
+pub(crate) use peer::{Mute, Peer, closed_port, limited_pair, loopback, pair, socket_pair};
 pub(crate) use process::{
     asleep_in, cpu_time, descriptors, handler_threads, in_child, limit_descriptors,
     settled_descriptors, settled_threads, threads,
@@ -24,7 +24,7 @@ pub(crate) use server::{
     Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, fresh_path, listener,
     on_tcp, one_thread,
 };
-pub(crate) use timing::soon;
+pub(crate) use timing::{outlast, soon};
 
 use std::{
     sync::{Arc, Condvar, Mutex},

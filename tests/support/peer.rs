@@ -10,6 +10,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::net::UnixStream,
     },
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -235,6 +236,31 @@ pub(crate) fn pair() -> (netpoll::Connection, Peer) {
 pub(crate) fn limited_pair() -> (netpoll::Connection, Peer) {
     let dialer = Dialer::new().read_timeout(LIMIT).write_timeout(LIMIT);
     socket_pair(|to| dialer.dial_connection(to))
+}
+
+/// A loopback address that no other test uses. What has been closed there refuses until the end of the test:
+/// a port of 127.0.0.1 is given to the next who asks for a free one, in any process.
+pub(crate) fn loopback() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    if !cfg!(target_os = "linux") {
+        return Ipv4Addr::LOCALHOST;
+    }
+    // Neighbouring numbers of processes and of calls lie far apart.
+    let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+    let [a, b, c, _] = (std::process::id().wrapping_mul(0x9E37_79B1))
+        .wrapping_add(nth.wrapping_mul(0x85EB_CA6B))
+        .to_be_bytes();
+    Ipv4Addr::new(127, 1 + a % 254, b, 1 + c % 254)
+}
+
+/// An address that refuses for as long as the socket is kept: it is bound and does not listen.
+pub(crate) fn closed_port() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket
+        .bind(&SocketAddr::from((loopback(), 0)).into())
+        .unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
 }
 
 /// A plain listener and its address, for tests of the client side.

@@ -1,6 +1,6 @@
 //! Servers under test, under every dispatch and over every transport.
 
-use super::{LIMIT, Log, Peer};
+use super::{LIMIT, Log, Peer, loopback};
 use netpoll::{
     Address, Builder, Connection, ConnectionHandle, Dialer, Dispatch, EventLoop, Executor, Handler,
     Listener, PollerGroup, Task,
@@ -225,7 +225,7 @@ pub(crate) fn one_thread() -> PollerGroup {
 #[track_caller]
 pub(crate) fn listener(transport: Transport) -> Listener {
     match transport {
-        Transport::Tcp => Listener::bind(([127, 0, 0, 1], 0)).unwrap(),
+        Transport::Tcp => Listener::bind((loopback(), 0)).unwrap(),
         Transport::Unix => Listener::bind(fresh_path()).unwrap(),
     }
 }

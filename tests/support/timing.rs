@@ -1,6 +1,6 @@
 //! How soon things happen, on a machine that may be busy with others.
 
-use super::asleep_in;
+use super::{Case, Kind, Transport, asleep_in, echo};
 use std::{
     sync::mpsc,
     time::{Duration, Instant},
@@ -37,6 +37,15 @@ pub(crate) fn soon(what: &str, rounds: usize, most: Duration, mut round: impl Fn
         assert!(slow < 2, "{what}: {quarter:?} is more than {most:?}");
     }
     println!("{what}: not judged, the machine is too busy");
+}
+
+/// Returns when a connection that is idle from now on has been closed for it after `time`. What began before
+/// has had that time, on a machine that may have stopped meanwhile as well.
+pub(crate) fn outlast(time: Duration) {
+    let case = Case::new(Transport::Tcp, Kind::Inline);
+    let server = case.serve_with(case.builder().idle_timeout(time), echo());
+    server.connect().expect_end();
+    server.stop();
 }
 
 /// From the moment a sleeping thread is woken until it has computed for so long.
