@@ -40,6 +40,9 @@ struct Rare {
     #[expect(clippy::box_collection, reason = "one word instead of three")]
     parked: Option<Box<Vec<Box<dyn Session>>>>,
     deadlines: Deadlines,
+    /// The peer lacks something that was to be sent before what follows this many messages: as long as
+    /// nothing follows, the connection ends with a reset.
+    short_after: Option<u64>,
 }
 
 /// Deadlines that are set, 0 for none: see [`alarms`](super::alarms).
@@ -111,6 +114,16 @@ impl Aside {
     pub(crate) fn unpark(&mut self) -> Vec<Box<dyn Session>> {
         let parked = self.rare.as_mut().and_then(|rare| rare.parked.take());
         parked.map_or_else(Vec::new, |parked| *parked)
+    }
+
+    pub(super) fn short_after(&self) -> Option<u64> {
+        self.rare.as_ref()?.short_after
+    }
+
+    pub(super) fn set_short_after(&mut self, messages: Option<u64>) {
+        if messages.is_some() || self.rare.is_some() {
+            self.rare().short_after = messages;
+        }
     }
 
     pub(super) fn deadlines(&self) -> Deadlines {

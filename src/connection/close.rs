@@ -234,7 +234,8 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason) {
     // Output that was cut must not look complete. What is lost from here on are whole messages
     // that came too late, and takes nothing from those before.
-    let cut = shared.word.has(state::POISONED) || shared.outbox.lost().bytes > 0;
+    let lost = shared.outbox.lost().bytes > 0;
+    let cut = lost || shared.word.has(state::POISONED) || shared.is_short();
     // A value that the connection was taken out of knows nothing of the input's end.
     let end = owner.conn.rx.end.filter(|_| !owner.conn.is_taken());
     finish(shared, owner, reason);

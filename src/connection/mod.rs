@@ -311,6 +311,11 @@ impl Connection {
         self.rx.socket.peek_state()
     }
 
+    /// Output that the kernel has and the peer does not, if the system tells.
+    pub(crate) fn unacknowledged(&self) -> Option<usize> {
+        self.rx.socket.unacknowledged()
+    }
+
     #[cfg(target_os = "linux")]
     pub(crate) fn socket(&self) -> &Socket {
         &self.rx.socket

@@ -107,6 +107,7 @@ pub(crate) fn attach(
     let mut owner = Box::new(Owner::new(conn, Some(session)));
     owner.prepare()?;
     shared.set_hooks(hooks);
+    shared.set_short(false);
     shared.owner.put(owner);
     shared.word.clear(OWNED);
     if let Some(registration) = shared.registration() {
@@ -184,6 +185,11 @@ pub(crate) fn abandon(wire: &Arc<Wire>) {
     let owner = Box::new(Owner::new(Connection::new(wire), None));
     let reason = shared.aside.lock().decide(CloseReason::Local);
     shared.word.set(CLOSE);
+    if shared.is_short() {
+        // An end in order would make what the peer got look complete.
+        shared.word.set(super::state::ABORT);
+        shared.discard_output();
+    }
     let at_once = shared.outbox.queued() == 0 || shared.word.has(BROKEN | super::state::ABORT);
     // A close callback that drops a connection whose close callback drops a connection, and so on,
     // must not be a chain of calls.
@@ -205,6 +211,21 @@ pub(crate) fn abandon(wire: &Arc<Wire>) {
     }
     shared.word.set(ATTEND | WRITABLE);
     begin(shared);
+}
+
+impl Shared {
+    /// Says whether the peer lacks something that it was to get. Unless more is sent its owner's close or
+    /// drop of the connection is a reset then.
+    pub(crate) fn set_short(&self, short: bool) {
+        let messages = short.then(|| self.outbox.messages());
+        self.aside.lock().set_short_after(messages);
+    }
+
+    /// Whether the peer lacks something, and nothing was sent since.
+    pub(super) fn is_short(&self) -> bool {
+        let after = self.aside.lock().short_after();
+        after.is_some_and(|messages| messages == self.outbox.messages())
+    }
 }
 
 fn insert(context: &Arc<Context>, socket: Socket, peer: Address, bits: u32) -> Arc<Wire> {

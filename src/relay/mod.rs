@@ -11,6 +11,7 @@
 //! `drain`.
 
 mod drain;
+mod idle;
 #[cfg(target_os = "linux")]
 mod kernel;
 mod parting;
@@ -93,7 +94,8 @@ impl RelayBuilder {
     }
 
     /// Ends the relay with [`RelayEnd::IdleTimeout`] when nothing moved in either direction for
-    /// this long. Default: never.
+    /// this long. What a kernel has taken for a peer that reads slowly moves as long as the peer
+    /// acknowledges some of it (TCP) or reads it (unix), on Linux. Default: never.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = Some(timeout);
         self
@@ -226,6 +228,10 @@ pub enum RelayEnd {
 }
 
 /// How a relay ended, and what is left.
+///
+/// A side that is given back and has not got everything that the other one had sent is reset when it is
+/// closed or dropped: an end in order would make a stream look complete that is not. It ends in order again
+/// after something was sent on it, or after another relay.
 #[derive(Debug)]
 pub struct Outcome {
     /// Why it ended.
@@ -383,10 +389,11 @@ impl Core {
             let returned = std::mem::replace(&mut progress.returned, [const { None }; 2]);
             // Nobody settles twice: both places stay taken.
             progress.returned = [0, 1].map(|_| Some(Returned::Closed(CloseReason::Local)));
-            let leases = std::mem::take(&mut progress.leases);
+            let [lease_a, lease_b] = std::mem::take(&mut progress.leases);
+            let [a, b] = returned.map(|side| side.unwrap_or(Returned::Closed(CloseReason::Local)));
             (
                 progress.end.unwrap_or(RelayEnd::Interrupted),
-                returned.into_iter().zip(leases),
+                [(a, lease_a), (b, lease_b)],
                 progress.first.take(),
             )
         };
@@ -394,16 +401,9 @@ impl Core {
         let owes = matches!(end, RelayEnd::Released | RelayEnd::Drained)
             && self.lanes[0].moved() > 0
             && self.last.load(Ordering::Acquire) == 0;
-        let mut asked = [false, owes].into_iter();
-        // Judging may close a connection, which runs user code: no lock is held.
-        let mut sides = sides.map(|(returned, lease)| match returned {
-            Some(returned) => returned.judge(lease, asked.next() == Some(true)),
-            None => (None, Verdict::Closed(CloseReason::Local)),
-        });
-        let none = (None, Verdict::Closed(CloseReason::Local));
-        let (a, a_verdict) = sides.next().unwrap_or(none);
-        let none = (None, Verdict::Closed(CloseReason::Local));
-        let (b, b_verdict) = sides.next().unwrap_or(none);
+        let judged = side::judge(end, sides, owes);
+        // Giving back to a pool or closing runs user code: no lock is held.
+        let [(a, a_verdict), (b, b_verdict)] = judged.map(side::Judged::settle);
         let (a_to_b, b_to_a) = (self.lanes[0].moved(), self.lanes[1].moved());
         self.publish(
             index,
@@ -486,42 +486,6 @@ impl Core {
         self.lanes[0]
             .shared
             .contain("relay callback", || callback(outcome));
-    }
-
-    /// Looks again when the idle timeout may have passed.
-    fn watch_idleness(&self) {
-        let Some(timeout) = self.idle_timeout else {
-            return;
-        };
-        let moved_at = Duration::from_millis(self.moved_at.load(Ordering::Relaxed));
-        let due = self
-            .epoch
-            .checked_add(moved_at)
-            .and_then(|at| at.checked_add(timeout));
-        let Some(due) = due else { return };
-        let Some(registration) = self.lanes[0].shared.registration() else {
-            return;
-        };
-        let this = self.this.get().cloned().unwrap_or_default();
-        registration
-            .poller()
-            .schedule(due.max(Instant::now()), move || {
-                let Some(core) = this.upgrade() else { return };
-                if core.progress.lock().end.is_some() {
-                    return;
-                }
-                let idle = core.epoch.elapsed().as_millis()
-                    >= u128::from(core.moved_at.load(Ordering::Relaxed)) + timeout.as_millis();
-                // Input that waits to be read is not idleness.
-                if idle && !core.lanes.iter().any(Lane::has_news) {
-                    core.stop(RelayEnd::IdleTimeout);
-                } else {
-                    if idle {
-                        core.renew();
-                    }
-                    core.watch_idleness();
-                }
-            });
     }
 }
 

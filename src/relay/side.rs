@@ -1,5 +1,6 @@
 //! One side of a relay: what goes through it, and what is left of it.
 
+use super::RelayEnd;
 use crate::{
     client::{Lease, Pooled},
     connection::{
@@ -62,7 +63,7 @@ pub enum Verdict {
     HalfClosed,
     /// Input arrived that was not passed on.
     UnreadInput,
-    /// Output was not handed to the kernel completely.
+    /// Output was not handed to the kernel completely, or after an idle timeout is still there.
     UnsentOutput,
     /// The other side ended without an answer to what it sent last: only the kept side of
     /// [`RelayBuilder::keep_b`](crate::RelayBuilder::keep_b).
@@ -70,10 +71,17 @@ pub enum Verdict {
 }
 
 /// Output of a side: as long as this changes something moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Outgoing {
     sent: u64,
     unacknowledged: Option<usize>,
+}
+
+impl Outgoing {
+    /// Whether a kernel has something that its peer has not got.
+    pub(super) fn is_under_way(self) -> bool {
+        self.unacknowledged.is_some_and(|n| n > 0)
+    }
 }
 
 /// The direction that starts at one side.
@@ -88,6 +96,8 @@ pub(crate) struct Lane {
     pub(super) passed_on: AtomicBool,
     /// Nothing of this side's input is wanted any more: the other side is gone.
     deaf: AtomicBool,
+    /// What the idle timeout has seen of this side's output.
+    pub(super) seen: Mutex<Outgoing>,
     /// A kernel pipe is being emptied into the other side.
     pub(super) piping: AtomicBool,
     /// Keeps the connection open while it is half closed, or while its loop drains.
@@ -108,6 +118,7 @@ impl Lane {
             ended: AtomicBool::new(false),
             passed_on: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
+            seen: Mutex::default(),
             piping: AtomicBool::new(false),
             hold: Mutex::new(Some(handle.hold())),
             draining: AtomicBool::new(false),
@@ -224,42 +235,96 @@ pub(crate) enum Returned {
 }
 
 impl Returned {
-    /// The verdict; a sound pooled side goes back to its pool.
-    pub(super) fn judge(self, lease: Option<Lease>, owes: bool) -> (Option<Connection>, Verdict) {
+    /// Whether this side holds what its peer has not got. What the kernel has is on its way, except where
+    /// an idle timeout has passed.
+    fn is_unsent(&self, end: RelayEnd) -> bool {
+        let Self::Open(conn) = self else { return false };
+        let stats = conn.stats();
+        let stuck = || {
+            end == RelayEnd::IdleTimeout && conn.unacknowledged().is_some_and(|unsent| unsent > 0)
+        };
+        stats.queued > 0 || stats.lost_bytes > 0 || stuck()
+    }
+
+    /// Whether this side has input that the other one has not got.
+    fn is_unread(&self) -> bool {
+        match self {
+            Self::Open(conn) => conn.available() > 0 || conn.peek_state() == Peek::Data,
+            Self::Closed(_) => false,
+        }
+    }
+
+    fn verdict(&self, unsent: bool) -> Verdict {
         let conn = match self {
-            Self::Closed(reason) => return (None, Verdict::Closed(reason)),
-            Self::Open(conn) => *conn,
+            Self::Closed(reason) => return Verdict::Closed(*reason),
+            Self::Open(conn) => conn,
         };
-        let verdict = match verdict(&conn) {
-            Verdict::Sound if owes => Verdict::OwesAnswer,
-            verdict => verdict,
-        };
-        match lease {
-            Some(lease) if verdict == Verdict::Sound => {
-                lease.restore(conn);
-                (None, verdict)
+        if unsent || conn.malloc_len() > 0 {
+            Verdict::UnsentOutput
+        } else if conn.available() > 0 {
+            Verdict::UnreadInput
+        } else if conn.is_read_closed() || !conn.is_active() {
+            Verdict::HalfClosed
+        } else {
+            match conn.peek_state() {
+                Peek::Empty if conn.is_sound() => Verdict::Sound,
+                Peek::Empty | Peek::Eof => Verdict::HalfClosed,
+                Peek::Data => Verdict::UnreadInput,
+                Peek::Err(kind) => Verdict::Closed(CloseReason::Error(kind)),
             }
-            // A pooled side that is not sound is closed.
-            Some(_) => (None, verdict),
-            None => (Some(conn), verdict),
         }
     }
 }
 
-fn verdict(conn: &Connection) -> Verdict {
-    let unsent = conn.stats().queued > 0 || conn.malloc_len() > 0;
-    if unsent || conn.stats().lost_bytes > 0 {
-        Verdict::UnsentOutput
-    } else if conn.available() > 0 {
-        Verdict::UnreadInput
-    } else if conn.is_read_closed() || !conn.is_active() {
-        Verdict::HalfClosed
-    } else {
-        match conn.peek_state() {
-            Peek::Empty if conn.is_sound() => Verdict::Sound,
-            Peek::Empty | Peek::Eof => Verdict::HalfClosed,
-            Peek::Data => Verdict::UnreadInput,
-            Peek::Err(kind) => Verdict::Closed(CloseReason::Error(kind)),
+/// A side, what it is leased from, and its verdict.
+pub(super) struct Judged(Returned, Option<Lease>, Verdict);
+
+/// Judges the sides of a relay that has ended. `owes`: the second one's last question has no answer.
+pub(super) fn judge(
+    end: RelayEnd,
+    sides: [(Returned, Option<Lease>); 2],
+    owes: bool,
+) -> [Judged; 2] {
+    let [(a, lease_a), (b, lease_b)] = sides;
+    let (a_unsent, b_unsent) = (a.is_unsent(end), b.is_unsent(end));
+    let (a_unread, b_unread) = (a.is_unread(), b.is_unread());
+    let a_verdict = a.verdict(a_unsent);
+    let b_verdict = match b.verdict(b_unsent) {
+        Verdict::Sound if owes => Verdict::OwesAnswer,
+        verdict => verdict,
+    };
+    let stopped = matches!(end, RelayEnd::Interrupted | RelayEnd::IdleTimeout);
+    // The end of `a` is not passed on, but a failure of it must not look like an end.
+    let failed = end == RelayEnd::Released && matches!(a, Returned::Closed(_));
+    let short = [
+        (&a, (stopped && a_unsent) || b_unread),
+        (
+            &b,
+            stopped && (b_unsent || a_unread) || (failed && b_verdict != Verdict::Sound),
+        ),
+    ];
+    for (side, short) in short {
+        if let Returned::Open(conn) = side {
+            conn.shared().set_short(short);
+        }
+    }
+    [Judged(a, lease_a, a_verdict), Judged(b, lease_b, b_verdict)]
+}
+
+impl Judged {
+    /// Gives a sound side back to its pool and closes one that is not. A side without a pool is for the
+    /// caller.
+    pub(super) fn settle(self) -> (Option<Connection>, Verdict) {
+        let Self(side, lease, verdict) = self;
+        match (side, lease) {
+            (Returned::Closed(_), _) => (None, verdict),
+            (Returned::Open(conn), Some(lease)) => {
+                if verdict == Verdict::Sound {
+                    lease.restore(*conn);
+                }
+                (None, verdict)
+            }
+            (Returned::Open(conn), None) => (Some(*conn), verdict),
         }
     }
 }
