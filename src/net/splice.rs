@@ -12,7 +12,7 @@ use super::{
     syscall::{Call, transfer},
 };
 use std::{
-    io,
+    io::{self, Read},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
 };
@@ -65,9 +65,10 @@ impl Pipe {
         self.filled
     }
 
-    /// Moves what `from` has received into the empty pipe. `Ok(0)` is the end of input.
-    pub(crate) fn fill(&mut self, from: &Socket) -> io::Result<usize> {
-        let room = self.capacity - self.filled;
+    /// Moves what `from` has received into the empty pipe, `most` bytes at most. `Ok(0)` is the end of
+    /// input.
+    pub(crate) fn fill(&mut self, from: &Socket, most: usize) -> io::Result<usize> {
+        let room = (self.capacity - self.filled).min(most);
         let n = transfer(Call::Receive, from.as_fd(), room, |len| {
             splice(from.as_fd(), self.writer.as_fd(), len)
         })?;
@@ -85,18 +86,10 @@ impl Pipe {
     }
 
     /// Reads what the pipe holds into memory.
-    pub(crate) fn read(&mut self) -> io::Result<Vec<u8>> {
+    pub(crate) fn into_bytes(self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.filled];
-        let mut done = 0;
-        let mut reader = std::fs::File::from(self.reader.try_clone()?);
-        while done < bytes.len() {
-            match io::Read::read(&mut reader, &mut bytes[done..])? {
-                0 => break,
-                n => done += n,
-            }
-        }
-        bytes.truncate(done);
-        self.filled = 0;
+        // Needs no descriptor of its own.
+        std::fs::File::from(self.reader).read_exact(&mut bytes)?;
         Ok(bytes)
     }
 }

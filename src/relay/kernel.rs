@@ -1,8 +1,9 @@
 //! The kernel-side path of one direction: socket to pipe to socket, past our memory.
 //!
 //! Worth its system calls only for bulk: a direction takes it after a run of full receives and
-//! leaves it after a few small ones. While bytes are in the pipe the direction holds the
-//! flusher's role of its target, so that nothing overtakes them.
+//! leaves it after a few small ones, or when nothing moved for a while, with what is in the pipe: idle
+//! and stalled relays hold no descriptors but their sockets'. While bytes are in the pipe the direction
+//! holds the flusher's role of its target, so that nothing overtakes them.
 
 use super::{Core, side::Lane};
 use crate::{
@@ -12,12 +13,18 @@ use crate::{
     sync::Ordering,
 };
 use linkbuffer::LinkBuffer;
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Full receives in a row that make a direction bulk.
 const BULK: u32 = 8;
 /// Small turns in a row that end it.
 const QUIET: u32 = 4;
+/// How long a pipe is kept although nothing moves.
+const STILL: Duration = Duration::from_millis(500);
 /// What counts as small.
 const SMALL: usize = 64 << 10;
 /// The most one turn moves.
@@ -53,6 +60,7 @@ impl KernelPath {
         if !self.enter(&target, conn) {
             return false;
         }
+        core.watch_pipe(index);
         let Some(moved) = self.turn(core, index, conn, &target, &socket) else {
             self.give_role_back(&target, &socket);
             self.begin_anew();
@@ -68,6 +76,19 @@ impl KernelPath {
         true
     }
 
+    /// If nothing has moved for a while: goes on through memory, with what is in the pipe.
+    pub(super) fn retire_if_still(&mut self, core: &Core, index: usize) {
+        let lane = &core.lanes[index];
+        if !lane.still.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        lane.watched.store(false, Ordering::Release);
+        self.leave(lane, &core.lanes[1 - index].shared);
+        self.begin_anew();
+        lane.paused.store(false, Ordering::SeqCst);
+        core.pause_if_full(index);
+    }
+
     fn begin_anew(&mut self) {
         *self = Self {
             refused: self.refused,
@@ -77,7 +98,7 @@ impl KernelPath {
 
     /// The direction is over or given back: what is in the pipe is queued on the target.
     pub(super) fn leave(&mut self, lane: &Lane, target: &Arc<Shared>) {
-        let rest = self.pipe.take().map(|mut pipe| pipe.read());
+        let rest = self.pipe.take().map(splice::Pipe::into_bytes);
         let held = std::mem::take(&mut self.role);
         if held {
             target.word.clear(FLUSHING | HELD | PIPED);
@@ -176,7 +197,7 @@ impl KernelPath {
             if !conn.rx.readable || moved >= TURN {
                 return Some(moved);
             }
-            match pipe.fill(conn.socket()) {
+            match pipe.fill(conn.socket(), core.in_flight.max(SMALL)) {
                 Ok(0) => conn.rx.finish(End::Eof),
                 Ok(n) => {
                     core.received(index);
@@ -200,6 +221,35 @@ impl KernelPath {
             // Others may have queued meanwhile, or wait for the role to end the connection.
             target.drive(socket);
         }
+    }
+}
+
+impl Core {
+    /// Has side `index` give up its pipe when nothing has moved for a while.
+    fn watch_pipe(&self, index: usize) {
+        if !self.lanes[index].watched.swap(true, Ordering::AcqRel) {
+            self.watch_pipe_from(index, self.lanes[index].moved());
+        }
+    }
+
+    fn watch_pipe_from(&self, index: usize, before: u64) {
+        let lane = &self.lanes[index];
+        let Some(registration) = lane.shared.registration() else {
+            return;
+        };
+        let this = self.this.get().cloned().unwrap_or_default();
+        registration
+            .poller()
+            .schedule(Instant::now() + STILL, move || {
+                let Some(core) = this.upgrade() else { return };
+                let moved = core.lanes[index].moved();
+                if moved == before {
+                    core.lanes[index].still.store(true, Ordering::Release);
+                    core.lanes[index].poke();
+                } else {
+                    core.watch_pipe_from(index, moved);
+                }
+            });
     }
 }
 

@@ -92,7 +92,12 @@ impl Session for RelaySession {
         if self.core.lanes[self.index].shared.outbox.queued() == 0 {
             self.core.drained(self.index);
         }
-        self.give_back(conn).map(drop)
+        if self.give_back(conn)? {
+            return Ok(());
+        }
+        #[cfg(target_os = "linux")]
+        self.kernel.retire_if_still(&self.core, self.index);
+        Ok(())
     }
 
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason) {
@@ -163,6 +168,7 @@ impl Hooks for RelayHooks {
     }
 
     fn write_complete(&self, _: &ConnectionHandle) {
+        self.core.renew();
         self.core.drained(self.index);
     }
 }
@@ -187,16 +193,22 @@ impl Core {
             }
             from.count(n);
             self.renew_at(to.shared.last_active());
-            if to.shared.word.has(QUEUED) && to.shared.outbox.queued() > self.in_flight {
-                from.paused.store(true, Ordering::SeqCst);
-                // It may have drained before the pause was visible.
-                if to.shared.outbox.queued() <= self.in_flight {
-                    from.paused.store(false, Ordering::SeqCst);
-                }
-            }
+            self.pause_if_full(index);
         }
         self.look_for_end(index, conn);
         Ok(())
+    }
+
+    /// Side `index` is not read any more if too much waits at the other one.
+    pub(super) fn pause_if_full(&self, index: usize) {
+        let (from, to) = (&self.lanes[index], &self.lanes[1 - index].shared);
+        if to.word.has(QUEUED) && to.outbox.queued() > self.in_flight {
+            from.paused.store(true, Ordering::SeqCst);
+            // It may have drained before the pause was visible.
+            if to.outbox.queued() <= self.in_flight {
+                from.paused.store(false, Ordering::SeqCst);
+            }
+        }
     }
 
     /// Passes the end of side `index` on if it is there.
@@ -228,7 +240,6 @@ impl Core {
 
     /// Side `index` has nothing queued any more.
     fn drained(&self, index: usize) {
-        self.renew();
         let other = 1 - index;
         self.resume(other);
         self.pass_end_on(other);

@@ -100,6 +100,12 @@ pub(crate) struct Lane {
     pub(super) seen: Mutex<Outgoing>,
     /// A kernel pipe is being emptied into the other side.
     pub(super) piping: AtomicBool,
+    /// A timer looks at the kernel pipe.
+    #[cfg(target_os = "linux")]
+    pub(super) watched: AtomicBool,
+    /// Nothing has moved for as long as a pipe is kept.
+    #[cfg(target_os = "linux")]
+    pub(super) still: AtomicBool,
     /// Keeps the connection open while it is half closed, or while its loop drains.
     hold: Mutex<Option<Hold>>,
     /// Its loop drains.
@@ -120,6 +126,10 @@ impl Lane {
             deaf: AtomicBool::new(false),
             seen: Mutex::default(),
             piping: AtomicBool::new(false),
+            #[cfg(target_os = "linux")]
+            watched: AtomicBool::new(false),
+            #[cfg(target_os = "linux")]
+            still: AtomicBool::new(false),
             hold: Mutex::new(Some(handle.hold())),
             draining: AtomicBool::new(false),
             let_go: AtomicBool::new(false),

@@ -1,0 +1,161 @@
+//! The kernel pipes of relays: taken for bulk, given back when nothing moves.
+
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use netpoll::{Connection, Dialer, Relay, relay};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+use support::{LIMIT, Peer, Transport, bounded, eventually, in_child, pattern};
+
+const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Unix];
+
+/// More than a relay and the sockets beside it hold.
+const SIZE: usize = 60_000_000;
+
+fn side(transport: Transport) -> (Connection, Peer) {
+    let (ours, peer): (OwnedFd, _) = match transport {
+        Transport::Tcp => {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let peer = Peer::connect(&listener.local_addr().unwrap().into()).unwrap();
+            (listener.accept().unwrap().0.into(), peer)
+        }
+        Transport::Unix => {
+            let (ours, peer) = UnixStream::pair().unwrap();
+            (ours.into(), Peer::Unix(peer))
+        }
+    };
+    peer.set_limit(Some(LIMIT));
+    (Dialer::new().adopt(ours).unwrap(), peer)
+}
+
+/// Ends of pipes that this process has open.
+fn pipes() -> usize {
+    let is_pipe = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path());
+        target.is_ok_and(|path| path.to_string_lossy().starts_with("pipe:"))
+    };
+    let entries = fs::read_dir("/proc/self/fd").unwrap();
+    entries.flatten().map(is_pipe).filter(|&pipe| pipe).count()
+}
+
+/// Sends `len` bytes and receives them at the other end.
+fn move_bulk(from: &Peer, to: &Peer, len: usize) {
+    let mut out = from.try_clone();
+    let writing = thread::spawn(move || out.write_all(&vec![7; len]).unwrap());
+    let mut got = vec![0; len];
+    to.try_clone().read_exact(&mut got).unwrap();
+    writing.join().unwrap();
+}
+
+/// Whether there are more than `before` ends of pipes at some time during `work`.
+fn takes_pipes(before: usize, work: impl FnOnce()) -> bool {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            loop {
+                // They are kept for a while after the last byte.
+                let seen = pipes() > before;
+                if seen || over.load(Ordering::SeqCst) {
+                    return seen;
+                }
+                thread::yield_now();
+            }
+        });
+        work();
+        over.store(true, Ordering::SeqCst);
+        watching.join().unwrap()
+    })
+}
+
+#[test]
+fn idle_relays_hold_no_pipes() {
+    in_child("idle_relays_hold_no_pipes", || {
+        bounded("idle", || {
+            for transport in TRANSPORTS {
+                let before = pipes();
+                let relays: Vec<_> = (0..10)
+                    .map(|_| {
+                        let ((a, client), (b, server)) = (side(transport), side(transport));
+                        (relay(a, b).unwrap(), client, server)
+                    })
+                    .collect();
+                let taken = takes_pipes(before, || {
+                    for (_, client, server) in &relays {
+                        move_bulk(client, server, SIZE / 4);
+                        move_bulk(server, client, SIZE / 4);
+                    }
+                });
+                assert!(taken, "bulk goes through pipes");
+                eventually("the pipes are given back", || pipes() == before);
+                // The relays are as good as before.
+                let taken = takes_pipes(before, || {
+                    for (_, client, server) in &relays {
+                        move_bulk(server, client, SIZE / 4);
+                    }
+                });
+                assert!(taken, "bulk goes through pipes again");
+            }
+        });
+    });
+}
+
+/// Waits until the relay moves nothing.
+fn stands_still(relay: &Relay) {
+    let mut before = (0, Instant::now());
+    eventually("the relay stands still", || {
+        let moved = relay.moved().0;
+        if moved != before.0 {
+            before = (moved, Instant::now());
+        }
+        moved > 0 && before.1.elapsed() > Duration::from_millis(50)
+    });
+}
+
+#[test]
+fn stalled_relays_hold_no_pipes_and_lose_nothing() {
+    in_child("stalled_relays_hold_no_pipes_and_lose_nothing", || {
+        bounded("stalled", || {
+            for transport in TRANSPORTS {
+                let before = pipes();
+                let limit = 100_000;
+                let mut stalled = Vec::new();
+                for _ in 0..4 {
+                    let ((a, client), (b, server)) = (side(transport), side(transport));
+                    let target = b.handle();
+                    let relay = Relay::builder().in_flight(limit).start(a, b).unwrap();
+                    let writing = thread::spawn(move || {
+                        let mut client = client;
+                        client.write_all(&pattern(3, SIZE)).unwrap();
+                        client.shutdown_write();
+                        client
+                    });
+                    stalled.push((relay, server, writing, target));
+                }
+                for (relay, ..) in &stalled {
+                    stands_still(relay);
+                }
+                eventually("the pipes are given back", || pipes() == before);
+                for (relay, mut server, writing, target) in stalled {
+                    let queued = target.stats().queued;
+                    assert!(
+                        queued <= limit + (64 << 10),
+                        "{queued} bytes wait, {limit} and one receive are allowed"
+                    );
+                    let mut got = Vec::new();
+                    server.read_to_end(&mut got).unwrap();
+                    assert!(got == pattern(3, SIZE));
+                    drop((server, writing.join().unwrap()));
+                    relay.wait_timeout(LIMIT).unwrap().expect("it ends");
+                }
+            }
+        });
+    });
+}
