@@ -1,8 +1,15 @@
 //! A TCP proxy: every client is joined to a backend, without a thread of its own.
 //!
 //! ```text
-//! cargo run --release --example proxy -- --listen 127.0.0.1:7001 --backend 127.0.0.1:6379
+//! $ cargo run --release --example proxy -- --listen 127.0.0.1:7001 --backend 127.0.0.1:6379
+//! listening 127.0.0.1:7001
+//! ^C
+//! clients=2 gone=2 finished=1 released=0 idle=0 drained=1 failed=0 unserved=0 refused=0 ...
 //! ```
+//!
+//! The relay does the work: it passes bytes, ends, resets and back-pressure on, delivers what a backend
+//! said before it closed, and ends in order when the proxy shuts down. This program finds a backend for
+//! each client and counts: every client that is gone is in one of the counts from `finished` to `unserved`.
 
 mod support;
 
@@ -15,7 +22,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -39,8 +46,8 @@ usage: proxy --listen ADDR --backend ADDR[,ADDR..] [options]
   --grace-ms T              how long relays may take to end after SIGTERM, 5000 unless given
 
 One line of statistics is printed at the end and on SIGUSR1: clients that came and that are gone,
-how their relays ended, how often a backend refused, bytes in each direction, backend connections
-dialled, used again and kept.";
+how their relays ended, how many found no backend, how often a backend refused, bytes in each
+direction, backend connections dialled, used again and kept.";
 
 fn main() -> ExitCode {
     args::run(USAGE, example)
@@ -81,7 +88,7 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
     let stats = Arc::new(Stats::default());
     let proxy = Proxy {
         pool: Pool::new(dialer).max_idle(kept),
-        backends,
+        backends: backends.into_iter().map(Backend::new).collect(),
         next: AtomicUsize::new(0),
         relay,
         stats: Arc::clone(&stats),
@@ -104,7 +111,7 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
 
 struct Proxy {
     pool: Pool,
-    backends: Vec<Address>,
+    backends: Vec<Backend>,
     next: AtomicUsize,
     relay: RelayBuilder,
     stats: Arc<Stats>,
@@ -114,11 +121,26 @@ impl Handler for Proxy {
     type State = ();
 
     fn on_connect(&self, client: &mut Connection) -> io::Result<()> {
-        self.stats.clients.fetch_add(1, Ordering::Relaxed);
-        let backend = self.backend()?;
-        let relay = self.relay.clone().start(client.hijack()?, backend)?;
-        let stats = Arc::clone(&self.stats);
-        relay.on_end(move |outcome| stats.ended(&outcome));
+        add(&self.stats.clients, 1);
+        let backend = self.backend().inspect_err(|_| {
+            add(&self.stats.unserved, 1);
+            add(&self.stats.gone, 1);
+        })?;
+        let joined = client
+            .hijack()
+            .and_then(|client| self.relay.clone().start(client, backend));
+        match joined {
+            Ok(relay) => {
+                let stats = Arc::clone(&self.stats);
+                relay.on_end(move |outcome| stats.ended(&outcome));
+            }
+            // The client has gone meanwhile.
+            Err(error) => {
+                add(&self.stats.failed, 1);
+                eprintln!("client {}: {error}", client.id());
+                client.handle().close();
+            }
+        }
         Ok(())
     }
 
@@ -128,7 +150,7 @@ impl Handler for Proxy {
     }
 
     fn on_disconnect(&self, (): (), _: CloseReason) {
-        self.stats.gone.fetch_add(1, Ordering::Relaxed);
+        add(&self.stats.gone, 1);
     }
 }
 
@@ -138,14 +160,15 @@ impl Proxy {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut last = None;
         for step in 0..self.backends.len() {
-            match self
-                .pool
-                .get(&self.backends[(first + step) % self.backends.len()])
-            {
-                Ok(backend) => return Ok(backend),
+            let backend = &self.backends[(first + step) % self.backends.len()];
+            match self.pool.get(&backend.address) {
+                Ok(connection) => {
+                    backend.answers();
+                    return Ok(connection);
+                }
                 Err(error) => {
-                    self.stats.refused.fetch_add(1, Ordering::Relaxed);
-                    eprintln!("{error}");
+                    add(&self.stats.refused, 1);
+                    backend.refuses(&error);
                     last = Some(error);
                 }
             }
@@ -154,16 +177,48 @@ impl Proxy {
     }
 }
 
+/// Where clients are joined to.
+struct Backend {
+    address: Address,
+    /// It refused the last time. Told once, and not for every client.
+    down: AtomicBool,
+}
+
+impl Backend {
+    fn new(address: Address) -> Self {
+        let down = AtomicBool::new(false);
+        Self { address, down }
+    }
+
+    fn answers(&self) {
+        if self.down.load(Ordering::Relaxed) && self.down.swap(false, Ordering::Relaxed) {
+            eprintln!("backend {} answers again", self.address);
+        }
+    }
+
+    fn refuses(&self, error: &io::Error) {
+        if !self.down.swap(true, Ordering::Relaxed) {
+            eprintln!("backend {}: {error}", self.address);
+        }
+    }
+}
+
+/// Adds to a figure.
+fn add(figure: &AtomicU64, n: u64) {
+    figure.fetch_add(n, Ordering::Relaxed);
+}
+
 #[derive(Default)]
 struct Stats {
     clients: AtomicU64,
     gone: AtomicU64,
-    refused: AtomicU64,
     finished: AtomicU64,
     released: AtomicU64,
     idle: AtomicU64,
     drained: AtomicU64,
     failed: AtomicU64,
+    unserved: AtomicU64,
+    refused: AtomicU64,
     to_backend: AtomicU64,
     to_client: AtomicU64,
 }
@@ -177,17 +232,17 @@ impl Stats {
             RelayEnd::Drained => &self.drained,
             _ => &self.failed,
         };
-        count.fetch_add(1, Ordering::Relaxed);
-        self.to_backend.fetch_add(outcome.a_to_b, Ordering::Relaxed);
-        self.to_client.fetch_add(outcome.b_to_a, Ordering::Relaxed);
+        add(count, 1);
+        add(&self.to_backend, outcome.a_to_b);
+        add(&self.to_client, outcome.b_to_a);
     }
 
     fn print(&self, pool: &Pool) {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let pool = pool.stats();
         println!(
-            "clients={} gone={} finished={} released={} idle={} drained={} failed={} refused={} \
-             to_backends={} to_clients={} dialled={} reused={} kept={}",
+            "clients={} gone={} finished={} released={} idle={} drained={} failed={} unserved={} \
+             refused={} to_backends={} to_clients={} dialled={} reused={} kept={}",
             of(&self.clients),
             of(&self.gone),
             of(&self.finished),
@@ -195,6 +250,7 @@ impl Stats {
             of(&self.idle),
             of(&self.drained),
             of(&self.failed),
+            of(&self.unserved),
             of(&self.refused),
             of(&self.to_backend),
             of(&self.to_client),

@@ -3,9 +3,14 @@
 #[path = "support/examples.rs"]
 mod support;
 
-use socket2::{Domain, Socket, Type};
-use std::net::SocketAddr;
-use support::{Server, eventually, figure, fresh_path, noise, run, text};
+use socket2::{Domain, SockRef, Type};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener},
+    thread,
+    time::Duration,
+};
+use support::{Server, Socket, eventually, figure, fresh_path, noise, run, text};
 
 const TCP: [&str; 2] = ["--listen", "127.0.0.1:0"];
 
@@ -21,13 +26,21 @@ fn end(proxy: Server) -> (i32, String) {
 }
 
 /// An address that refuses, as long as the socket is kept: it is bound and does not listen.
-fn nobody() -> (Socket, String) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+fn nobody() -> (socket2::Socket, String) {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     socket.bind(&any.into()).expect("a port");
     let bound = socket.local_addr().expect("its address");
     let bound = bound.as_socket().expect("an IP address");
     (socket, bound.to_string())
+}
+
+fn reset_on_drop(socket: &Socket) {
+    let Socket::Tcp(socket) = socket else {
+        panic!("a unix socket has no reset")
+    };
+    let at_once = Some(Duration::ZERO);
+    SockRef::from(socket).set_linger(at_once).expect("linger");
 }
 
 #[test]
@@ -38,7 +51,7 @@ fn every_byte_comes_back_and_the_end_is_passed_on() {
     let data = noise(3 << 20);
     let mut out = socket.duplicate();
     let sent = data.clone();
-    let writer = std::thread::spawn(move || {
+    let writer = thread::spawn(move || {
         out.send(&sent);
         out.finish();
     });
@@ -93,7 +106,71 @@ fn a_client_is_let_go_if_no_backend_answers() {
     let (code, statistics) = end(proxy);
     assert_eq!(code, 0);
     assert_eq!(figure(&statistics, "clients"), 3, "{statistics}");
+    assert_eq!(figure(&statistics, "unserved"), 3, "{statistics}");
+    assert_eq!(figure(&statistics, "gone"), 3, "{statistics}");
     assert_eq!(figure(&statistics, "refused"), 6, "{statistics}");
+}
+
+#[test]
+fn every_client_is_counted_once() {
+    let echo = Server::start("echo_server", &TCP);
+    let (_refuses, nobody) = nobody();
+    // One with a backend that answers, one with none.
+    let proxies = [
+        proxy(&echo.place, &["--idle-ms", "30000"]),
+        proxy(&nobody, &[]),
+    ];
+    let sent = 3;
+    for round in 0..sent {
+        let mut finished = proxies[0].connect();
+        finished.send(&[round]);
+        assert_eq!(finished.receive(1), [round]);
+        drop(finished);
+        let mut reset = proxies[0].connect();
+        reset.send(&[round]);
+        assert_eq!(reset.receive(1), [round]);
+        reset_on_drop(&reset);
+        drop(reset);
+        assert_eq!(proxies[1].connect().receive_rest(), b"");
+    }
+    let mut stays = proxies[0].connect();
+    stays.send(b"x");
+    assert_eq!(stays.receive(1), b"x");
+    for (proxy, clients) in proxies
+        .into_iter()
+        .zip([2 * u64::from(sent) + 1, sent.into()])
+    {
+        let (code, statistics) = end(proxy);
+        assert_eq!(code, 0);
+        assert_eq!(figure(&statistics, "clients"), clients, "{statistics}");
+        assert_eq!(figure(&statistics, "gone"), clients, "{statistics}");
+        let ends = [
+            "finished", "released", "idle", "drained", "failed", "unserved",
+        ];
+        let counted: u64 = ends.map(|end| figure(&statistics, end)).iter().sum();
+        assert_eq!(counted, clients, "{statistics}");
+    }
+}
+
+#[test]
+fn the_last_reply_of_a_backend_reaches_its_client() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    // Answers and closes with input unread.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a client");
+            let _ = stream.read(&mut [0; 16]);
+            let _ = stream.write_all(b"-ERR Protocol error\r\n");
+        }
+    });
+    let proxy = proxy(&address, &[]);
+    for _ in 0..100 {
+        let mut client = proxy.connect();
+        while client.try_send(b"payload") {}
+        assert_eq!(client.receive(21), b"-ERR Protocol error\r\n");
+    }
+    assert_eq!(end(proxy).0, 0);
 }
 
 #[test]
