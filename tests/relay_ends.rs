@@ -2,11 +2,12 @@
 
 mod support;
 
-use netpoll::{Address, Connection, Dialer, Pool, Relay, RelayEnd, relay};
+use netpoll::{Address, Connection, Dialer, Pool, Relay, RelayBuilder, RelayEnd, Verdict, relay};
 use socket2::SockRef;
 use std::{
     io::{self, ErrorKind, Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -61,6 +62,16 @@ impl Talk {
     }
 
     fn over(transport: Transport, dialer: &Dialer, turned: bool, mixed: bool) -> Self {
+        Self::with(&Relay::builder(), transport, dialer, turned, mixed)
+    }
+
+    fn with(
+        builder: &RelayBuilder,
+        transport: Transport,
+        dialer: &Dialer,
+        turned: bool,
+        mixed: bool,
+    ) -> Self {
         let other = match transport {
             Transport::Tcp if mixed => Transport::Unix,
             Transport::Unix if mixed => Transport::Tcp,
@@ -69,10 +80,11 @@ impl Talk {
         let (near, asker) = side(transport, dialer);
         let (far, author) = side(other, dialer);
         let (ours, theirs) = (near.handle(), far.handle());
+        let builder = builder.clone();
         let relay = if turned {
-            relay(far, near)
+            builder.start(far, near)
         } else {
-            relay(near, far)
+            builder.start(near, far)
         };
         Self {
             relay: relay.unwrap(),
@@ -381,6 +393,38 @@ fn a_peer_that_takes_nothing_does_not_hold_an_ended_relay() {
             let (got, end) = read_all(&mut talk.asker);
             assert!(got.len() < SIZES[0], "more than its buffers hold");
             expect_reset(&talk.asker, &end);
+        }
+    });
+}
+
+#[test]
+fn what_came_from_a_kept_side_arrives_although_the_other_has_ended() {
+    every(|case| {
+        for mixed in [false, true] {
+            for size in SIZES {
+                let builder = Relay::builder().keep_b(true);
+                let mut talk = Talk::with(&builder, case.transport, &dialer(case), false, mixed);
+                let sent = flood(talk.author(), size);
+                let least = sent - talk.author().unsent() as usize;
+                talk.asker.shutdown_write();
+                let (ends, ended) = mpsc::channel();
+                talk.relay.on_end(move |outcome| {
+                    ends.send((outcome.end, outcome.b_verdict)).unwrap();
+                });
+                let (got, end) = read_all(&mut talk.asker);
+                assert!(
+                    got.len() >= least,
+                    "{size} {mixed}: {} of {least}",
+                    got.len()
+                );
+                assert!(got == pattern(0, size)[..got.len()]);
+                let (how, verdict) = ended.recv_timeout(LIMIT).unwrap();
+                assert_eq!(how, RelayEnd::Released);
+                if got.len() == sent {
+                    end.expect("it has everything");
+                    assert_eq!(verdict, Verdict::Sound);
+                }
+            }
         }
     });
 }

@@ -57,10 +57,13 @@ impl KernelPath {
         let Some(socket) = target.socket() else {
             return false;
         };
-        if !self.enter(&target, conn) {
+        let entered = self.enter(&target, conn);
+        if self.pipe.is_some() {
+            core.watch_pipe(index);
+        }
+        if !entered {
             return false;
         }
-        core.watch_pipe(index);
         let Some(moved) = self.turn(core, index, conn, &target, &socket) else {
             self.give_role_back(&target, &socket);
             self.begin_anew();

@@ -102,9 +102,10 @@ impl RelayBuilder {
     }
 
     /// Ends the relay with [`RelayEnd::Released`] when `a` ends or fails, instead of passing
-    /// that on: `b` stays open and comes back like after an interrupt. For backends that serve
-    /// one client after the other and keep nothing of it. If the last bytes came from `a`, an
-    /// answer may be under way: `b` is [not sound](Verdict::OwesAnswer) then.
+    /// that on: `b` stays open and comes back like after an interrupt. What had come from `b` until
+    /// then is passed on first. For backends that serve one client after the other and keep nothing of
+    /// it. If the last bytes came from `a`, an answer may be under way: `b` is
+    /// [not sound](Verdict::OwesAnswer) then.
     pub fn keep_b(mut self, on: bool) -> Self {
         self.keep_b = on;
         self
@@ -123,6 +124,7 @@ impl RelayBuilder {
             in_flight: self.in_flight,
             idle_timeout: self.idle_timeout,
             keep_b: self.keep_b,
+            leaving: AtomicBool::new(false),
             epoch: Instant::now(),
             coarse_epoch: coarse_millis(),
             moved_at: AtomicU64::new(0),
@@ -144,6 +146,9 @@ impl RelayBuilder {
         let relay = Relay {
             core: Arc::clone(&core),
         };
+        // What an earlier relay has left counts.
+        core.pause_if_full(0);
+        core.pause_if_full(1);
         for (index, conn) in [a, b].into_iter().enumerate() {
             if let Err(error) = conn.attach_session(Box::new(RelaySession::new(&core, index))) {
                 core.lanes[1 - index].shared.abort_with(CloseReason::Local);
@@ -257,6 +262,8 @@ pub(crate) struct Core {
     pub(crate) in_flight: usize,
     idle_timeout: Option<Duration>,
     pub(crate) keep_b: bool,
+    /// With `keep_b`: `a` has ended its output.
+    leaving: AtomicBool,
     epoch: Instant,
     /// The same moment by the coarse clock, which is looked at for every message.
     coarse_epoch: u64,

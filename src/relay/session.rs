@@ -15,6 +15,8 @@ use std::{fmt, io, net::Shutdown, sync::Arc, thread};
 
 /// Bytes received before they are passed on.
 const SHARE: usize = 64 << 10;
+/// Receives of a last look: a peer that never pauses is not waited for.
+const LAST_RECEIVES: usize = 1024;
 
 pub(super) struct RelaySession {
     core: Arc<Core>,
@@ -43,6 +45,30 @@ impl RelaySession {
         }
     }
 
+    /// The other side has ended and this one is to be kept: what it had sent before is passed on, and the
+    /// relay is over.
+    fn look_a_last_time(&mut self, conn: &mut Connection) -> io::Result<()> {
+        if self.index == 0 || !self.core.leaving.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.leave_kernel();
+        let lane = &self.core.lanes[self.index];
+        for _ in 0..LAST_RECEIVES {
+            if lane.paused.load(Ordering::SeqCst) {
+                // Goes on when the other side has room.
+                return Ok(());
+            }
+            conn.rx.readable = true;
+            conn.rx.receive(SHARE);
+            if conn.available() == 0 || lane.is_deaf() {
+                break;
+            }
+            self.core.forward(self.index, conn)?;
+        }
+        self.core.stop(RelayEnd::Released);
+        self.give_back(conn).map(drop)
+    }
+
     /// Gives the connection back if the relay was interrupted.
     fn give_back(&mut self, conn: &mut Connection) -> io::Result<bool> {
         if !self.core.gives_back(self.index) {
@@ -63,6 +89,10 @@ impl Session for RelaySession {
     }
 
     fn connect(&mut self, _: &mut Connection) -> io::Result<()> {
+        if self.core.lanes[self.index].shared.outbox.queued() == 0 {
+            // It may have drained before this side was told of that.
+            self.core.drained(self.index);
+        }
         Ok(())
     }
 
@@ -76,7 +106,8 @@ impl Session for RelaySession {
         }
         #[cfg(target_os = "linux")]
         self.kernel.note(conn.available());
-        self.core.forward(self.index, conn)
+        self.core.forward(self.index, conn)?;
+        self.look_a_last_time(conn)
     }
 
     fn steers_input(&self) -> bool {
@@ -97,7 +128,7 @@ impl Session for RelaySession {
         }
         #[cfg(target_os = "linux")]
         self.kernel.retire_if_still(&self.core, self.index);
-        Ok(())
+        self.look_a_last_time(conn)
     }
 
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason) {
@@ -218,7 +249,10 @@ impl Core {
             return;
         }
         if index == 0 && self.keep_b {
-            return self.stop(RelayEnd::Released);
+            if !self.leaving.swap(true, Ordering::SeqCst) {
+                self.lanes[1].poke();
+            }
+            return;
         }
         // A send that is under way may have taken a reset away, which looks like an end here then.
         // To a socket that is gone it fails at once, and the failure is noted.
@@ -248,7 +282,7 @@ impl Core {
     /// Side `index` may be read again.
     fn resume(&self, index: usize) {
         if self.lanes[index].paused.swap(false, Ordering::SeqCst) {
-            self.lanes[index].shared.attend(0);
+            self.lanes[index].poke();
         }
     }
 
