@@ -729,3 +729,23 @@ fn what_is_queued_when_a_connection_is_taken_goes_on() {
         server.stop();
     });
 }
+
+#[test]
+fn a_taken_connection_that_is_dropped_at_once_sends_what_is_queued() {
+    // More than the socket takes.
+    const SIZE: usize = 20_000_000;
+    every(|case| {
+        let builder = case.builder().linger(LIMIT, 256 << 10);
+        let builder = builder.output_limit(2 * SIZE, netpoll::OnFull::Error);
+        let script = Script::new().connect(|conn| {
+            let mut taken = conn.hijack()?;
+            taken.write_slice(&pattern(9, SIZE))?;
+            assert!(!taken.try_flush()?, "the socket took all of it");
+            Ok(())
+        });
+        let server = case.serve_with(builder, script);
+        let mut peer = server.connect();
+        assert!(peer.rest().expect("an end in order") == pattern(9, SIZE));
+        server.stop();
+    });
+}

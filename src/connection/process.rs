@@ -574,8 +574,7 @@ impl Owner {
         shared.aside.lock().park(sessions);
         let meanwhile = shared.word.clear(BUSY | BEGIN);
         if meanwhile & GONE != 0 {
-            let reason = shared.aside.lock().decide(CloseReason::Local);
-            conclude(shared, self, reason);
+            super::start::give_up(shared, self);
         } else if meanwhile & BEGIN != 0 {
             super::start::begin(shared);
         }

@@ -182,7 +182,12 @@ pub(crate) fn abandon(wire: &Arc<Wire>) {
     if !shared.word.let_go() {
         return;
     }
-    let owner = Box::new(Owner::new(Connection::new(wire), None));
+    give_up(shared, Box::new(Owner::new(Connection::new(wire), None)));
+}
+
+/// Ends a connection whose user let go of it: what is queued still goes out. The caller has the owner's
+/// role.
+pub(super) fn give_up(shared: &Arc<Shared>, owner: Box<Owner>) {
     let reason = shared.aside.lock().decide(CloseReason::Local);
     shared.word.set(CLOSE);
     if shared.is_short() {
