@@ -150,7 +150,10 @@ impl SignalGuard {
                 let result = watch.event_loop.shutdown(watch.grace);
                 progress = watch.progress.lock();
                 if progress.signals == 0 {
-                    return result.map(|()| 0);
+                    return match result.as_ref().map_err(Error::from_io) {
+                        Err(Some(Error::ShutdownCut { cut })) => Ok(cut),
+                        _ => result.map(|()| 0),
+                    };
                 }
                 continue;
             }

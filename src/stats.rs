@@ -42,6 +42,9 @@ pub struct Stats {
     pub closed: u64,
     /// Connections that ended with [`CloseReason::Overload`](crate::CloseReason::Overload).
     pub overloaded: u64,
+    /// Connections that were closed before their peers had everything that was flushed, because they
+    /// took it too slowly: nothing of it for the linger time or the write timeout, for example.
+    pub cut: u64,
     /// Panics in handlers and callbacks, all contained.
     pub panics: u64,
     /// Failed accepts by error number, most frequent first.
@@ -57,6 +60,7 @@ pub(crate) struct Counters {
     pub(crate) disconnected: AtomicU64,
     pub(crate) closed: AtomicU64,
     pub(crate) overloaded: AtomicU64,
+    pub(crate) cut: AtomicU64,
     pub(crate) panics: AtomicU64,
     pub(crate) accept_errors: crate::sync::Mutex<std::collections::BTreeMap<i32, u64>>,
 }
@@ -78,6 +82,7 @@ impl Counters {
             disconnected: self.disconnected.load(Ordering::Relaxed),
             closed: self.closed.load(Ordering::Relaxed),
             overloaded: self.overloaded.load(Ordering::Relaxed),
+            cut: self.cut.load(Ordering::Relaxed),
             panics: self.panics.load(Ordering::Relaxed),
             accept_errors,
         }

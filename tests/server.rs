@@ -3,7 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, EventLoop, Handler, Listener, State, handler_fn,
+    Address, CloseReason, Connection, Dialer, EventLoop, Handler, Listener, OnFull, State,
+    handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -664,6 +665,74 @@ fn a_client_with_a_handler_answers_its_server() {
         let expected: Vec<_> = (0..10).map(|id| (id, CloseReason::Peer)).collect();
         assert_eq!(ends, expected);
         assert!(answers.wait_len(10).iter().all(|answer| answer == b"pong"));
+        server.stop();
+    });
+}
+
+#[test]
+fn the_live_connections_of_a_loop_are_listed() {
+    every(|case| {
+        let handles = Log::new();
+        let server = case.serve(giving(&handles));
+        assert!(server.event_loop.connections().is_empty());
+        let mut peers: Vec<Peer> = (0..5).map(|_| server.connect()).collect();
+        let mut known: Vec<u64> = handles.wait_len(5).iter().map(|conn| conn.id()).collect();
+        known.sort_unstable();
+        let listed = || {
+            let mut ids: Vec<u64> = server
+                .event_loop
+                .connections()
+                .iter()
+                .map(|conn| conn.id())
+                .collect();
+            ids.sort_unstable();
+            ids
+        };
+        assert_eq!(listed(), known);
+        // One that is over is not, also while it lingers.
+        let gone = handles.take().swap_remove(2);
+        gone.close();
+        gone.done().wait().unwrap();
+        known.retain(|&id| id != gone.id());
+        assert_eq!(listed(), known);
+        // What is listed is of use.
+        for conn in server.event_loop.connections() {
+            conn.send_bytes("to all".into()).unwrap();
+            conn.close();
+        }
+        let got = peers.iter_mut().filter(|peer| {
+            let all = peer.try_clone().rest().unwrap();
+            all == b"to all"
+        });
+        assert_eq!(got.count(), 4);
+        server.stop();
+    });
+}
+
+#[test]
+fn a_broadcast_reaches_every_connection_that_can_take_it() {
+    every(|case| {
+        let handles = Log::new();
+        let builder = case.builder().output_limit(64 << 20, OnFull::Block);
+        let server = case.serve_with(builder.output_messages(1), giving(&handles));
+        assert_eq!(server.event_loop.broadcast("without a peer".into()), 0);
+        let mut peers: Vec<Peer> = (0..6).map(|_| server.connect()).collect();
+        let connected = || server.event_loop.stats().connected == 6;
+        eventually("all have connected", connected);
+        // One does not read: its queue is full, and no broadcast waits for it.
+        let full = handles.wait_len(6).remove(0);
+        full.try_send(vec![0; 24 << 20]).unwrap();
+        let message = pattern(3, 10_000);
+        assert_eq!(server.event_loop.broadcast(message.clone().into()), 5);
+        let mut told = 0;
+        for peer in &mut peers {
+            let mut got = vec![0; message.len()];
+            peer.read_exact(&mut got).unwrap();
+            told += usize::from(got == message);
+        }
+        assert_eq!(told, 5);
+        full.abort();
+        drop(peers);
         server.stop();
     });
 }

@@ -3,10 +3,11 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Dispatch, Error, EventLoop, Executor, PollerGroup, Task, handler_fn,
+    Address, Builder, CloseReason, Dispatch, Error, EventLoop, Executor, OnFull, PollerGroup,
+    SocketOptions, Task, handler_fn,
 };
 use std::{
-    io::{self, Write},
+    io::{self, Read, Write},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -18,7 +19,7 @@ use std::{
 use support::{
     Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, bounded, decode,
     descriptors, echo, echo_frames, eventually, every, every_blocking, frame, in_child, listener,
-    read_frame, settled_descriptors, settled_threads, threads,
+    on_tcp, read_frame, settled_descriptors, settled_threads, threads,
 };
 
 const KINDS: [Kind; 5] = [
@@ -148,7 +149,7 @@ fn a_request_that_has_just_arrived_is_answered() {
 }
 
 fn on_one_worker(test: impl Fn(Case) + Send + Sync + 'static) {
-    support::on_tcp(&[Kind::OneWorker], test);
+    on_tcp(&[Kind::OneWorker], test);
 }
 
 #[test]
@@ -509,6 +510,306 @@ fn a_handler_sees_that_the_loop_drains() {
         eventually("the drain", || server.event_loop.is_shutting_down());
         gate.open();
         assert_eq!(peer.rest().unwrap(), b"go away");
+        stopping.join().unwrap().unwrap();
+    });
+}
+
+/// A server that answers the first byte of a connection with as much as its socket takes.
+fn answering(case: Case, builder: Builder, answer: usize, waits: bool) -> Server {
+    let options = SocketOptions::new().send_buffer(1 << 20);
+    let script = Script::new().request(move |conn| {
+        let first = conn.stats().bytes_out == 0;
+        conn.skip(conn.available())?;
+        if first {
+            conn.write_bytes(vec![7; answer].into())?;
+            if waits {
+                // The handler is not called again before the queue is low.
+                conn.flush()?;
+            } else {
+                conn.try_flush()?;
+            }
+        }
+        Ok(())
+    });
+    case.serve_with(builder.socket(options), script)
+}
+
+/// A peer that has asked and reads nothing; the server has handed the whole answer to its kernel.
+fn asking(server: &Server, answer: usize) -> Peer {
+    let before = server.event_loop.stats().active;
+    let mut peer = Peer::connect_small(&server.address).unwrap();
+    peer.write_all(b"?").unwrap();
+    let connections = || server.event_loop.connections();
+    eventually("the answer is handed over", || {
+        connections().len() > before
+            && connections()
+                .iter()
+                .all(|conn| conn.stats().bytes_out >= answer as u64)
+    });
+    peer
+}
+
+#[test]
+fn a_shutdown_waits_until_peers_have_their_answers() {
+    const ANSWER: usize = 150_000;
+    every(|case| {
+        if case.transport == Transport::Unix {
+            // What was sent is with the peer.
+            return;
+        }
+        let server = answering(case, case.builder(), ANSWER, true);
+        let mut quiet = asking(&server, ANSWER);
+        let mut chatty = asking(&server, ANSWER);
+        let event_loop = server.event_loop.clone();
+        let stopping = thread::spawn(move || event_loop.shutdown(LIMIT));
+        // It is over but for the bytes that are on their way.
+        eventually("the ends", || server.event_loop.stats().closed == 2);
+        let mut sending = chatty.try_clone();
+        // More than lingering drops, until it is told that the connection is gone.
+        let more = thread::spawn(move || while sending.write(&[1; 4096]).is_ok() {});
+        let mut got = vec![0; ANSWER];
+        chatty.read_exact(&mut got).unwrap();
+        assert!(got == [7; ANSWER]);
+        assert!(quiet.rest().unwrap() == [7; ANSWER]);
+        // Both keep their sides open.
+        stopping.join().unwrap().unwrap();
+        more.join().unwrap();
+        assert_eq!(server.event_loop.stats().cut, 0);
+        drop((quiet, chatty));
+    });
+}
+
+#[test]
+fn a_shutdown_that_cuts_a_peer_says_so() {
+    on_tcp(&KINDS, |case| {
+        // In the kernel, in the queue for the larger part, and so that the handler waits for it.
+        for (answer, waits) in [(150_000, true), (24 << 20, false), (24 << 20, true)] {
+            for forced in [false, true] {
+                let soon = Duration::from_millis(50);
+                let builder = case.builder().linger(soon, 1 << 10).write_timeout(soon);
+                let builder = builder.output_limit(64 << 20, OnFull::Error);
+                let server = answering(case, builder, answer, waits);
+                let mut peer = asking(&server, 1);
+                if forced {
+                    assert_eq!(server.event_loop.shutdown_forced(LIMIT).unwrap(), 1);
+                } else {
+                    let error = server.event_loop.shutdown(LIMIT).unwrap_err();
+                    let cut = Error::ShutdownCut { cut: 1 };
+                    assert_eq!(Error::from_io(&error), Some(cut));
+                }
+                let stats = server.event_loop.stats();
+                assert_eq!((stats.cut, stats.active), (1, 0));
+                peer.expect_gone();
+            }
+        }
+    });
+}
+
+#[test]
+fn peers_without_their_answers_are_left_at_the_deadline() {
+    const ANSWER: usize = 150_000;
+    on_tcp(&KINDS, |case| {
+        for forced in [false, true] {
+            let builder = case.builder().linger(LIMIT, 1 << 10);
+            let server = answering(case, builder, ANSWER, true);
+            let mut peer = asking(&server, ANSWER);
+            let grace = Duration::from_millis(50);
+            if forced {
+                assert_eq!(server.event_loop.shutdown_forced(grace).unwrap(), 1);
+                assert_eq!(server.event_loop.stats().active, 0);
+                let end = peer.rest().unwrap_err();
+                assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+            } else {
+                let error = server.event_loop.shutdown(grace).unwrap_err();
+                assert_eq!(incomplete(&error), Some(1));
+                assert_eq!(
+                    server.event_loop.stats().closed,
+                    1,
+                    "all callbacks have run"
+                );
+                // It goes on, and so does the shutdown.
+                assert_eq!(peer.rest().unwrap().len(), ANSWER);
+                server.event_loop.shutdown(LIMIT).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn callbacks_that_do_not_return_are_reported() {
+    every_blocking(|case| {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let (held, ends) = (gate.clone(), Log::new());
+        let log = ends.clone();
+        let builder = case.builder().stuck_after(Duration::from_millis(50));
+        let script = Script::new()
+            .request(move |_| {
+                held.pass();
+                Ok(())
+            })
+            .disconnect(move |_, reason| log.push(reason));
+        let event_loop = builder.build(script).unwrap();
+        let listener = listener(case.transport);
+        let address = listener.local_addr().unwrap();
+        let serving = event_loop.clone();
+        let served = thread::spawn(move || serving.serve(listener));
+        let count = if case.kind == Kind::OneWorker { 1 } else { 4 };
+        let mut peers: Vec<Peer> = (0..count)
+            .map(|_| Peer::connect(&address).unwrap())
+            .collect();
+        for peer in &mut peers {
+            peer.write_all(b"x").unwrap();
+        }
+        gate.wait_arrived(count);
+        for _ in 0..2 {
+            let error = event_loop.shutdown_forced(Duration::ZERO).unwrap_err();
+            assert_eq!(incomplete(&error), Some(count));
+        }
+        // Their peers are served as if they had returned.
+        for peer in &mut peers {
+            peer.expect_gone();
+        }
+        let error = served.join().unwrap().unwrap_err();
+        assert_eq!(incomplete(&error), Some(count));
+        assert_eq!(ends.len(), 0);
+        gate.open();
+        assert_eq!(ends.wait_len(count), vec![CloseReason::Shutdown; count]);
+        event_loop.shutdown(LIMIT).unwrap();
+    });
+}
+
+#[test]
+fn a_dropped_loop_does_not_wait_for_callbacks_that_are_stuck() {
+    in_child(
+        "a_dropped_loop_does_not_wait_for_callbacks_that_are_stuck",
+        || {
+            let before = threads();
+            for kind in [Kind::Adaptive, Kind::Workers, Kind::OneWorker] {
+                let case = Case::new(Transport::Tcp, kind);
+                let gate = Gate::new();
+                let _open = OpenOnDrop(gate.clone());
+                let held = gate.clone();
+                let listener = listener(case.transport);
+                let address = listener.local_addr().unwrap();
+                let builder = case.builder().stuck_after(Duration::from_millis(20));
+                let event_loop = builder
+                    .build(handler_fn(move |_| {
+                        held.pass();
+                        Ok(())
+                    }))
+                    .unwrap();
+                event_loop.serve_in_background(listener).unwrap();
+                let mut peer = Peer::connect(&address).unwrap();
+                peer.write_all(b"x").unwrap();
+                gate.wait_arrived(1);
+                drop(event_loop);
+                peer.expect_gone();
+                assert!(threads() > before);
+                gate.open();
+                // The threads end with the callbacks.
+                settled_threads(before);
+            }
+        },
+    );
+}
+
+#[test]
+fn idle_peers_are_let_go_while_every_thread_is_busy() {
+    let one = |kind| match kind {
+        Kind::Adaptive => EventLoop::builder().pollers(support::one_thread()),
+        Kind::Custom => {
+            let executor = Dispatch::Custom(Arc::new(support::Threads::new(1)));
+            EventLoop::builder().pollers(1).dispatch(executor)
+        }
+        kind => EventLoop::builder().pollers(1).dispatch(kind.dispatch()),
+    };
+    for kind in [Kind::Adaptive, Kind::OneWorker, Kind::Custom] {
+        for transport in [Transport::Tcp, Transport::Unix] {
+            bounded(&format!("{kind:?}"), move || {
+                let gate = Gate::new();
+                let _open = OpenOnDrop(gate.clone());
+                let (held, ends) = (gate.clone(), Log::new());
+                let log = ends.clone();
+                let script = Script::new()
+                    .request(move |conn| {
+                        while let Some(frame) = decode(conn)? {
+                            if frame.len() > 5 {
+                                held.pass();
+                            }
+                            conn.append(frame)?;
+                        }
+                        conn.flush()
+                    })
+                    .disconnect(move |_, reason| log.push(reason));
+                let server = Server::start(transport, one(kind), script);
+                let mut idle: Vec<Peer> = (0..5).map(|_| server.connect()).collect();
+                for peer in &mut idle {
+                    peer.ping(b"x");
+                }
+                let mut busy = server.connect();
+                busy.write_all(&frame(b"held")).unwrap();
+                gate.wait_arrived(1);
+                // This one has asked, and is answered when a thread is free.
+                let mut asking = idle.pop().unwrap();
+                asking.write_all(&frame(b"y")).unwrap();
+                eventually("it has arrived", || asking.unsent() == 0);
+                let event_loop = server.event_loop.clone();
+                let stopping = thread::spawn(move || event_loop.shutdown(LIMIT));
+                for peer in &mut idle {
+                    peer.expect_end();
+                }
+                gate.open();
+                assert_eq!(read_frame(&mut busy).unwrap(), b"held");
+                assert_eq!(read_frame(&mut asking).unwrap(), b"y");
+                stopping.join().unwrap().unwrap();
+                assert_eq!(ends.all(), [CloseReason::Shutdown; 6]);
+            });
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_message_holds_a_shutdown_for_the_read_timeout() {
+    every(|case| {
+        let whole = frame(b"in two parts");
+        let ends = Log::new();
+        let log = ends.clone();
+        let script = || {
+            let log = log.clone();
+            Script::new()
+                .request(echo_frames)
+                .disconnect(move |_, reason| log.push(reason))
+        };
+        // The rest never comes.
+        let builder = case.builder().read_timeout(Duration::from_millis(50));
+        let server = case.serve_with(builder, script());
+        let mut peer = server.connect();
+        peer.write_all(&whole[..6]).unwrap();
+        let received = || server.event_loop.connections()[0].stats().bytes_in == 6;
+        eventually("it is accepted", || {
+            server.event_loop.stats().connected == 1
+        });
+        eventually("the part", received);
+        server.event_loop.shutdown(LIMIT).unwrap();
+        assert_eq!(ends.take(), [CloseReason::Shutdown]);
+        peer.expect_end();
+        // It comes in time, twice.
+        let server = case.serve_with(case.builder().read_timeout(LIMIT), script());
+        let mut peer = server.connect();
+        peer.ping(b"up");
+        peer.write_all(&whole[..6]).unwrap();
+        let received = || server.event_loop.connections()[0].stats().bytes_in == 6 + 6;
+        eventually("the part", received);
+        let event_loop = server.event_loop.clone();
+        let stopping = thread::spawn(move || event_loop.shutdown(LIMIT));
+        eventually("the drain", || server.event_loop.is_shutting_down());
+        peer.write_all(&[&whole[6..], &whole[..6]].concat())
+            .unwrap();
+        assert_eq!(read_frame(&mut peer).unwrap(), b"in two parts");
+        peer.write_all(&whole[6..]).unwrap();
+        assert_eq!(read_frame(&mut peer).unwrap(), b"in two parts");
+        peer.expect_end();
         stopping.join().unwrap().unwrap();
     });
 }

@@ -1,10 +1,10 @@
 //! The deadlines of a connection, which share its one timer at the poller.
 //!
-//! There are four: output that found the kernel without memory is tried again, a close stops
+//! There are five: output that found the kernel without memory is tried again, a close stops
 //! waiting (for queued output, then for the peer's FIN), the kernel has taken nothing of the output
-//! that a handler waits for, and a connection has been idle for too long. Each is kept apart and judged
-//! by itself; the timer is set to the nearest under a lock, so that none is forgotten because another was
-//! set at the same moment.
+//! that a handler waits for, a message that keeps a draining connection open is not complete in time,
+//! and a connection has been idle for too long. Each is kept apart and judged by itself; the timer is set
+//! to the nearest under a lock, so that none is forgotten because another was set at the same moment.
 //!
 //! A connection is idle when no byte moved in either direction: none arrived, and the kernel took none of
 //! its output. A handler that runs is activity, unless it waits for its own peer.
@@ -19,12 +19,15 @@ use super::{
     shared::Shared,
     state::{CLOSE, GATED, OWNED, QUEUED, READ_WAIT, READABLE, RUNNING, WRITE_WAIT},
 };
-use crate::sync::Ordering;
+use crate::{net::Socket, sync::Ordering};
 use poller::coarse_millis;
 use std::time::{Duration, Instant};
 
 /// The pause after the kernel had no memory for our output, in milliseconds.
 const STARVED: u64 = 10;
+
+/// The longest pause between two looks at what a peer has acknowledged, in milliseconds.
+const LONGEST_PAUSE: u64 = 50;
 
 /// Milliseconds of one step of an idle timeout: four bytes reach far enough that way.
 const IDLE_STEP: u64 = 10;
@@ -34,6 +37,8 @@ pub(crate) const COARSE: u64 = 10;
 
 /// A deadline that is further away than time goes.
 const NEVER: u64 = u64::MAX;
+/// A deadline that has passed, as found by the timer: no alarm any more.
+const LATE: u64 = u64::MAX - 1;
 
 /// What [`Shared::judge_alarms`] found to be due.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +49,8 @@ pub(crate) struct Due {
     pub(crate) close: bool,
     /// The kernel has taken no output for the write timeout, as far as is known.
     pub(crate) stall: bool,
+    /// The owner has to look whether a message is complete.
+    pub(crate) rest: bool,
     /// No byte is known to have moved for the idle timeout.
     pub(crate) idle: bool,
 }
@@ -92,36 +99,69 @@ impl Shared {
         self.arm_for(&aside);
     }
 
-    /// Sets when a close stops waiting.
-    pub(crate) fn close_within(&self, time: Duration) {
+    /// Whether a close has waited long enough. `None`: it begins to wait now. As long as the peer takes
+    /// output the time begins anew: one that reads slowly gets everything.
+    pub(crate) fn close_is_due(&self, socket: &Socket) -> Option<bool> {
+        let now = Instant::now();
+        let before = self.aside.lock().deadlines();
+        let waiting = before.close_at != 0;
+        if waiting && before.close_at > self.milliseconds(now) {
+            return Some(false);
+        }
+        // How much the peer has got, or, where the system does not tell, how much was sent.
+        let unacknowledged = socket.unacknowledged().unwrap_or(0) as u64;
+        let taken = self.outbox.bytes_sent().wrapping_sub(unacknowledged);
+        if waiting && before.taken == taken {
+            return Some(true);
+        }
+        let deadline = now.checked_add(self.context.limits.linger);
         let mut aside = self.aside.lock();
-        self.set_close(&mut aside, time);
-    }
-
-    fn set_close(&self, aside: &mut Aside, time: Duration) {
-        let deadline = Instant::now().checked_add(time);
         let set = aside.deadlines_mut();
         set.close_at = deadline.map_or(NEVER, |at| {
             rounded_up(at.saturating_duration_since(self.context.epoch))
         });
-        set.sent = self.outbox.bytes_sent();
-        self.arm_for(aside);
+        set.taken = taken;
+        self.arm_for(&aside);
+        waiting.then_some(false)
     }
 
-    /// Whether a close has waited long enough; `None` if it has not begun to wait. As long as
-    /// output moves the time begins anew: a peer that reads slowly gets everything.
-    pub(crate) fn close_is_due(&self) -> Option<bool> {
+    /// The output is sent, its acknowledgement has as much time again.
+    pub(super) fn begin_to_linger(&self) {
+        let mut aside = self.aside.lock();
+        if aside.deadlines().close_at != 0 {
+            aside.deadlines_mut().close_at = 0;
+        }
+    }
+
+    /// Sets the timer of a connection that lingers: `soon`, after a pause that grows, or when its time
+    /// is up. `fired`: it has just fired.
+    pub(super) fn look_again(&self, soon: bool, fired: bool) {
+        let mut aside = self.aside.lock();
+        let set = aside.deadlines_mut();
+        if !soon {
+            set.retry_at = 0;
+        } else if fired || set.retry_at == 0 {
+            set.pause = (set.pause * 2).clamp(1, LONGEST_PAUSE);
+            set.retry_at = self.milliseconds(Instant::now()) + 1 + set.pause;
+        }
+        self.arm_for(&aside);
+    }
+
+    /// Whether the rest of the message that begins at `start` is late; asked for the first time it sets
+    /// when it will be.
+    pub(super) fn rest_is_late(&self, start: u64, until: impl FnOnce() -> Option<Instant>) -> bool {
         let mut aside = self.aside.lock();
         let set = aside.deadlines();
-        if set.close_at == 0 {
-            return None;
+        if set.rest_at != 0 && set.rest_of == start {
+            return set.rest_at == LATE;
         }
-        let mut due = set.close_at <= self.milliseconds(Instant::now());
-        if due && set.sent != self.outbox.bytes_sent() {
-            self.set_close(&mut aside, self.context.limits.linger);
-            due = false;
-        }
-        Some(due)
+        let set = aside.deadlines_mut();
+        set.rest_of = start;
+        set.rest_at = until().map_or(NEVER, |at| {
+            rounded_up(at.saturating_duration_since(self.context.epoch))
+        });
+        self.arm_for(&aside);
+        false
     }
 
     /// Sets when the connection ends unless the kernel takes output before.
@@ -164,8 +204,12 @@ impl Shared {
             retry: is_due(set.retry_at),
             close: is_due(set.close_at),
             stall: is_due(set.stall_at),
+            rest: is_due(set.rest_at),
             idle: false,
         };
+        if due.rest {
+            aside.deadlines_mut().rest_at = LATE;
+        }
         if due.retry {
             aside.deadlines_mut().retry_at = 0;
         }
@@ -202,7 +246,7 @@ impl Shared {
             return;
         };
         let set = aside.deadlines();
-        let set_ones = [set.retry_at, set.close_at, set.stall_at]
+        let set_ones = [set.retry_at, set.close_at, set.stall_at, set.rest_at]
             .into_iter()
             .filter(|&at| at != 0);
         let mut nearest = set_ones

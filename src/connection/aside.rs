@@ -50,10 +50,16 @@ struct Rare {
 pub(super) struct Deadlines {
     pub(super) retry_at: u64,
     pub(super) close_at: u64,
-    /// How much had been sent when `close_at` was set.
-    pub(super) sent: u64,
+    /// How much the peer had taken when `close_at` was set.
+    pub(super) taken: u64,
+    /// The pause before `retry_at` of a connection that lingers, in milliseconds.
+    pub(super) pause: u64,
     /// When a connection whose handler waits for its output has made no progress for too long.
     pub(super) stall_at: u64,
+    /// How long the rest of a message may take that keeps a draining connection open.
+    pub(super) rest_at: u64,
+    /// Where in the input that message begins.
+    pub(super) rest_of: u64,
     /// From when `stall_at` was set until then.
     pub(super) stall_after: u64,
     /// How much had been sent when `stall_at` was set.

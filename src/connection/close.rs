@@ -3,15 +3,10 @@
 //! The first reason wins. The end itself ([`conclude`]) is reached once, by the thread that has
 //! the owner's role, and the role is never given back afterwards. It goes
 //! `on_disconnect` -> `CLOSED` -> close callbacks -> FIN or reset -> descriptor.
-//!
-//! After a graceful close the peer may still be sending. Closing the descriptor now would
-//! answer that with a reset, which may destroy our last bytes on their way (measured: 12 KiB of
-//! 500 KB arrived). So the operator stays for a while (`LINGER`), reads and drops, and closes
-//! when the peer's FIN is there, a byte limit is passed or the time is up.
 
 use super::{
     aside::Callback,
-    input::End,
+    linger,
     output::Loss,
     process::{Inside, Owner},
     shared::{For, Shared},
@@ -23,7 +18,6 @@ use crate::{
     sync::Ordering,
     trace,
 };
-use poller::Interest;
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -57,6 +51,10 @@ impl Shared {
         if before & (state::CLOSED | bit) == 0 {
             if bit == state::ABORT {
                 self.discard_output();
+                // The peer sees it at once, whatever callback is under way.
+                if let Some(socket) = self.socket() {
+                    self.reset(&socket);
+                }
             }
             if before & state::OWNED != 0 {
                 self.ring();
@@ -64,6 +62,51 @@ impl Shared {
             self.attend(0);
         }
         self.notify_all();
+    }
+
+    /// A graceful close whose FIN does not wait for the owner's turn, if nothing is being sent. The
+    /// caller has the owner's role.
+    pub(super) fn end_output(&self, reason: CloseReason, socket: &Socket) {
+        self.aside.lock().decide(reason);
+        self.word.set(state::CLOSE);
+        let whole = !self
+            .word
+            .has(state::POISONED | state::BROKEN | state::ABORT);
+        if whole && self.word.try_hold_flush() {
+            self.word.set(state::SEALED);
+            if let Err(error) = socket.shutdown(Shutdown::Write) {
+                trace::debug!("connection {}: the end of output: {error}", self.id);
+            }
+        }
+    }
+
+    /// Whether every read and write fails and the callbacks have been called or are being called.
+    pub(crate) fn is_over(&self) -> bool {
+        self.word.has(state::CLOSED)
+    }
+
+    /// The loop drains: the connection ends as soon as nothing is in flight.
+    pub(crate) fn begin_drain(&self) {
+        let before = self.word.set(state::DRAIN | state::ATTEND);
+        // One that lingers waits for less from now on.
+        if before & state::RUNNING == 0 || before & state::CLOSED != 0 {
+            self.wake_poller();
+        }
+    }
+
+    /// A forced shutdown: the connection ends now, and so does its lingering.
+    pub(crate) fn force(&self) {
+        self.abort_with(CloseReason::Shutdown);
+        if self.word.set(state::ABORT) & state::CLOSED != 0 {
+            self.wake_poller();
+        }
+    }
+
+    /// Drops what the kernel has not sent; the peer sees a reset.
+    pub(super) fn reset(&self, socket: &Socket) {
+        if let Err(error) = socket.reset() {
+            trace::debug!("connection {}: reset: {error}", self.id);
+        }
     }
 
     /// Has `callback` called when the connection is over, at once if it is. Returns its number.
@@ -236,11 +279,25 @@ pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseRea
     // that came too late, and takes nothing from those before.
     let lost = shared.outbox.lost().bytes > 0;
     let cut = lost || shared.word.has(state::POISONED) || shared.is_short();
+    if cut && was_given_up(shared, reason) {
+        let counters = &shared.context.counters;
+        counters.cut.fetch_add(1, Ordering::Relaxed);
+    }
     // A value that the connection was taken out of knows nothing of the input's end.
     let end = owner.conn.rx.end.filter(|_| !owner.conn.is_taken());
     finish(shared, owner, reason);
-    let_go(shared, end, cut);
+    linger::let_go(shared, end, cut);
     shared.context.connections.ended(shared);
+}
+
+/// Whether output was lost because the peer took it too slowly: not by a failure, and not as asked.
+fn was_given_up(shared: &Shared, reason: CloseReason) -> bool {
+    let reason = shared.aside.lock().reason().unwrap_or(reason);
+    match reason {
+        CloseReason::Abort | CloseReason::Error(_) | CloseReason::Poller => false,
+        CloseReason::Shutdown => !shared.word.has(state::ABORT),
+        _ => true,
+    }
 }
 
 /// The callbacks of the end; the socket stays.
@@ -270,54 +327,6 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
     shared.contain("drop of handler", || shared.set_hooks(None));
     shared.notify_all();
     trace::debug!("connection {} closed: {reason}", shared.id);
-}
-
-/// Lets go of the socket: at once, or after lingering.
-fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool) {
-    let registration = shared.registration();
-    let leave = || match registration {
-        Some(registration) => registration.detach(),
-        None => shared.context.connections.remove(shared),
-    };
-    let farewell = shared
-        .socket()
-        .map(|socket| say_farewell(shared, &socket, end, cut));
-    shared.drop_socket();
-    // Counted between the FIN and the moment others may see that the connection is gone.
-    shared
-        .context
-        .counters
-        .closed
-        .fetch_add(1, Ordering::Relaxed);
-    let linger = shared.context.limits.linger;
-    if let (Some(true), Some(registration), false) = (farewell, registration, linger.is_zero()) {
-        shared.word.set(state::LINGER);
-        shared.close_within(linger);
-        let watched = if shared.word.has(state::OWNED) {
-            registration.set_interest(Interest::READ | Interest::HANGUP)
-        } else {
-            Ok(())
-        };
-        if watched.is_ok() {
-            // The edge for what is already there was used up: have the operator look.
-            registration.wake();
-            return;
-        }
-    }
-    leave();
-}
-
-/// Ends our output: with FIN, or so that the close will be a reset. Whether input may still come
-/// that has to be drained.
-fn say_farewell(shared: &Shared, socket: &Socket, end: Option<End>, cut: bool) -> bool {
-    let bits = shared.word.load();
-    if bits & state::ABORT != 0 || cut {
-        if let Err(error) = socket.set_linger_zero() {
-            trace::debug!("connection {}: linger: {error}", shared.id);
-        }
-        return false;
-    }
-    end.is_none() && bits & state::BROKEN == 0 && socket.shutdown(Shutdown::Write).is_ok()
 }
 
 /// A close callback that was added: see [`ConnectionHandle::on_close`](crate::ConnectionHandle::on_close).

@@ -402,7 +402,7 @@ impl Rx {
     }
 
     /// The stream offset of the next byte to be read.
-    fn consumed(&self) -> u64 {
+    pub(super) fn consumed(&self) -> u64 {
         self.shared.bytes_in.load(Ordering::Relaxed) - self.len() as u64
     }
 

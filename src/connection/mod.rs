@@ -8,6 +8,7 @@ mod aside;
 mod close;
 mod handle;
 mod input;
+mod linger;
 #[cfg(all(test, loom))]
 mod models;
 mod operator;

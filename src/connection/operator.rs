@@ -6,26 +6,22 @@ use super::{
     process,
     shared::{For, Shared},
     state::{
-        ABORT, ATTEND, BRIEF, CLOSE, CLOSED, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED,
-        READ_WAIT, READABLE, URGENT, WRITABLE, WRITE_SHUT,
+        ABORT, ATTEND, BRIEF, CLOSED, DRAIN, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED,
+        READ_WAIT, READABLE, SEALED, URGENT, WRITABLE, WRITE_SHUT,
     },
 };
 use crate::{
     dispatch::Placed,
     error::CloseReason,
-    net::Socket,
-    sync::{AtomicUsize, Ordering},
+    net::{Peek, Socket},
+    sync::AtomicUsize,
 };
 use poller::{Budget, Member, Operator, Progress, Readiness};
 use std::{
-    io,
     ops::Deref,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
-
-/// Receives of unwanted input in one turn.
-const LINGER_READS: usize = 16;
 
 /// A connection as its poller sees it: the socket, which dereferences to itself, and what it
 /// belongs to. Whoever may use the socket holds this, and the poller's books are in the same piece of
@@ -35,7 +31,7 @@ pub(crate) struct ConnectionOperator {
     pub(crate) shared: Arc<Shared>,
     socket: Socket,
     /// Unwanted input read since the close.
-    drained: AtomicUsize,
+    pub(super) drained: AtomicUsize,
 }
 
 /// A socket and its operator.
@@ -48,32 +44,6 @@ impl ConnectionOperator {
             socket,
             drained: AtomicUsize::new(0),
         }
-    }
-
-    /// Reads and drops until the peer's FIN or the limit.
-    fn linger(&self, readiness: Readiness) -> Progress {
-        let limit = self.shared.context.limits.linger_bytes;
-        if readiness.contains(Readiness::TIMER) {
-            if self.shared.close_is_due() == Some(true) {
-                return Progress::Detach;
-            }
-            self.shared.arm();
-        }
-        let mut waste = [0; 4096];
-        for _ in 0..LINGER_READS {
-            match self.socket.recv(&mut waste) {
-                Ok(0) => return Progress::Detach,
-                Ok(n) => {
-                    if self.drained.fetch_add(n, Ordering::Relaxed) + n > limit {
-                        return Progress::Detach;
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Drained,
-                Err(_) => return Progress::Detach,
-            }
-        }
-        // Others first.
-        Progress::Yield
     }
 
     /// Uses room in the socket. `true`: the share is used up and more is queued.
@@ -107,6 +77,9 @@ impl ConnectionOperator {
             self.drive();
             news |= WRITABLE;
         }
+        if due.rest {
+            news |= ATTEND;
+        }
         if due.stall && shared.has_stalled() {
             shared.aside.lock().decide(CloseReason::WriteTimeout);
             news |= ABORT | ATTEND;
@@ -138,7 +111,7 @@ impl ConnectionOperator {
         let hangup = Readiness::READ_CLOSED | Readiness::WRITE_CLOSED | Readiness::ERROR;
         let shared = &self.shared;
         if bits & LINGER != 0 {
-            return self.linger(readiness);
+            return self.linger(bits, readiness);
         }
         if bits & CLOSED != 0 {
             return Progress::Drained;
@@ -173,6 +146,9 @@ impl ConnectionOperator {
             shared.arm();
         }
         let progress = if taken {
+            if before & DRAIN != 0 {
+                self.part_if_idle();
+            }
             self.place(budget)
         } else {
             Progress::Drained
@@ -209,12 +185,26 @@ impl ConnectionOperator {
         progress
     }
 
+    /// The loop drains, and the owner's role is ours: the output of an idle connection ends now. So its
+    /// peer need not wait for a thread that calls its callbacks.
+    #[cold]
+    fn part_if_idle(&self) {
+        let shared = &self.shared;
+        let Some(owner) = shared.owner.take() else {
+            return;
+        };
+        if owner.is_idle() && self.peek_state() == Peek::Empty {
+            shared.end_output(CloseReason::Shutdown, self);
+        }
+        shared.owner.put(owner);
+    }
+
     /// Whether the peer is gone in both directions: reset, or closed. After the end of input no
     /// receive would tell.
     fn is_gone(bits: u32, readiness: Readiness) -> bool {
         readiness.contains(Readiness::ERROR)
             // Not if it was this side that ended the output.
-            || (readiness.contains(Readiness::WRITE_CLOSED) && bits & WRITE_SHUT == 0)
+            || (readiness.contains(Readiness::WRITE_CLOSED) && bits & (WRITE_SHUT | SEALED) == 0)
     }
 }
 

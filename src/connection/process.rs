@@ -21,7 +21,7 @@ use super::{
     shared::Shared,
     state::{
         ABORT, ATTEND, BEGIN, BRIEF, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, FAILED, GONE, HUNG_UP,
-        POISONED, READABLE, URGENT, WROTE,
+        POISONED, READABLE, SEALED, URGENT, WROTE,
     },
 };
 use crate::{
@@ -436,7 +436,10 @@ impl Owner {
                 Turn::More
             };
         }
-        if bits & DRAIN != 0 && available == 0 && shared.holds.load(Ordering::Acquire) == 0 {
+        if bits & DRAIN != 0 && shared.holds.load(Ordering::Acquire) == 0 {
+            if available > 0 {
+                return self.rest_of_message(shared);
+            }
             if !std::mem::replace(&mut self.last_look, true) {
                 // A request may be in the kernel whose event is still on its way.
                 self.conn.rx.readable = true;
@@ -446,6 +449,29 @@ impl Owner {
             return self.close(shared, CloseReason::Shutdown);
         }
         Turn::Idle
+    }
+
+    /// The loop drains and a part of a message is here: it is waited for as a reading call would.
+    fn rest_of_message(&mut self, shared: &Arc<Shared>) -> Turn {
+        let rx = &self.conn.rx;
+        let usual = shared.context.limits.read_timeout;
+        if shared.rest_is_late(rx.consumed(), || rx.patience.until(usual)) {
+            return self.close(shared, CloseReason::Shutdown);
+        }
+        Turn::Idle
+    }
+
+    /// Whether nothing is under way, as far as can be seen without asking the kernel.
+    pub(super) fn is_idle(&self) -> bool {
+        let conn = &self.conn;
+        self.connected
+            && !self.failed
+            && !self.steered
+            && conn.rx.len() == 0
+            && conn.rx.end.is_none()
+            && conn.tx.pending() == 0
+            && !conn.tx.gated
+            && conn.rx.shared.holds.load(Ordering::Acquire) == 0
     }
 
     /// The end that was asked for from outside, if it is due.
@@ -501,10 +527,10 @@ impl Owner {
         shared.word.set(CLOSE);
         // Over only with the flusher's role, and for good: nobody is in the middle of a message
         // then, and nobody begins one. Whoever has the role now posts news when it is done.
-        if shared.word.has(BROKEN | ABORT) || shared.word.try_hold_flush() {
+        if shared.word.has(BROKEN | ABORT | SEALED) || shared.word.try_hold_flush() {
             return Turn::Over(reason);
         }
-        match shared.close_is_due() {
+        match shared.close_is_due(&self.conn.rx.socket) {
             Some(true) => {
                 // The queue may be cut inside a message: nothing may follow it.
                 shared.word.set(POISONED);
@@ -512,15 +538,9 @@ impl Owner {
                 Turn::Over(reason)
             }
             Some(false) => Turn::Idle,
-            None => {
-                shared.close_within(shared.context.limits.linger);
-                // What drained before the close was visible posts no more news.
-                if shared.word.try_hold_flush() {
-                    Turn::Over(reason)
-                } else {
-                    Turn::Idle
-                }
-            }
+            // What drained before the close was visible posts no more news.
+            None if shared.word.try_hold_flush() => Turn::Over(reason),
+            None => Turn::Idle,
         }
     }
 

@@ -100,6 +100,9 @@ pub(crate) const FAILED: u32 = 1 << 28;
 /// Turns run no handler: there is none, or it is a relay. They are brief, whatever handlers do.
 pub(crate) const BRIEF: u32 = 1 << 29;
 
+/// The output has ended in order, with FIN: the flusher's role is held for good.
+pub(crate) const SEALED: u32 = 1 << 30;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 /// Somebody has the owner's role or waits for news, or they are for nobody any more.
@@ -295,7 +298,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 30] = [
+        const NAMES: [&str; 31] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -326,6 +329,7 @@ impl fmt::Debug for Word {
             "GATED",
             "FAILED",
             "BRIEF",
+            "SEALED",
         ];
         let bits = self.load();
         let names = NAMES

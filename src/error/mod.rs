@@ -88,6 +88,12 @@ pub enum Error {
         /// Connections that are still open.
         remaining: usize,
     },
+    /// An event loop has shut down, but closed connections before their peers had everything that
+    /// was sent, because they took nothing of it for too long. Kind: `TimedOut`.
+    ShutdownCut {
+        /// Connections that were cut.
+        cut: usize,
+    },
     /// The call would wait on a thread that must not: a poller's, with inline dispatch.
     /// Kind: `Deadlock`.
     WouldDeadlock,
@@ -120,6 +126,7 @@ impl Error {
                 | Self::WriteTimeout { .. }
                 | Self::DialTimeout
                 | Self::ShutdownIncomplete { .. }
+                | Self::ShutdownCut { .. }
         )
     }
 
@@ -149,7 +156,8 @@ impl Error {
             Self::ReadTimeout
             | Self::WriteTimeout { .. }
             | Self::DialTimeout
-            | Self::ShutdownIncomplete { .. } => ErrorKind::TimedOut,
+            | Self::ShutdownIncomplete { .. }
+            | Self::ShutdownCut { .. } => ErrorKind::TimedOut,
             Self::InputLimit { .. } => ErrorKind::InvalidData,
             Self::OutputFull { .. } => ErrorKind::QuotaExceeded,
             Self::Poisoned => ErrorKind::BrokenPipe,
@@ -205,6 +213,11 @@ impl fmt::Display for Error {
                 f,
                 "the shutdown deadline passed with {remaining} connections open: wait again or \
                  force them closed"
+            ),
+            Self::ShutdownCut { cut } => write!(
+                f,
+                "the loop has shut down, but {cut} connections were cut before their peers had \
+                 everything: raise the linger time or the write timeout"
             ),
             Self::WouldDeadlock => f.write_str(
                 "this call would wait on a poller's thread: use the try_ form, or a dispatch that \

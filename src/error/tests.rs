@@ -30,6 +30,7 @@ fn all() -> Vec<Error> {
         Error::PoolExhausted,
         Error::ShuttingDown,
         Error::ShutdownIncomplete { remaining: 12 },
+        Error::ShutdownCut { cut: 3 },
         Error::WouldDeadlock,
         Error::SelfConnect,
         Error::Unsupported("abstract names"),
@@ -94,6 +95,7 @@ fn kinds_are_the_documented_ones() {
             Error::ShutdownIncomplete { remaining: 1 },
             ErrorKind::TimedOut,
         ),
+        (Error::ShutdownCut { cut: 1 }, ErrorKind::TimedOut),
         (
             Error::InputLimit {
                 wanted: 2,
@@ -169,7 +171,7 @@ fn foreign_errors_carry_nothing_of_ours() {
 #[test]
 fn helpers_sort_the_variants() {
     let timeouts = all().into_iter().filter(Error::is_timeout).count();
-    assert_eq!(timeouts, 4);
+    assert_eq!(timeouts, 5);
     let closed = all().into_iter().filter(Error::is_closed).count();
     assert_eq!(closed, 6);
     for error in all() {

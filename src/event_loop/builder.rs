@@ -12,6 +12,9 @@ use crate::{
 use poller::{Balance, PollerGroup};
 use std::{fmt, io, sync::Arc, time::Duration};
 
+/// How long none of the callbacks that a forced end waits for returns before they count as stuck.
+const STUCK_AFTER: Duration = Duration::from_millis(500);
+
 /// Builds an [`EventLoop`]. Every option has a default that suits a server of small requests.
 #[derive(Debug, Default)]
 #[must_use = "a builder does nothing before `build`"]
@@ -22,6 +25,7 @@ pub struct Builder {
     max_connections: Option<usize>,
     socket: SocketOptions,
     limits: Limits,
+    stuck_after: Option<Duration>,
 }
 
 /// Which pollers a loop uses: a group, or a number of its own.
@@ -140,12 +144,19 @@ impl Builder {
         self
     }
 
-    /// After a close: how long queued output may stand still and how long input is drained, and how
-    /// many unwanted bytes are drained. A peer that reads slowly gets everything as long as it reads.
-    /// Default 5 s and 256 KiB; zero closes at once.
+    /// After a close: for how long the peer may take nothing of the output before it is cut, and how many
+    /// unwanted bytes are read and dropped meanwhile; more stay with the peer. One that reads slowly gets
+    /// everything as long as it reads. Default 5 s and 256 KiB; zero closes at once.
     pub fn linger(mut self, time: Duration, bytes: usize) -> Self {
         self.limits.linger = time;
         self.limits.linger_bytes = bytes;
+        self
+    }
+
+    /// A forced end of the loop waits for callbacks of connections as long as some return, and reports
+    /// those that are left when none has returned for this long. Default 500 ms.
+    pub fn stuck_after(mut self, time: Duration) -> Self {
+        self.stuck_after = Some(time);
         self
     }
 
@@ -183,6 +194,7 @@ impl Builder {
             max,
             self.socket,
             own_group,
+            self.stuck_after.unwrap_or(STUCK_AFTER),
         ))
     }
 }

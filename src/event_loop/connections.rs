@@ -3,10 +3,14 @@
 use crate::{
     connection::{Shared, Wire},
     context::Context,
-    sync::{Condvar, Mutex},
+    sync::{Condvar, Mutex, MutexGuard},
 };
 use slab::Slab;
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Entries by which the table grows at least.
 const GROWTH: usize = 64;
@@ -30,6 +34,8 @@ struct Table {
     reserved: usize,
     /// Who waits for room, by an address of theirs.
     room: Vec<(usize, RoomCallback)>,
+    /// What is called when no callbacks are due any more.
+    ended: Option<RoomCallback>,
     waiters: usize,
 }
 
@@ -62,7 +68,7 @@ impl Drop for Pending {
         let connections = &self.context.connections;
         let mut table = connections.table.lock();
         table.live -= 1;
-        connections.notify(&table);
+        connections.notify(table);
     }
 }
 
@@ -100,7 +106,7 @@ impl Connections {
                 table.live -= 1;
             }
         }
-        self.notify(&table);
+        self.notify(table);
     }
 
     /// The connection's descriptor is out of the poller.
@@ -114,8 +120,7 @@ impl Connections {
             table.live -= 1;
         }
         let room = std::mem::take(&mut table.room);
-        self.notify(&table);
-        drop(table);
+        self.notify(table);
         drop(entry);
         for (_, callback) in room {
             callback();
@@ -182,6 +187,41 @@ impl Connections {
         self.wait(deadline, |table| table.entries.len())
     }
 
+    /// Waits until no callbacks are due any more, or until none has ended for so long. How many
+    /// connections are left then, and those whose callbacks they are.
+    pub(crate) fn wait_stuck(&self, pause: Duration) -> (usize, Vec<Arc<Shared>>) {
+        let mut table = self.table.lock();
+        table.waiters += 1;
+        let mut fewest = table.live;
+        let mut until = Instant::now().checked_add(pause);
+        while table.live > 0 {
+            let timed_out = match until {
+                None => {
+                    self.changed.wait(&mut table);
+                    false
+                }
+                Some(until) => self.changed.wait_until(&mut table, until).timed_out(),
+            };
+            if table.live < fewest {
+                fewest = table.live;
+                until = Instant::now().checked_add(pause);
+            } else if timed_out {
+                break;
+            }
+        }
+        table.waiters -= 1;
+        let live = table.entries.iter().filter(|(_, entry)| entry.live);
+        let stuck = live.map(|(_, entry)| Arc::clone(&entry.shared)).collect();
+        (table.live, stuck)
+    }
+
+    /// Calls `callback` when no callbacks of connections are due any more, at once if none are.
+    pub(crate) fn when_ended(&self, callback: RoomCallback) {
+        let mut table = self.table.lock();
+        table.ended = Some(callback);
+        self.notify(table);
+    }
+
     fn wait(&self, deadline: Option<Instant>, left: impl Fn(&Table) -> usize) -> usize {
         let mut table = self.table.lock();
         table.waiters += 1;
@@ -199,9 +239,19 @@ impl Connections {
         left(&table)
     }
 
-    fn notify(&self, table: &Table) {
+    /// Something has ended.
+    fn notify(&self, mut table: MutexGuard<'_, Table>) {
         if table.waiters > 0 {
             self.changed.notify_all();
+        }
+        let ended = if table.live == 0 {
+            table.ended.take()
+        } else {
+            None
+        };
+        drop(table);
+        if let Some(callback) = ended {
+            callback();
         }
     }
 }

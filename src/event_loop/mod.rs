@@ -11,15 +11,17 @@ pub use builder::{Builder, Pollers};
 pub(crate) use connections::{Connections, Pending};
 
 use crate::{
-    connection::{DRAIN, in_callback},
+    connection::{ConnectionHandle, State, in_callback},
     context::Context,
-    error::{CloseReason, Error},
+    error::Error,
     handler::{Handler, Sessions},
     net::{Listener, SocketOptions},
     stats::Stats,
-    sync::{Condvar, Mutex},
+    sync::{Condvar, Mutex, Ordering},
+    trace,
 };
 use acceptor::{Acceptor, Closed};
+use bytes::Bytes;
 #[cfg(feature = "signals")]
 use std::sync::Weak;
 use std::{
@@ -28,18 +30,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long connections that only linger may hold a shutdown up.
-const LINGER_IN_SHUTDOWN: Duration = Duration::from_millis(200);
 /// How long accepting that is under way may hold a stop up.
 const ACCEPTING: Duration = Duration::from_secs(1);
-/// How long a forced close waits for callbacks that are still running.
-const FORCE: Duration = Duration::from_secs(5);
+/// How long the pollers have to look once more at connections that linger, and to let go of them.
+const LAST_LOOK: Duration = Duration::from_millis(100);
+/// Stuck connections that the log names.
+const NAMED: usize = 8;
 
 /// A server: serves any number of listeners with one handler.
 ///
 /// Clones are the same loop. When the last one is dropped without [`shutdown`](Self::shutdown) it
-/// stops accepting and aborts its connections. The drop waits for their callbacks, five seconds at
-/// most; in a callback of its own, or on a poller's thread, it does not wait.
+/// stops accepting and aborts its connections. The drop waits for their callbacks as
+/// [`shutdown_forced`](Self::shutdown_forced) does; in a callback of its own, or on a poller's thread, it
+/// does not wait.
 ///
 /// ```
 /// use netpoll::{Dialer, EventLoop, Listener, handler_fn};
@@ -78,6 +81,8 @@ struct Inner {
     max_connections: usize,
     socket: SocketOptions,
     own_group: bool,
+    /// How long a forced end waits for callbacks of which none returns.
+    stuck_after: Duration,
     phase: Mutex<Phase>,
     changed: Condvar,
 }
@@ -86,6 +91,10 @@ struct Inner {
 struct Phase {
     stopping: bool,
     drained: bool,
+    /// How many connections had been cut when the drain began.
+    cut_before: Option<u64>,
+    /// A forced end found so many connections stuck in callbacks.
+    stuck: Option<usize>,
     acceptors: Vec<Arc<Acceptor>>,
     /// Listeners that were stopped: whoever stops the loop waits until they are closed.
     closing: Vec<Arc<Closed>>,
@@ -122,6 +131,7 @@ impl EventLoop {
         max_connections: usize,
         socket: SocketOptions,
         own_group: bool,
+        stuck_after: Duration,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -130,6 +140,7 @@ impl EventLoop {
                 max_connections,
                 socket,
                 own_group,
+                stuck_after,
                 phase: Mutex::new(Phase::default()),
                 changed: Condvar::new(),
             }),
@@ -143,7 +154,8 @@ impl EventLoop {
     /// # Errors
     ///
     /// [`Error::ShuttingDown`] if the loop was shut down before, what made the listener unusable,
-    /// or what the registration with a poller reports.
+    /// or what the registration with a poller reports; [`Error::ShutdownIncomplete`] if a
+    /// [forced shutdown](Self::shutdown_forced) gave up on callbacks that do not return.
     pub fn serve(&self, listener: impl Into<Listener>) -> io::Result<()> {
         let acceptor = self.listen(listener.into())?;
         let result = acceptor.wait();
@@ -152,6 +164,9 @@ impl EventLoop {
         result?;
         let mut phase = self.inner.phase.lock();
         while !phase.drained {
+            if let Some(remaining) = phase.stuck {
+                return Err(Error::ShutdownIncomplete { remaining }.into());
+            }
             self.inner.changed.wait(&mut phase);
         }
         Ok(())
@@ -176,16 +191,19 @@ impl EventLoop {
     }
 
     /// Shuts the loop down: closes the listeners, closes connections as soon as nothing is in
-    /// flight on them (at once if they are idle), and waits for all callbacks to end, at most
-    /// `grace`.
+    /// flight on them (at once if they are idle), and waits until all callbacks have ended and the
+    /// peers have got what was sent, at most `grace`.
     ///
-    /// A request that was received before is answered if its handler ends in time. May be called
-    /// again, and from several threads.
+    /// A request that was received before is answered if its handler ends in time. A message of which
+    /// a part has come is waited for as long as the read timeout says. A peer that
+    /// reads slowly gets everything, a peer that takes nothing for the
+    /// [linger time](Builder::linger) is cut. May be called again, and from several threads.
     ///
     /// # Errors
     ///
     /// [`Error::ShutdownIncomplete`] with the number of connections left after `grace`; they go
-    /// on. [`Error::WouldDeadlock`] when called in a callback or on a poller's thread (in
+    /// on. [`Error::ShutdownCut`] if the loop has ended, but peers were cut.
+    /// [`Error::WouldDeadlock`] when called in a callback or on a poller's thread (in
     /// [`Executor::execute`](crate::Executor::execute), for example): the shutdown has begun, wait for
     /// it elsewhere.
     pub fn shutdown(&self, grace: Duration) -> io::Result<()> {
@@ -194,37 +212,51 @@ impl EventLoop {
         if must_not_wait() {
             return Err(Error::WouldDeadlock.into());
         }
-        let remaining = self.inner.context.connections.wait_ended(deadline);
+        let connections = &self.inner.context.connections;
+        let mut remaining = connections.wait_ended(deadline);
+        if remaining == 0 {
+            remaining = connections.wait_gone(deadline);
+        }
+        if remaining > 0 && connections.wait_ended(deadline) == 0 {
+            // Their peers may have got everything since the last look.
+            for shared in connections.snapshot() {
+                shared.wake_poller();
+            }
+            remaining = connections.wait_gone(Instant::now().checked_add(LAST_LOOK));
+        }
         if remaining > 0 {
             return Err(Error::ShutdownIncomplete { remaining }.into());
         }
         self.inner.finish();
-        Ok(())
+        match self.inner.cut() {
+            0 => Ok(()),
+            cut => Err(Error::ShutdownCut { cut }.into()),
+        }
     }
 
-    /// As [`Self::shutdown`], but aborts what is left after `grace` and returns how many
-    /// connections that were. Waits a little longer for their callbacks.
+    /// As [`Self::shutdown`], but aborts what is left after `grace`: peers see a reset then,
+    /// whatever the handlers do. Returns how many connections were aborted or cut.
+    ///
+    /// Waits for the callbacks of those that were aborted, until none has returned for the time of
+    /// [`Builder::stuck_after`]. Callbacks that are stuck are named in the log.
     ///
     /// # Errors
     ///
-    /// [`Error::ShutdownIncomplete`] if callbacks still run five seconds after they were asked to
-    /// end; [`Error::WouldDeadlock`] as for [`Self::shutdown`].
+    /// [`Error::ShutdownIncomplete`] with the number of connections whose callbacks are stuck; their
+    /// threads, and the loop's, end when these return. [`Error::WouldDeadlock`] as for
+    /// [`Self::shutdown`].
     pub fn shutdown_forced(&self, grace: Duration) -> io::Result<usize> {
-        match self.shutdown(grace) {
-            Ok(()) => Ok(0),
-            Err(error) => {
-                let Some(Error::ShutdownIncomplete { remaining }) = Error::from_io(&error) else {
-                    return Err(error);
-                };
-                self.inner.abort();
-                let deadline = Instant::now().checked_add(FORCE);
-                let left = self.inner.context.connections.wait_ended(deadline);
-                if left > 0 {
-                    return Err(Error::ShutdownIncomplete { remaining: left }.into());
-                }
-                self.inner.finish();
-                Ok(remaining)
+        let error = match self.shutdown(grace) {
+            Ok(()) => return Ok(0),
+            Err(error) => error,
+        };
+        match Error::from_io(&error) {
+            Some(Error::ShutdownCut { cut }) => Ok(cut),
+            Some(Error::ShutdownIncomplete { remaining }) => {
+                self.inner.force()?;
+                Ok(remaining + self.inner.cut())
             }
+            _ => Err(error),
         }
     }
 
@@ -237,6 +269,49 @@ impl EventLoop {
     /// Figures of this loop, which move on while they are read. Never waits for connections.
     pub fn stats(&self) -> Stats {
         self.inner.context.stats()
+    }
+
+    /// Handles of the connections that are not over, in no particular order: a picture of this moment.
+    /// Never waits.
+    ///
+    /// ```
+    /// # use netpoll::{EventLoop, handler_fn};
+    /// # fn main() -> std::io::Result<()> {
+    /// # let server = EventLoop::new(handler_fn(|conn| conn.skip(conn.available())))?;
+    /// let most = server.connections().into_iter().max_by_key(|conn| conn.stats().queued);
+    /// if let Some(slow) = most {
+    ///     println!("{} reads slowest", slow.peer_addr());
+    /// }
+    /// # server.shutdown(std::time::Duration::ZERO)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn connections(&self) -> Vec<ConnectionHandle> {
+        let all = self.inner.context.connections.snapshot();
+        let live = all.into_iter().filter(|shared| !shared.is_over());
+        live.map(ConnectionHandle::new).collect()
+    }
+
+    /// Sends one message to every connection whose `on_connect` has returned and that is not over, as
+    /// [`ConnectionHandle::try_send`] does: without waiting, and without a copy for each. Returns how
+    /// many took it. A connection that cannot, because its queue is full for example, does not get it;
+    /// to know which, send to [`connections`](Self::connections).
+    ///
+    /// ```
+    /// # use netpoll::{EventLoop, handler_fn};
+    /// # fn main() -> std::io::Result<()> {
+    /// # let server = EventLoop::new(handler_fn(|conn| conn.skip(conn.available())))?;
+    /// let told = server.broadcast("the server restarts at noon\n".into());
+    /// # assert_eq!(told, 0);
+    /// # server.shutdown(std::time::Duration::ZERO)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn broadcast(&self, message: Bytes) -> usize {
+        let connections = self.connections().into_iter();
+        let open = connections.filter(|conn| conn.state() == State::Connected);
+        open.filter(|conn| conn.try_send(message.clone()).is_ok())
+            .count()
     }
 
     /// Tells `watcher` when a shutdown begins. The caller looks whether it has, afterwards.
@@ -304,6 +379,10 @@ impl Inner {
     /// `deadline`.
     fn drain(&self, deadline: Option<Instant>) {
         // First of all: everything that others can notice comes after it.
+        {
+            let cut = self.context.counters.cut.load(Ordering::Relaxed);
+            self.phase.lock().cut_before.get_or_insert(cut);
+        }
         self.context.drain();
         let closing = self.begin_to_stop();
         #[cfg(feature = "signals")]
@@ -315,35 +394,68 @@ impl Inner {
         }
         // Connections that are accepted from here on find the loop draining.
         for shared in self.context.connections.snapshot() {
-            shared.attend(DRAIN);
+            shared.begin_drain();
         }
         await_closed(&closing, deadline);
     }
 
     fn abort(&self) {
         for shared in self.context.connections.snapshot() {
-            shared.abort_with(CloseReason::Shutdown);
+            shared.force();
         }
     }
 
-    /// All callbacks have run: lets go of descriptors that linger and of the threads.
+    /// Aborts what is left and waits for callbacks as long as some return.
+    fn force(&self) -> io::Result<()> {
+        self.abort();
+        let (remaining, stuck) = self.context.connections.wait_stuck(self.stuck_after);
+        if remaining == 0 {
+            self.finish();
+            return Ok(());
+        }
+        trace::warn!("shutdown: callbacks of {remaining} connections do not return");
+        for shared in stuck.iter().take(NAMED) {
+            let (id, peer) = (shared.id, &shared.peer);
+            trace::warn!("connection {id}: shutdown: a callback for {peer} does not return");
+        }
+        self.phase.lock().stuck = Some(remaining);
+        self.changed.notify_all();
+        let (context, own_group) = (Arc::clone(&self.context), self.own_group);
+        self.context
+            .connections
+            .when_ended(Box::new(move || end_threads(&context, own_group)));
+        Err(Error::ShutdownIncomplete { remaining }.into())
+    }
+
+    /// Connections that were cut since the drain began.
+    fn cut(&self) -> usize {
+        let before = self.phase.lock().cut_before.unwrap_or(0);
+        let cut = self.context.counters.cut.load(Ordering::Relaxed);
+        usize::try_from(cut.saturating_sub(before)).unwrap_or(usize::MAX)
+    }
+
+    /// All callbacks have run: lets go of the descriptors that are left and of the threads.
     fn finish(&self) {
         let connections = &self.context.connections;
-        let deadline = Instant::now() + LINGER_IN_SHUTDOWN;
-        if connections.wait_gone(Some(deadline)) > 0 {
+        if connections.wait_gone(Instant::now().checked_add(ACCEPTING)) > 0 {
             for shared in connections.snapshot() {
                 if let Some(registration) = shared.registration() {
                     registration.detach();
                 }
             }
-            connections.wait_gone(Instant::now().checked_add(Duration::from_secs(1)));
+            connections.wait_gone(Instant::now().checked_add(ACCEPTING));
         }
-        self.context.runner.close();
-        if self.own_group {
-            self.context.group.close();
-        }
+        end_threads(&self.context, self.own_group);
         self.phase.lock().drained = true;
         self.changed.notify_all();
+    }
+}
+
+/// Ends the threads that belong to a loop alone, when no callback runs on them any more.
+fn end_threads(context: &Context, own_group: bool) {
+    context.runner.close();
+    if own_group {
+        context.group.close();
     }
 }
 
@@ -371,15 +483,11 @@ impl Drop for Inner {
             return;
         }
         self.drain(None);
-        self.abort();
         if must_not_wait() {
             // On one of our own threads nothing can be waited for.
-            return;
+            return self.abort();
         }
-        self.context
-            .connections
-            .wait_ended(Some(Instant::now() + FORCE));
-        self.finish();
+        let _ = self.force();
     }
 }
 

@@ -246,6 +246,24 @@ impl Socket {
         }
     }
 
+    /// Resets the connection: what is unsent is dropped. On Linux the peer sees it at once, also while
+    /// others have the descriptor; elsewhere when the descriptor is closed. Unix sockets have no reset;
+    /// both directions end.
+    pub(crate) fn reset(&self) -> io::Result<()> {
+        if !self.tcp {
+            return self.shutdown(Shutdown::Both);
+        }
+        #[cfg(target_os = "linux")]
+        {
+            // Some systems refuse while a thread waits in a receive.
+            let disconnect = || rustix::net::connect_unspec(&self.fd).map_err(io::Error::from);
+            if call(Call::Shutdown, disconnect).is_ok() {
+                return Ok(());
+            }
+        }
+        self.set_linger_zero()
+    }
+
     /// Makes closing the descriptor drop what is unsent and reset the connection
     /// (`SO_LINGER` with zero seconds). Unix sockets have no reset; they just close.
     pub(crate) fn set_linger_zero(&self) -> io::Result<()> {
