@@ -87,7 +87,7 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
         .pollers(group.clone());
     let stats = Arc::new(Stats::default());
     let proxy = Proxy {
-        pool: Pool::new(dialer).max_idle(kept),
+        pool: Pool::builder(dialer).max_idle(kept).build()?,
         backends: backends.into_iter().map(Backend::new).collect(),
         next: AtomicUsize::new(0),
         relay,

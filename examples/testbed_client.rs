@@ -79,10 +79,11 @@ fn example(mut args: Args) -> Result<ExitCode, Failure> {
                 .saturating_add(1 << 16)
                 .max(64 << 20),
         );
-    let pool = Pool::new(dialer)
+    let pool = Pool::builder(dialer)
         .max_total(connections)
         .max_idle(connections)
-        .wait(timeout);
+        .wait(timeout)
+        .build()?;
     let tickets = AtomicU64::new(0);
     let start = Instant::now();
     let tallies = thread::scope(|scope| {

@@ -1,7 +1,7 @@
 //! What a server or client does with its connections.
 
 use crate::{
-    connection::{Connection, ConnectionHandle},
+    connection::{Connection, ConnectionHandle, Shared},
     error::CloseReason,
 };
 use std::{fmt, io, sync::Arc};
@@ -208,6 +208,11 @@ pub(crate) trait Hooks: Send + Sync {
     /// Whether the handler wants to hear of completed writes in its own turn instead.
     fn in_turn(&self) -> bool;
     fn write_complete(&self, conn: &ConnectionHandle);
+    /// The connection ended while its caller held it. Called on a thread of the pollers, where it may
+    /// wait.
+    fn ended(&self, shared: &Shared) {
+        let _ = shared;
+    }
 }
 
 impl<H: Handler> Hooks for H {

@@ -98,7 +98,7 @@ mod timer;
 mod trace;
 
 pub use bytes::{self, Bytes, BytesMut};
-pub use client::{Dialer, Pool, PoolStats, Pooled};
+pub use client::{Dialer, Pool, PoolBuilder, PoolStats, Pooled};
 pub use config::OnFull;
 pub use connection::{
     CloseCallback, Connection, ConnectionHandle, Done, Hold, Line, OwnedReadHalf, OwnedWriteHalf,

@@ -174,7 +174,10 @@ fn dials_in_a_shortage_fail_as_values_and_work_after_it() {
         "dials_in_a_shortage_fail_as_values_and_work_after_it",
         || {
             let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
-            let pool = netpoll::Pool::new(netpoll::Dialer::new().read_timeout(LIMIT)).max_total(1);
+            let pool = netpoll::Pool::builder(netpoll::Dialer::new().read_timeout(LIMIT))
+                .max_total(1)
+                .build()
+                .unwrap();
             drop(pool.get(&server.address).unwrap().into_inner());
             let dialer = netpoll::Dialer::new();
             drop(dialer.dial_connection(server.address.clone()).unwrap());

@@ -379,7 +379,11 @@ fn row_081_whatever_would_wait_on_a_pollers_thread_is_refused_at_once() {
                 Ok(())
             }),
         );
-        let pool = Pool::new(Dialer::new()).max_total(1).wait(LIMIT);
+        let pool = Pool::builder(Dialer::new())
+            .max_total(1)
+            .wait(LIMIT)
+            .build()
+            .unwrap();
         let elsewhere = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
         let taken = pool.get(&elsewhere.address).unwrap();
         let _ = own.set((server.event_loop.clone(), elsewhere.address.clone(), pool));

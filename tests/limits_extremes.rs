@@ -35,7 +35,12 @@ fn endless_times_are_endless() {
             .write_timeout(most)
             .idle_timeout(most)
             .linger(most, usize::MAX);
-        let pool = Pool::new(dialer).idle_timeout(most).wait(most).max_total(1);
+        let pool = Pool::builder(dialer)
+            .idle_timeout(most)
+            .wait(most)
+            .max_total(1)
+            .build()
+            .unwrap();
         for _ in 0..3 {
             let mut conn = pool.get(&server.address).unwrap();
             conn.write_slice(&frame(b"x")).unwrap();
@@ -82,7 +87,11 @@ fn the_largest_numbers_are_no_limits() {
             let dialer = Dialer::new()
                 .input_limits(most, most)
                 .output_limit(most, OnFull::Block);
-            let pool = Pool::new(dialer).max_idle(most).max_total(most);
+            let pool = Pool::builder(dialer)
+                .max_idle(most)
+                .max_total(most)
+                .build()
+                .unwrap();
             for _ in 0..3 {
                 let mut conn = pool.get(&server.address).unwrap();
                 conn.write_slice(&frame(b"x")).unwrap();

@@ -262,9 +262,11 @@ fn a_dial_timeout_is_not_late() {
 fn a_pool_hands_a_returned_connection_on_soon() {
     bounded("pool", || {
         let server = Case::new(support::Transport::Tcp, Kind::Adaptive).serve(echo());
-        let pool = Pool::new(Dialer::new().read_timeout(LIMIT))
+        let pool = Pool::builder(Dialer::new().read_timeout(LIMIT))
             .max_total(1)
-            .wait(LIMIT);
+            .wait(LIMIT)
+            .build()
+            .unwrap();
         soon("a place in the pool", 21, Duration::from_millis(5), || {
             let held = pool.get(&server.address).unwrap();
             let (other, address) = (pool.clone(), server.address.clone());

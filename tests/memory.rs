@@ -245,7 +245,10 @@ fn an_idle_connection_of_a_client_holds_little() {
         let fresh = per_connection("dialled, fresh", before);
         assert!(fresh <= PROMISE, "{fresh} bytes per fresh connection");
         // A connection that its caller holds keeps its buffers until it is given to a pool.
-        let pool = netpoll::Pool::new(dialer.clone()).max_idle(CONNECTIONS);
+        let pool = netpoll::Pool::builder(dialer.clone())
+            .max_idle(CONNECTIONS)
+            .build()
+            .unwrap();
         drop((conns, peers));
         eventually("quiet", || dialer.stats().unwrap().active == 0);
         let address = netpoll::Address::from(address);

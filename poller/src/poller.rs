@@ -121,6 +121,13 @@ impl Poller {
         }
     }
 
+    /// As [`detach`](Self::detach), on the calling thread.
+    pub(crate) fn detach_here(&self, token: Token) {
+        if let Some(entry) = self.registry.remove(token) {
+            self.announce(entry);
+        }
+    }
+
     pub(crate) fn wake(&self, control: &Control) {
         if control.wake.ask() {
             self.push(Command::Wake(control.token()));

@@ -78,6 +78,16 @@ impl Registration {
         }
     }
 
+    /// As [`detach`](Self::detach), but it is this thread that calls
+    /// [`Operator::on_detached`](crate::Operator::on_detached) and drops what the poller holds of the
+    /// operator, before this returns. A thread of the poller's may be in a call of the operator at that
+    /// moment, or about to look at it; it holds the operator until then.
+    pub fn detach_here(&self) {
+        if let Some(member) = self.member.upgrade() {
+            self.poller.inner().detach_here(member.control.token());
+        }
+    }
+
     /// The poller the operator is registered with.
     pub fn poller(&self) -> &PollerHandle {
         &self.poller

@@ -9,7 +9,7 @@ use crate::{
     net::{self, Address, Dial, Socket, SocketOptions},
     stats::Stats,
 };
-use poller::PollerGroup;
+use poller::{PollerGroup, PollerHandle};
 use std::{
     fmt, io,
     os::fd::OwnedFd,
@@ -48,7 +48,8 @@ pub struct Dialer {
     group: Option<PollerGroup>,
     dispatch: Dispatch,
     limits: Limits,
-    context: OnceLock<Arc<Context>>,
+    /// Made by the first use of any of the clones.
+    context: Arc<OnceLock<Arc<Context>>>,
 }
 
 impl Dialer {
@@ -154,9 +155,17 @@ impl Dialer {
     /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) on a poller's thread that must not
     /// wait.
     pub fn dial_connection(&self, address: impl Into<Address>) -> io::Result<Connection> {
-        let address = address.into();
+        self.dial_until(&address.into(), None)
+    }
+
+    /// As [`Self::dial_connection`], and until `deadline` at most.
+    pub(super) fn dial_until(
+        &self,
+        address: &Address,
+        deadline: Option<Instant>,
+    ) -> io::Result<Connection> {
         let context = self.context()?;
-        let (socket, peer) = self.connect(&address)?;
+        let (socket, peer) = self.connect(address, deadline)?;
         connection::dialled(&context, socket, peer)
     }
 
@@ -173,7 +182,7 @@ impl Dialer {
     ) -> io::Result<ConnectionHandle> {
         let address = address.into();
         let context = self.context()?;
-        let (socket, peer) = self.connect(&address)?;
+        let (socket, peer) = self.connect(&address, None)?;
         connection::accepted(&context, socket, peer, sessions(handler)())
     }
 
@@ -199,13 +208,19 @@ impl Dialer {
         Ok(self.context()?.stats())
     }
 
-    fn connect(&self, address: &Address) -> io::Result<(Socket, Address)> {
+    /// One of the pollers that watch the connections.
+    pub(super) fn poller(&self) -> io::Result<PollerHandle> {
+        Ok(self.context()?.group.pick())
+    }
+
+    fn connect(&self, address: &Address, until: Option<Instant>) -> io::Result<(Socket, Address)> {
         if poller::must_not_block() {
             return Err(crate::Error::WouldDeadlock.into());
         }
         let deadline = self
             .connect_timeout
             .and_then(|t| Instant::now().checked_add(t));
+        let deadline = [deadline, until].into_iter().flatten().min();
         let mut attempt = 0;
         loop {
             let dial = Dial {
@@ -251,7 +266,7 @@ impl Dialer {
     /// Options that connections share are fixed by the first dial: changed ones need their own.
     fn unshared(self) -> Self {
         Self {
-            context: OnceLock::new(),
+            context: Arc::default(),
             ..self
         }
     }

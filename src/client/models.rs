@@ -1,10 +1,10 @@
 //! The pool's real books under loom (few threads, every interleaving up to the bound) and under
 //! shuttle (many threads, random interleavings).
 
-use super::shelf::{Keep, Options, Shelf, Slot};
+use super::shelf::{Keep, Options, Rest, Shelf, Slot, Wait};
 use crate::{
     error::Error,
-    sync::{AtomicBool, AtomicUsize, Ordering, thread},
+    sync::{AtomicBool, AtomicUsize, Mutex, Ordering, thread},
 };
 use std::{io, sync::Arc, time::Duration};
 
@@ -16,21 +16,63 @@ struct Books {
 }
 
 struct Fake {
-    usable: AtomicBool,
-    exist: Arc<AtomicUsize>,
+    usable: Arc<AtomicBool>,
+    /// When it came back.
+    was_dead: bool,
+    number: u64,
+    exist: Existence,
 }
 
+/// Counts as a connection until it is dropped.
+struct Existence(Arc<AtomicUsize>);
+
+/// Another thread looks at a connection that was closed: it exists until then.
+struct Left(Arc<Mutex<Option<Existence>>>);
+
 impl Keep for Fake {
+    type Rest = Left;
+
     fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
     }
-}
 
-impl Drop for Fake {
-    fn drop(&mut self) {
-        self.exist.fetch_sub(1, Ordering::AcqRel);
+    fn is_alive(&self) -> bool {
+        self.is_usable()
+    }
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn close(self) -> Option<Left> {
+        if self.number != LINGERS {
+            return None;
+        }
+        Some(Left(Arc::new(Mutex::new(Some(self.exist)))))
     }
 }
+
+impl Rest for Left {
+    /// Gone when it is asked for the second time.
+    fn is_gone(&self) -> bool {
+        self.0.lock().take().is_none()
+    }
+}
+
+impl Drop for Existence {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Orders nothing, so the models need not see it.
+fn next_number() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(LINGERS + 1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The number of a connection whose descriptor is open for a moment after its close.
+const LINGERS: u64 = 7;
 
 /// What happens to a connection, or instead of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +81,12 @@ enum Fate {
     Returned,
     /// It comes back sound and dies while it is kept.
     Dies,
+    /// It is dead when it comes back.
+    Dead,
     /// It comes back unsound.
     Rejected,
+    /// As [`Self::Rejected`], and its descriptor is not closed at once.
+    Lingers,
     /// It cannot be dialled, if it has to be.
     Refused,
 }
@@ -48,12 +94,16 @@ enum Fate {
 impl Books {
     fn new(max_total: usize, max_idle: usize) -> Arc<Self> {
         Arc::new(Self {
-            shelf: Shelf::new(Options {
-                max_idle,
-                max_total,
-                idle_timeout: None,
-                wait: Some(Duration::from_secs(3600)),
-            }),
+            shelf: Shelf::new(
+                Options {
+                    max_idle,
+                    max_total,
+                    idle_timeout: None,
+                    wait: Some(Duration::from_secs(3600)),
+                },
+                // The models call what it would.
+                Box::new(|_| {}),
+            ),
             exist: [Arc::default(), Arc::default()],
             max: max_total,
         })
@@ -61,7 +111,7 @@ impl Books {
 
     /// What `Pool::get` and the drop of what it returned do.
     fn call(&self, key: u8, fate: Fate) -> io::Result<()> {
-        let (slot, kept) = self.shelf.checkout(&key)?;
+        let (slot, kept) = self.shelf.checkout(&key, Wait::Usual)?;
         let fake = match kept {
             Some(kept) => kept,
             None if fate == Fate::Refused => {
@@ -70,7 +120,7 @@ impl Books {
             }
             None => self.dial(key),
         };
-        assert!(fake.is_usable(), "a dead connection was handed out");
+        assert!(!fake.was_dead, "a dead connection was handed out");
         self.restore(slot, fake, fate);
         Ok(())
     }
@@ -81,30 +131,54 @@ impl Books {
         assert!(before < self.max, "more connections than the limit");
         self.shelf.count(|stats| stats.dialled += 1);
         Fake {
-            usable: AtomicBool::new(true),
-            exist: Arc::clone(exist),
+            usable: Arc::new(AtomicBool::new(true)),
+            was_dead: false,
+            number: next_number(),
+            exist: Existence(Arc::clone(exist)),
         }
     }
 
-    fn restore(&self, slot: Slot, fake: Fake, fate: Fate) {
-        if fate == Fate::Dies {
-            fake.usable.store(false, Ordering::Release);
+    fn restore(&self, slot: Slot, mut fake: Fake, fate: Fate) {
+        let usable = Arc::clone(&fake.usable);
+        if fate == Fate::Dead {
+            fake.was_dead = true;
+            usable.store(false, Ordering::Release);
         }
-        let rejected = if fate == Fate::Rejected {
-            Some(fake)
-        } else {
-            self.shelf.keep(slot, fake)
+        if fate == Fate::Lingers {
+            fake.number = LINGERS;
+        }
+        let number = fake.number;
+        let rejected = match fate {
+            Fate::Rejected | Fate::Lingers => Some(fake),
+            _ => self.shelf.put_back(slot, fake),
         };
-        if rejected.is_some() {
-            drop(rejected);
-            self.shelf.give_back(slot, |stats| stats.rejected += 1);
+        if let Some(fake) = rejected {
+            self.shelf.discard(slot, fake, |stats| stats.rejected += 1);
+        }
+        if fate == Fate::Dies {
+            // As the poller does: first it is known, then it is said.
+            usable.store(false, Ordering::Release);
+            self.shelf.evict_one(slot, number);
+        }
+    }
+
+    /// What the alarm does.
+    fn settle(&self) {
+        while self.shelf.stats().closing > 0 {
+            self.shelf.see_to();
+            thread::yield_now();
         }
     }
 
     /// Nobody has anything on loan: everything that exists is kept, and counted.
     fn check(&self) {
+        self.settle();
         let stats = self.shelf.stats();
-        assert_eq!(stats.in_use, 0, "{stats:?}");
+        assert_eq!(
+            (stats.in_use, stats.waiting, stats.closing),
+            (0, 0, 0),
+            "{stats:?}"
+        );
         let exist: usize = self.exist.iter().map(|n| n.load(Ordering::Acquire)).sum();
         assert_eq!(stats.idle, exist, "{stats:?}");
     }
@@ -147,14 +221,83 @@ mod loom_models {
     #[test]
     fn loom_a_waiting_caller_gets_the_place_of_a_dead_or_rejected_one() {
         one_place(Fate::Dies, Fate::Returned);
+        one_place(Fate::Dead, Fate::Returned);
         one_place(Fate::Rejected, Fate::Returned);
+    }
+
+    #[test]
+    fn loom_a_waiting_caller_gets_a_place_whose_descriptor_is_closed_late() {
+        loom::model(|| {
+            let books = Books::new(1, 1);
+            books.call(0, Fate::Lingers).unwrap();
+            let other = Arc::clone(&books);
+            let caller = thread::spawn(move || other.call(0, Fate::Returned).unwrap());
+            // Twice, so that it is gone then.
+            books.shelf.see_to();
+            books.shelf.see_to();
+            caller.join().unwrap();
+            books.check();
+            assert_eq!(books.shelf.stats().dialled, 2);
+        });
+    }
+
+    #[test]
+    fn loom_those_who_wait_are_served_in_their_order() {
+        loom::model(|| {
+            let books = Books::new(1, 1);
+            let (slot, _) = books.shelf.checkout(&0, Wait::Usual).unwrap();
+            let lent = books.dial(0);
+            let served = Arc::new(Mutex::new(Vec::new()));
+            let other = (Arc::clone(&books), Arc::clone(&served));
+            let first = thread::spawn(move || {
+                let (books, served) = other;
+                let (slot, kept) = books.shelf.checkout(&0, Wait::Usual).unwrap();
+                served.lock().push(1);
+                books.restore(slot, kept.expect("the one that was lent"), Fate::Returned);
+            });
+            while books.shelf.stats().waiting == 0 {
+                thread::yield_now();
+            }
+            books.restore(slot, lent, Fate::Returned);
+            // It has been given to the one who waits, whether that one knows already or not.
+            let (slot, kept) = books.shelf.checkout(&0, Wait::Usual).unwrap();
+            served.lock().push(2);
+            books.restore(slot, kept.expect("the same one"), Fate::Returned);
+            first.join().unwrap();
+            books.check();
+            assert_eq!(*served.lock(), [1, 2]);
+        });
+    }
+
+    #[test]
+    fn loom_a_caller_whose_time_is_up_takes_what_it_was_given_or_nothing() {
+        in_no_time(Fate::Returned);
+        in_no_time(Fate::Rejected);
+    }
+
+    fn in_no_time(fate: Fate) {
+        loom::model(move || {
+            let books = Books::new(1, 1);
+            let (slot, _) = books.shelf.checkout(&0, Wait::Usual).unwrap();
+            let lent = books.dial(0);
+            let other = Arc::clone(&books);
+            let caller = thread::spawn(move || {
+                if let Some((slot, kept)) = other.shelf.checkout_in_no_time(&0) {
+                    let fake = kept.unwrap_or_else(|| other.dial(0));
+                    other.restore(slot, fake, Fate::Returned);
+                }
+            });
+            books.restore(slot, lent, fate);
+            caller.join().unwrap();
+            books.check();
+        });
     }
 
     #[test]
     fn loom_close_ends_a_wait_and_what_comes_back_later() {
         loom::model(|| {
             let books = Books::new(1, 1);
-            let (slot, kept) = books.shelf.checkout(&0).unwrap();
+            let (slot, kept) = books.shelf.checkout(&0, Wait::Usual).unwrap();
             assert!(kept.is_none());
             let lent = books.dial(0);
             let other = Arc::clone(&books);
@@ -171,14 +314,17 @@ mod loom_models {
     fn loom_eviction_and_a_caller_do_not_both_take_one() {
         loom::model(|| {
             let books = Books::new(1, 1);
-            books.call(0, Fate::Dies).unwrap();
+            let (slot, _) = books.shelf.checkout(&0, Wait::Usual).unwrap();
+            let fake = books.dial(0);
+            let (usable, number) = (Arc::clone(&fake.usable), fake.number);
+            assert!(books.shelf.put_back(slot, fake).is_none());
+            usable.store(false, Ordering::Release);
             let other = Arc::clone(&books);
-            let evictor = thread::spawn(move || other.shelf.evict() as u64);
+            let evictor = thread::spawn(move || other.shelf.evict_one(slot, number));
             books.call(0, Fate::Returned).unwrap();
-            let evicted = evictor.join().unwrap();
+            evictor.join().unwrap();
             books.check();
             let stats = books.shelf.stats();
-            assert!(evicted <= 1);
             assert_eq!(stats.discarded, 1, "once, by whom ever");
             assert_eq!((stats.dialled, stats.idle), (2, 1));
         });
@@ -191,7 +337,15 @@ mod shuttle_models {
     use shuttle::rand::{Rng, thread_rng};
 
     fn any_fate() -> Fate {
-        [Fate::Returned, Fate::Dies, Fate::Rejected, Fate::Refused][thread_rng().gen_range(0..4)]
+        let fates = [
+            Fate::Returned,
+            Fate::Dies,
+            Fate::Dead,
+            Fate::Rejected,
+            Fate::Lingers,
+            Fate::Refused,
+        ];
+        fates[thread_rng().gen_range(0..fates.len())]
     }
 
     fn callers(books: &Arc<Books>, threads: u8, calls: usize) -> Vec<thread::JoinHandle<usize>> {
@@ -216,14 +370,18 @@ mod shuttle_models {
         crate::sync::check_schedules(|| {
             let books = Books::new(2, 2);
             let callers = callers(&books, 6, 3);
-            let evictor = Arc::clone(&books);
+            // Plays the alarm, and a caller of `evict`.
+            let (other, over) = (Arc::clone(&books), Arc::new(AtomicBool::new(false)));
+            let is_over = Arc::clone(&over);
             let evictor = thread::spawn(move || {
-                for _ in 0..3 {
-                    evictor.shelf.evict();
+                while !is_over.load(Ordering::Acquire) {
+                    other.shelf.see_to();
+                    other.shelf.evict();
                     thread::yield_now();
                 }
             });
             let served: usize = callers.into_iter().map(|t| t.join().unwrap()).sum();
+            over.store(true, Ordering::Release);
             evictor.join().unwrap();
             assert_eq!(served, 18);
             books.check();
@@ -243,6 +401,7 @@ mod shuttle_models {
             let books = Books::new(1, 1);
             let callers = callers(&books, 5, 3);
             books.shelf.close();
+            books.settle();
             // Nobody is left waiting, nothing is kept.
             let served: usize = callers.into_iter().map(|t| t.join().unwrap()).sum();
             assert!(served <= 15);

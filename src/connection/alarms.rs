@@ -91,6 +91,14 @@ impl Shared {
         self.arm();
     }
 
+    /// The idle timeout is that of the loop or dialer again.
+    pub(super) fn reset_idle_timeout(&self) {
+        let usual = self.context.limits.idle_timeout;
+        if self.idle_timeout.load(Ordering::Relaxed) != steps(usual) {
+            self.set_idle_timeout(usual);
+        }
+    }
+
     /// Has output tried again after a short pause: the kernel announces room, never memory.
     pub(crate) fn retry_output(&self) {
         let at = self.milliseconds(Instant::now()) + 1 + STARVED;

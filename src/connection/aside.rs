@@ -110,6 +110,13 @@ impl Aside {
         rare.callbacks.pop_front().map(|(_, callback)| callback)
     }
 
+    /// All of them, which are not to be called.
+    pub(super) fn take_callbacks(&mut self) -> VecDeque<(u64, Callback)> {
+        self.rare
+            .as_mut()
+            .map_or_else(VecDeque::new, |rare| std::mem::take(&mut rare.callbacks))
+    }
+
     pub(crate) fn park(&mut self, sessions: Vec<Box<dyn Session>>) {
         if !sessions.is_empty() {
             let parked = &mut self.rare().parked;

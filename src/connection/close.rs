@@ -58,6 +58,7 @@ impl Shared {
             }
             if before & state::OWNED != 0 {
                 self.ring();
+                self.tell_keeper();
             }
             self.attend(0);
         }
@@ -121,8 +122,22 @@ impl Shared {
             Calling::call(self, callback);
         } else {
             aside.add_callback(number, callback);
+            self.word.set(state::CALLBACKS);
         }
         number
+    }
+
+    /// Forgets what the last user of a pooled connection has set.
+    pub(crate) fn renew(&self) {
+        if self.word.has(state::CALLBACKS) {
+            self.word.clear(state::CALLBACKS);
+            let callbacks = self.aside.lock().take_callbacks();
+            // Dropping them is user code.
+            for (_, callback) in callbacks {
+                self.contain("drop of a close callback", move || drop(callback));
+            }
+        }
+        self.reset_idle_timeout();
     }
 
     /// Calls the close callbacks, in the order in which they were added.

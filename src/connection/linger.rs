@@ -67,6 +67,8 @@ pub(super) fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool) {
         }
     }
     match registration {
+        // On the caller's own thread the descriptor is closed when this is over.
+        Some(registration) if shared.word.has(OWNED) => registration.detach_here(),
         Some(registration) => registration.detach(),
         None => shared.context.connections.remove(shared),
     }

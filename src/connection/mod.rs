@@ -40,7 +40,7 @@ pub(crate) use input::End;
 pub(crate) use operator::Wire;
 pub(crate) use process::{in_callback, run, take_turn};
 pub(crate) use shared::{For, Shared};
-pub(crate) use start::{accepted, dialled};
+pub(crate) use start::{Remains, accepted, dialled};
 pub(crate) use state::{
     ABORT, BRIEF, BROKEN, CLOSE, CLOSED, DRAIN, FLUSHING, HELD, HUNG_UP, PIPED, QUEUED, READABLE,
     RUNNING, WRITABLE, WROTE,
@@ -56,6 +56,7 @@ use crate::{
 use bytes::Bytes;
 use input::Rx;
 use linkbuffer::{LinkBuffer, RawSlot, Slot, Writer};
+use patience::Patience;
 use reader::{reading, reading_traits};
 use std::{
     fmt,
@@ -332,6 +333,29 @@ impl Connection {
         self.rx.settle();
         self.tx.settle();
         self.rx.mark = 0;
+    }
+
+    /// What will be left of the connection when it is given up.
+    pub(crate) fn remains(&self) -> Remains {
+        Remains::of(&self.rx.socket)
+    }
+
+    /// Closes at once, without lingering; what is left if the descriptor is still open then.
+    pub(crate) fn part(self) -> Option<Remains> {
+        start::part(self)
+    }
+
+    /// Makes the connection as it was dialled, for another user. `false`: it cannot be had.
+    pub(crate) fn renew(&mut self) -> bool {
+        // Only timers that are set hold a weak reference.
+        if !self.is_sound() || Arc::weak_count(&self.rx.shared) > 0 {
+            return false;
+        }
+        self.settle();
+        self.rx.patience = Patience::default();
+        self.tx.patience = Patience::default();
+        self.rx.shared.renew();
+        true
     }
 
     /// Whether nothing is under way in either direction, so that another user may take over.

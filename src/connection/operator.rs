@@ -142,6 +142,9 @@ impl ConnectionOperator {
             shared.word.post(news)
         };
         let more = self.tell(before, news);
+        if bits & OWNED != 0 && news & PEER_CLOSED != 0 {
+            shared.tell_keeper();
+        }
         if readiness.contains(Readiness::TIMER) {
             shared.arm();
         }

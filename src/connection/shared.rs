@@ -330,8 +330,27 @@ impl Shared {
         self.attend(state::BROKEN | state::PEER_CLOSED);
         if self.word.has(state::OWNED) {
             self.ring();
+            self.tell_keeper();
         }
         self.notify_all();
+    }
+
+    /// A connection in its caller's hands has ended: tells the pool that may keep it, on a thread of
+    /// the poller's that may run user code.
+    pub(super) fn tell_keeper(&self) {
+        let (hooks, wire) = {
+            let aside = self.aside.lock();
+            (aside.hooks.clone(), aside.wire.clone())
+        };
+        let (Some(hooks), Some(wire), Some(registration)) = (hooks, wire, self.registration())
+        else {
+            return;
+        };
+        // Without the socket, which it is about.
+        let shared = Arc::clone(&wire.shared);
+        registration
+            .poller()
+            .schedule(Instant::now(), move || hooks.ended(&shared));
     }
 
     // ---------------------------------------------------------------- waiting

@@ -4,12 +4,13 @@ use super::{
     Connection,
     close::{Calling, conclude},
     handle::ConnectionHandle,
+    input::End,
     operator::Wire,
     process::Owner,
     shared::Shared,
     state::{
-        ATTEND, BROKEN, BUSY, CLOSE, CLOSED, CONNECTED, DRAIN, OWNED, QUEUED, READABLE, RUNNING,
-        WRITABLE,
+        ABORT, ATTEND, BROKEN, BUSY, CLOSE, CLOSED, CONNECTED, DRAIN, OWNED, QUEUED, READABLE,
+        RUNNING, WRITABLE,
     },
 };
 use crate::{
@@ -25,7 +26,7 @@ use poller::Interest;
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 fn next_id() -> u64 {
@@ -174,15 +175,39 @@ pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> 
 
 /// The user let go of a connection of its own: a graceful close.
 pub(crate) fn abandon(wire: &Arc<Wire>) {
+    if let Some(owner) = take_back(wire) {
+        give_up(&wire.shared, owner);
+    }
+}
+
+/// Closes a connection of the caller's on the caller's thread and without lingering, so that its descriptor
+/// is closed when this returns, unless another thread looks at the connection at this moment.
+///
+/// What the kernel has is still sent. Output that is queued is cut, which the peer sees by a reset.
+pub(super) fn part(mut conn: Connection) -> Option<Remains> {
+    let wire = conn.guard.wire.take()?;
+    let remains = Remains::of(&wire);
+    if let Some(mut owner) = take_back(&wire) {
+        // As after the end of input: nothing is drained.
+        owner.conn.rx.end = Some(End::Eof);
+        if wire.shared.outbox.queued() > 0 {
+            wire.shared.word.set(ABORT);
+        }
+        give_up(&wire.shared, owner);
+    }
+    drop((wire, conn));
+    (!remains.is_nothing()).then_some(remains)
+}
+
+/// The owner of a connection that its user lets go of, if it is there to end it.
+fn take_back(wire: &Arc<Wire>) -> Option<Box<Owner>> {
     let shared = &wire.shared;
     if shared.word.load() & (OWNED | CLOSED) != OWNED {
-        return;
+        return None;
     }
     shared.aside.lock().decide(CloseReason::Local);
-    if !shared.word.let_go() {
-        return;
-    }
-    give_up(shared, Box::new(Owner::new(Connection::new(wire), None)));
+    let owner = || Box::new(Owner::new(Connection::new(wire), None));
+    shared.word.let_go().then(owner)
 }
 
 /// Ends a connection whose user let go of it: what is queued still goes out. The caller has the owner's
@@ -192,10 +217,10 @@ pub(super) fn give_up(shared: &Arc<Shared>, owner: Box<Owner>) {
     shared.word.set(CLOSE);
     if shared.is_short() {
         // An end in order would make what the peer got look complete.
-        shared.word.set(super::state::ABORT);
+        shared.word.set(ABORT);
         shared.discard_output();
     }
-    let at_once = shared.outbox.queued() == 0 || shared.word.has(BROKEN | super::state::ABORT);
+    let at_once = shared.outbox.queued() == 0 || shared.word.has(BROKEN | ABORT);
     // A close callback that drops a connection whose close callback drops a connection, and so on,
     // must not be a chain of calls.
     if at_once && !Calling::is_under_way() {
@@ -230,6 +255,20 @@ impl Shared {
     pub(super) fn is_short(&self) -> bool {
         let after = self.aside.lock().short_after();
         after.is_some_and(|messages| messages == self.outbox.messages())
+    }
+}
+
+/// What is left of a connection that was given up: nothing, once its descriptor is closed.
+#[derive(Debug)]
+pub(crate) struct Remains(Weak<Wire>);
+
+impl Remains {
+    pub(super) fn of(wire: &Arc<Wire>) -> Self {
+        Self(Arc::downgrade(wire))
+    }
+
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 

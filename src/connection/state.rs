@@ -103,6 +103,9 @@ pub(crate) const BRIEF: u32 = 1 << 29;
 /// The output has ended in order, with FIN: the flusher's role is held for good.
 pub(crate) const SEALED: u32 = 1 << 30;
 
+/// Close callbacks were added.
+pub(crate) const CALLBACKS: u32 = 1 << 31;
+
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
 /// Somebody has the owner's role or waits for news, or they are for nobody any more.
@@ -298,7 +301,7 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 31] = [
+        const NAMES: [&str; 32] = [
             "READABLE",
             "WRITABLE",
             "ATTEND",
@@ -330,6 +333,7 @@ impl fmt::Debug for Word {
             "FAILED",
             "BRIEF",
             "SEALED",
+            "CALLBACKS",
         ];
         let bits = self.load();
         let names = NAMES

@@ -331,6 +331,8 @@ impl Judged {
             (Returned::Open(conn), Some(lease)) => {
                 if verdict == Verdict::Sound {
                     lease.restore(*conn);
+                } else {
+                    lease.discard(*conn);
                 }
                 (None, verdict)
             }

@@ -16,7 +16,7 @@ pub(super) fn pooled(job: &Job) -> io::Result<Tally> {
     if job.shared {
         return shared(job);
     }
-    let pool = Pool::new(Dialer::new()).max_idle(job.callers);
+    let pool = Pool::builder(Dialer::new()).max_idle(job.callers).build()?;
     let address = Address::from(job.addr);
     on_threads(job, |_, calls| {
         let request = frame::build(Kind::Echo, job.size);

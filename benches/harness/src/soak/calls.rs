@@ -29,10 +29,12 @@ impl Clients {
             .connect_timeout(PATIENCE)
             .read_timeout(PATIENCE)
             .write_timeout(PATIENCE);
-        let pool = Pool::new(dialer.clone())
+        let pool = Pool::builder(dialer.clone())
             .max_idle(4)
             .max_total(6)
-            .wait(PATIENCE);
+            .wait(PATIENCE)
+            .build()
+            .expect("options that hold together");
         Self {
             address,
             dialer,
