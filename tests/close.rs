@@ -3,14 +3,14 @@
 mod support;
 
 use netpoll::{
-    CloseReason, Connection, ConnectionHandle, Error, Handler, Hold, SocketOptions, State,
-    handler_fn,
+    CloseReason, Connection, ConnectionHandle, Dialer, Error, Handler, Hold, Listener,
+    SocketOptions, State, handler_fn,
 };
 use socket2::SockRef;
 use std::{
     io::{self, Read, Write},
     net::Shutdown,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -737,6 +737,148 @@ fn close_lingers_as_long_as_the_peer_takes_output() {
         assert_eq!(server.event_loop.stats().cut, 0);
         drop(peer);
         server.stop();
+    });
+}
+
+/// A stream of its own option: its close waits for the peer, so long.
+fn set_linger(fd: &impl AsFd, time: Duration) {
+    SockRef::from(fd).set_linger(Some(time)).unwrap();
+}
+
+/// A listener whose accepted sockets have that option.
+fn lingering_listener(how: &str) -> Listener {
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    match how {
+        "shown" => {
+            let address = plain.local_addr().unwrap();
+            drop(plain);
+            let listener = Listener::bind(address).unwrap();
+            set_linger(&listener, LIMIT);
+            listener
+        }
+        "std" => {
+            set_linger(&plain, LIMIT);
+            plain.into()
+        }
+        _ => {
+            set_linger(&plain, LIMIT);
+            Listener::try_from(OwnedFd::from(plain)).unwrap()
+        }
+    }
+}
+
+#[test]
+fn no_socket_option_makes_a_close_wait() {
+    for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom] {
+        for how in ["handler", "std", "descriptor", "shown"] {
+            bounded(&format!("{kind:?}, {how}"), move || {
+                let handles = Log::new();
+                let known = handles.clone();
+                let script = Script::new().request(move |conn| {
+                    let Some(frame) = decode(conn)? else {
+                        return Ok(());
+                    };
+                    if how == "handler" {
+                        set_linger(conn, LIMIT);
+                    }
+                    if frame.len() == 7 {
+                        // More than the peer takes: an end in order, and one by a cut.
+                        conn.write_bytes(vec![1; 100_000].into())?;
+                        conn.flush()?;
+                        conn.handle().close();
+                        known.push(conn.handle());
+                        return Ok(());
+                    }
+                    conn.append(frame)?;
+                    conn.flush()
+                });
+                let builder = Case::new(Transport::Tcp, kind).builder();
+                let event_loop = builder.linger(Duration::ZERO, 0).build(script).unwrap();
+                let listener = if how == "handler" {
+                    Listener::bind(([127, 0, 0, 1], 0)).unwrap()
+                } else {
+                    lingering_listener(how)
+                };
+                let address = listener.local_addr().unwrap();
+                event_loop.serve_in_background(listener).unwrap();
+                let mut ping = Peer::connect(&address).unwrap();
+                ping.ping(b"a neighbour");
+                let stuck: Vec<Peer> = (0..3)
+                    .map(|_| {
+                        let mut peer = Peer::connect_small(&address).unwrap();
+                        peer.write_all(&frame(b"end")).unwrap();
+                        peer
+                    })
+                    .collect();
+                handles.wait_len(3);
+                // Only these are left; with a close that waits it would take the time of the option.
+                let start = Instant::now();
+                eventually("the descriptors", || event_loop.stats().active == 1);
+                ping.ping(b"a neighbour");
+                assert!(start.elapsed() < LIMIT / 2, "a close has waited");
+                for mut peer in stuck {
+                    let got = peer.rest().unwrap();
+                    assert_eq!(got.len(), 100_000, "the system delivers it all the same");
+                }
+                drop(ping);
+                event_loop.shutdown(LIMIT).unwrap();
+            });
+        }
+    }
+}
+
+#[test]
+fn an_own_connections_drop_never_waits() {
+    bounded("drop", || {
+        let (dial, adopt) = (Dialer::new(), Dialer::new().linger(Duration::ZERO, 0));
+        let dial = dial.linger(Duration::ZERO, 0);
+        for adopted in [false, true] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut conn = if adopted {
+                let stream = std::net::TcpStream::connect(address).unwrap();
+                set_linger(&stream, LIMIT);
+                adopt.adopt(stream).unwrap()
+            } else {
+                let conn = dial.dial_connection(address).unwrap();
+                set_linger(&conn, LIMIT);
+                conn
+            };
+            let (peer, _) = listener.accept().unwrap();
+            let mut sent = 0;
+            // Until the peer's system takes no more.
+            while conn.stats().queued == 0 {
+                conn.write_slice(&[1; 10_000]).unwrap();
+                sent += 10_000;
+                conn.try_flush().unwrap();
+            }
+            let start = Instant::now();
+            conn.abort();
+            assert!(
+                start.elapsed() < LIMIT / 2,
+                "the drop has waited for {sent} bytes"
+            );
+            drop(peer);
+        }
+    });
+}
+
+#[test]
+fn a_detached_descriptor_keeps_its_options() {
+    bounded("detach", || {
+        let (conn, peer) = pair();
+        set_linger(&conn, LIMIT);
+        let handle = conn.handle();
+        let (fd, _) = conn.detach().unwrap();
+        let _ = handle.done().wait();
+        let event = Instant::now();
+        // The library's own descriptor is closed soon after.
+        while event.elapsed() < Duration::from_millis(20) {
+            assert_eq!(SockRef::from(&fd).linger().unwrap(), Some(LIMIT));
+            thread::yield_now();
+        }
+        SockRef::from(&fd).set_linger(None).unwrap();
+        drop(peer);
     });
 }
 

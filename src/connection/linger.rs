@@ -129,13 +129,16 @@ impl ConnectionOperator {
         let limit = self.shared.context.limits.linger_bytes;
         let mut waste = [0; 4096];
         for _ in 0..READS {
-            if self.drained.load(Ordering::Relaxed) > limit {
+            let drained = self.drained.load(Ordering::Relaxed);
+            if drained as usize > limit || drained == u32::MAX {
                 return Found::TooMuch;
             }
             match self.recv(&mut waste) {
                 Ok(0) => return Found::End,
                 Ok(n) => {
-                    self.drained.fetch_add(n, Ordering::Relaxed);
+                    // Only the poller counts.
+                    let drained = drained.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
+                    self.drained.store(drained, Ordering::Relaxed);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Found::Nothing,
                 Err(_) => return Found::End,

@@ -141,6 +141,12 @@ impl Connection {
         self.rx.shared.is_active()
     }
 
+    /// Whether the event loop of the connection shuts down: the time to tell the peer to go elsewhere.
+    /// Never true for a connection of a dialer. A load; never waits.
+    pub fn is_shutting_down(&self) -> bool {
+        self.rx.shared.context.is_draining()
+    }
+
     /// A handle for other threads.
     pub fn handle(&self) -> ConnectionHandle {
         ConnectionHandle::new(Arc::clone(&self.rx.shared))
@@ -378,10 +384,12 @@ impl Connection {
 reading_traits!(Connection);
 writing_traits!(Connection);
 
-/// The descriptor is non-blocking.
+/// The descriptor is non-blocking. Its options may be changed, but `SO_LINGER` makes no close wait: the
+/// library takes a time other than zero back before it closes the descriptor.
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // Whoever sees it may duplicate it: from here on its mode is not ours to change.
+        self.rx.socket.show();
         if let Err(error) = self.rx.socket.keep_mode() {
             trace::debug!("connection {}: mode of the descriptor: {error}", self.id());
         }

@@ -14,7 +14,7 @@ use crate::{
     dispatch::Placed,
     error::CloseReason,
     net::{Peek, Socket},
-    sync::AtomicUsize,
+    sync::AtomicU32,
 };
 use poller::{Budget, Member, Operator, Progress, Readiness};
 use std::{
@@ -30,8 +30,8 @@ use std::{
 pub(crate) struct ConnectionOperator {
     pub(crate) shared: Arc<Shared>,
     socket: Socket,
-    /// Unwanted input read since the close.
-    pub(super) drained: AtomicUsize,
+    /// Unwanted input read since the close; no more than fits is counted.
+    pub(super) drained: AtomicU32,
 }
 
 /// A socket and its operator.
@@ -42,7 +42,7 @@ impl ConnectionOperator {
         Self {
             shared,
             socket,
-            drained: AtomicUsize::new(0),
+            drained: AtomicU32::new(0),
         }
     }
 

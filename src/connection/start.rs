@@ -166,6 +166,7 @@ pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> 
     }
     conn.rx.socket.keep_mode()?;
     let fd = conn.rx.socket.as_fd().try_clone_to_owned()?;
+    conn.rx.socket.hand_out();
     let rest = conn.rx.take();
     // Without its socket the connection ends and leaves the descriptor's state alone.
     shared.drop_socket();

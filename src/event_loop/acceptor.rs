@@ -16,7 +16,7 @@ use crate::{
 use poller::{Budget, Operator, Progress, Readiness, Registration};
 use std::{
     fmt, io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::BorrowedFd,
     sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
@@ -261,7 +261,7 @@ impl Acceptor {
 
 impl Operator for Acceptor {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+        self.listener.watched()
     }
 
     fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress {

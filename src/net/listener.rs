@@ -19,7 +19,10 @@ use super::{
     syscall::{Call, accept_prepared, call},
     unix_path::OwnedPath,
 };
-use crate::error::with_context;
+use crate::{
+    error::with_context,
+    sync::{AtomicBool, Ordering},
+};
 
 /// A listening TCP or unix socket, ready to be served.
 ///
@@ -53,6 +56,8 @@ pub struct Listener {
     tcp: bool,
     /// Whether the descriptor is known to be non-blocking and close-on-exec.
     prepared: bool,
+    /// Others have had the descriptor, or made it: connections inherit what they set.
+    seen: AtomicBool,
 }
 
 impl Listener {
@@ -98,7 +103,15 @@ impl Listener {
         }
         let (socket, peer) = call(Call::Accept, || accept_prepared(&SockRef::from(&self.fd)))?;
         let socket = Socket::from_prepared(socket.into(), self.tcp)?;
+        if self.seen.load(Ordering::Relaxed) {
+            socket.show();
+        }
         Ok((socket, Address::from_system(&peer)))
+    }
+
+    /// The descriptor, for a poller.
+    pub(crate) fn watched(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Sets options on the listening socket for its connections to inherit; `false` where they
@@ -114,6 +127,7 @@ impl Listener {
             fd: socket.into(),
             tcp,
             prepared: true,
+            seen: AtomicBool::new(false),
         }
     }
 
@@ -125,6 +139,7 @@ impl Listener {
             fd,
             tcp,
             prepared,
+            seen: AtomicBool::new(true),
         }
     }
 }
@@ -170,6 +185,7 @@ impl TryFrom<OwnedFd> for Listener {
             fd,
             tcp,
             prepared: true,
+            seen: AtomicBool::new(true),
         })
     }
 }
@@ -186,12 +202,14 @@ impl From<Listener> for OwnedFd {
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        self.seen.store(true, Ordering::Relaxed);
         self.fd.as_fd()
     }
 }
 
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
+        self.seen.store(true, Ordering::Relaxed);
         self.fd.as_raw_fd()
     }
 }

@@ -87,7 +87,9 @@ impl Socket {
     pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let tcp = stream_family(fd.as_fd())?;
         prepare(fd.as_fd())?;
-        Self::from_prepared(fd, tcp)
+        let socket = Self::from_prepared(fd, tcp)?;
+        socket.waits.set_seen(true);
+        Ok(socket)
     }
 
     /// As [`Self::from_fd`] for a descriptor that is known to be non-blocking and close-on-exec.
@@ -272,6 +274,26 @@ impl Socket {
         })
     }
 
+    /// Others get to see the descriptor, and may set options that the close has to be careful about.
+    pub(crate) fn show(&self) {
+        self.waits.set_seen(true);
+    }
+
+    /// The descriptor was duplicated for good: its options are the new owner's.
+    pub(crate) fn hand_out(&self) {
+        self.waits.set_seen(false);
+    }
+
+    /// With `SO_LINGER` a close would wait until the peer has everything, on a thread that must not. The
+    /// system delivers it all the same. With a time of zero the close is a reset, which does not wait.
+    fn close_without_waiting(&self) {
+        let socket = SockRef::from(&self.fd);
+        if matches!(socket.linger(), Ok(Some(time)) if !time.is_zero()) {
+            // An error leaves no other way than to close.
+            let _ = call(Call::SetOption, || socket.set_linger(None));
+        }
+    }
+
     /// Takes the pending error of the socket (`SO_ERROR`).
     pub(crate) fn take_error(&self) -> io::Result<Option<io::Error>> {
         call(Call::GetOption, || SockRef::from(&self.fd).take_error())
@@ -404,6 +426,14 @@ impl Socket {
     #[allow(clippy::unnecessary_wraps, clippy::unused_self)]
     const fn silence(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.tcp && self.waits.is_seen() {
+            self.close_without_waiting();
+        }
     }
 }
 

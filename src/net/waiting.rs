@@ -49,6 +49,8 @@ pub(super) struct Waits {
     slow: AtomicU8,
     /// The descriptor is in blocking mode and has its time-out.
     blocking: AtomicBool,
+    /// Others have had the descriptor, or made it: its options may be anything.
+    seen: AtomicBool,
 }
 
 impl Waits {
@@ -70,7 +72,16 @@ impl Waits {
             polls: AtomicU8::new(polls),
             slow: AtomicU8::new(0),
             blocking: AtomicBool::new(false),
+            seen: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn set_seen(&self, seen: bool) {
+        self.seen.store(seen, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_seen(&self) -> bool {
+        self.seen.load(Ordering::Relaxed)
     }
 }
 
