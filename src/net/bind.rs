@@ -1,6 +1,11 @@
 //! How a listener comes to its address.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+#[cfg(target_os = "linux")]
+use std::{
+    fs,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+};
+use std::{io, path::Path};
 
 use socket2::{Domain, SockAddr, SockRef, Socket as RawSocket};
 
@@ -92,8 +97,12 @@ impl ListenOptions {
         self
     }
 
-    /// Permissions of the file of a unix socket, `0o660` for example; by default what the umask
-    /// leaves. They are set before the first connection can be made.
+    /// Permissions of the file of a unix socket, `0o660` for example, whatever the umask is; by default
+    /// what the umask leaves.
+    ///
+    /// On Linux the file never has more permissions than these, and what takes its place during the bind, a
+    /// symbolic link or another socket, does not get them: the bind fails then. Elsewhere the file has what
+    /// the umask leaves until the end of the bind, and only links are seen. No connection can be made before.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self
@@ -166,6 +175,9 @@ impl ListenOptions {
 
     fn bind_path(&self, path: &Path, address: &SockAddr) -> io::Result<Listener> {
         let socket = new_socket(Domain::UNIX)?;
+        if let Some(mode) = self.mode {
+            prepare_mode(&socket, mode)?;
+        }
         match call(Call::Bind, || socket.bind(address)) {
             Err(error)
                 if error.kind() == io::ErrorKind::AddrInUse
@@ -178,7 +190,7 @@ impl ListenOptions {
         }
         let owned = OwnedPath::claim(path)?;
         if let Some(mode) = self.mode {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+            owned.set_mode(mode)?;
         }
         self.listen(socket, false, Some(owned))
     }
@@ -198,6 +210,18 @@ impl ListenOptions {
     }
 }
 
+/// Gives the socket the mode from which the kernel takes that of the file, less the umask.
+#[cfg(target_os = "linux")]
+fn prepare_mode(socket: &RawSocket, mode: u32) -> io::Result<()> {
+    fs::File::from(OwnedFd::from(socket.try_clone()?))
+        .set_permissions(fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn prepare_mode(_: &RawSocket, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
 impl Default for ListenOptions {
     fn default() -> Self {
         Self::new()
@@ -207,8 +231,14 @@ impl Default for ListenOptions {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs,
         net::{SocketAddr, TcpListener, TcpStream},
-        os::unix::net::{UnixListener, UnixStream},
+        os::unix::{
+            fs::{PermissionsExt, symlink},
+            net::{UnixListener, UnixStream},
+        },
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
     };
 
     use super::super::testing::{TempDir, failure, has_ipv6};
@@ -342,6 +372,53 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_mode_is_that_of_the_file_whatever_the_umask() {
+        let dir = TempDir::new();
+        for mode in [0o000, 0o600, 0o660, 0o666, 0o777] {
+            let path = dir.join("s");
+            let _listener = Listener::builder().mode(mode).bind(path.as_path()).unwrap();
+            let set = fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(set & 0o7777, mode);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_link_that_takes_the_place_of_the_file_is_not_followed() {
+        let dir = TempDir::new();
+        let (path, link) = (dir.join("s"), dir.join("link"));
+        let foreign = dir.join("foreign");
+        fs::write(&foreign, "").unwrap();
+        let private = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(&foreign, private).unwrap();
+        let (over, mut followed) = (AtomicBool::new(false), 0);
+        thread::scope(|scope| {
+            // Puts a link into the place of each file that appears, as early as it can.
+            let replacing = scope.spawn(|| {
+                let mut replaced = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let _ = symlink(&foreign, &link);
+                    if fs::symlink_metadata(&path).is_ok_and(|meta| !meta.is_symlink()) {
+                        replaced += u32::from(fs::rename(&link, &path).is_ok());
+                    }
+                }
+                replaced
+            });
+            for _ in 0..1000 {
+                // One that is followed gets a mode that the umask never leaves.
+                drop(Listener::builder().mode(0o777).bind(path.as_path()));
+                let mode = fs::metadata(&foreign).unwrap().permissions().mode();
+                followed += u32::from(mode & 0o777 != 0o600);
+                let _ = fs::remove_file(&path);
+            }
+            over.store(true, Ordering::Relaxed);
+            println!("{} replaced", replacing.join().unwrap());
+        });
+        assert_eq!(followed, 0);
     }
 
     #[test]

@@ -5,11 +5,17 @@
 
 use std::{
     fs, io,
-    os::unix::{ffi::OsStrExt, fs::FileTypeExt, fs::MetadataExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process, thread,
     time::Duration,
 };
+
+#[cfg(target_os = "linux")]
+use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -36,6 +42,37 @@ impl OwnedPath {
             file: FileId::of(path)?,
             keep: false,
         })
+    }
+
+    /// Gives the file this mode. It was bound under it, so that only what the umask took is missing.
+    ///
+    /// What has its name may be another file by now, so the file is opened without following a link, and gets
+    /// the mode through that descriptor. Nobody can have connected to it yet: a socket that takes connections
+    /// is another one.
+    #[cfg(target_os = "linux")]
+    pub(super) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+            .open(&self.path)?;
+        let meta = file.metadata()?;
+        let opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        if FileId::from(&meta) != self.file || !self.file.is_socket || is_live(&opened)? {
+            return Err(replaced());
+        }
+        if meta.permissions().mode() & 0o7777 == mode {
+            return Ok(());
+        }
+        fs::set_permissions(&opened, fs::Permissions::from_mode(mode))
+    }
+
+    /// Gives the file this mode, unless another file has its name by now.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        if FileId::of(&self.path)? != self.file || !self.file.is_socket {
+            return Err(replaced());
+        }
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(mode))
     }
 
     /// Leaves the file to somebody else.
@@ -110,19 +147,28 @@ fn aside(path: &Path) -> PathBuf {
 /// Whether a connect to the socket at `path` is refused, so nobody listens. A path that is gone
 /// refuses too; one that may not be asked does not.
 fn refuses(path: &Path) -> io::Result<bool> {
+    let refused = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+    Ok(connect(path)?.is_err_and(|error| refused.contains(&error.kind())))
+}
+
+/// What comes of a connect to the socket at `path` that does not wait.
+fn connect(path: &Path) -> io::Result<io::Result<()>> {
     debug_assert!(path.as_os_str().as_bytes().len() <= MAX_PATH);
     let address = SockAddr::unix(path)?;
     let socket = call(Call::Socket, || {
         Socket::new(Domain::UNIX, Type::STREAM, None)
     })?;
     socket.set_nonblocking(true)?;
-    match call(Call::Connect, || socket.connect(&address)) {
-        Err(error) => Ok(matches!(
-            error.kind(),
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
-        )),
-        Ok(()) => Ok(false),
-    }
+    Ok(call(Call::Connect, || socket.connect(&address)))
+}
+
+/// Whether a server listens on the socket at `path`, with room in its queue or without.
+#[cfg(target_os = "linux")]
+fn is_live(path: &Path) -> io::Result<bool> {
+    Ok(match connect(path)? {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    })
 }
 
 /// Tells one file from another that has its name, and mostly from one that has its number.
@@ -138,14 +184,24 @@ struct FileId {
 
 impl FileId {
     fn of(path: &Path) -> io::Result<Self> {
-        let meta = fs::symlink_metadata(path)?;
-        Ok(Self {
+        Ok(Self::from(&fs::symlink_metadata(path)?))
+    }
+}
+
+impl From<&fs::Metadata> for FileId {
+    fn from(meta: &fs::Metadata) -> Self {
+        Self {
             device: meta.dev(),
             inode: meta.ino(),
             made: (meta.mtime(), meta.mtime_nsec()),
             is_socket: meta.file_type().is_socket(),
-        })
+        }
     }
+}
+
+fn replaced() -> io::Error {
+    let text = "another file took the place of the socket while its mode was set: bind in a directory that only this user may change";
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
 /// How long a server may take from `bind` to `listen`.
@@ -242,6 +298,22 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         assert!(remove_stale(&path).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_mode_is_for_the_file_that_was_made_alone() {
+        let dir = TempDir::new();
+        let (path, other) = (dir.join("s"), dir.join("other"));
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let _listener = UnixListener::bind(&path).unwrap();
+        let owned = OwnedPath::claim(&path).unwrap();
+        assert!(owned.set_mode(0o777).is_err(), "it takes connections");
+        fs::write(&other, "").unwrap();
+        fs::rename(&other, &path).unwrap();
+        let before = mode(&path);
+        assert!(owned.set_mode(0o777).is_err(), "another file");
+        assert_eq!(mode(&path), before);
     }
 
     #[test]
