@@ -163,7 +163,7 @@ impl Options {
         let mut builder = EventLoop::builder()
             .pollers(group.clone())
             .dispatch(self.mode.dispatch(self.workers))
-            .input_limits(self.read_high, most)
+            .input_limits(self.read_high.min(most), most)
             .output_limit(self.write_high, self.on_full);
         if let Some(time) = self.idle {
             builder = builder.idle_timeout(time);

@@ -1,6 +1,7 @@
 //! What a connection is allowed to hold and how long it may wait: one copy per loop or dialer.
 
-use std::time::Duration;
+use crate::error::Error;
+use std::{io, time::Duration};
 
 /// What happens when a connection's output queue is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,6 +46,18 @@ pub(crate) struct Limits {
 const LOW_MARK: usize = 64 << 10;
 
 impl Limits {
+    /// What does not hold together.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        let what = if self.pause_at == 0 || self.max_input == 0 {
+            "input_limits of zero: a connection needs room for at least one byte"
+        } else if self.pause_at > self.max_input {
+            "input_limits(pause_at, max) with more ahead than at most: pause_at must not exceed max"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Unsupported(what).into())
+    }
+
     /// While more bytes than this are queued a connection is not read and its handler not run.
     pub(crate) fn low_mark(&self) -> usize {
         (self.max_output / 4).min(LOW_MARK)

@@ -2,9 +2,14 @@
 
 mod support;
 
-use netpoll::{CloseReason, Dialer, Dispatch, Error, EventLoop, OnFull, Pool, handler_fn};
+use netpoll::{
+    Address, Balance, CloseReason, Dialer, Dispatch, Error, EventLoop, OnFull, PollerGroup, Pool,
+    handler_fn,
+};
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    os::unix::net::UnixStream,
     process::{Command, Stdio},
     sync::atomic::{AtomicU64, Ordering::SeqCst},
     thread,
@@ -309,4 +314,53 @@ fn a_storm_of_signals_disturbs_nobody() {
         }
         assert!(ALARMS.load(SeqCst) > 100, "the storm did not come");
     });
+}
+
+#[test]
+fn options_that_cannot_hold_together_are_errors() {
+    let group = PollerGroup::new(1, Balance::RoundRobin).unwrap();
+    let shared = EventLoop::builder().pollers(group.clone());
+    let builders = [
+        EventLoop::builder().balance(Balance::Random),
+        shared.balance(Balance::RoundRobin),
+        EventLoop::builder().input_limits(100, 10),
+        EventLoop::builder().input_limits(0, 10),
+        EventLoop::builder().input_limits(0, 0),
+        EventLoop::builder().max_connections(0),
+    ];
+    for builder in builders {
+        let shown = format!("{builder:?}");
+        let error = builder.build(echo()).expect_err(&shown);
+        let known = Error::from_io(&error);
+        assert!(
+            matches!(known, Some(Error::Unsupported(_))),
+            "{shown}: {error}"
+        );
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = Address::from(listener.local_addr().unwrap());
+    for (pause_at, max) in [(100, 10), (0, 10), (0, 0)] {
+        let dialer = Dialer::new().input_limits(pause_at, max);
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let results = [
+            dialer.dial_connection(to.clone()).map(drop),
+            dialer.dial_with(to.clone(), echo()).map(drop),
+            dialer.adopt(ours).map(drop),
+            Pool::new(dialer.clone()).get(&to).map(drop),
+        ];
+        for result in results {
+            let error = result.expect_err("these limits");
+            let known = Error::from_io(&error);
+            assert!(matches!(known, Some(Error::Unsupported(_))), "{error}");
+        }
+    }
+    // The same where they do hold.
+    let own = EventLoop::builder().pollers(1).balance(Balance::Random);
+    let event_loop = own.input_limits(10, 10).build(echo()).unwrap();
+    event_loop.shutdown(LIMIT).unwrap();
+    Dialer::new()
+        .input_limits(1, 1)
+        .dial_connection(to)
+        .unwrap();
+    group.close();
 }

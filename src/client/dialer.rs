@@ -114,11 +114,12 @@ impl Dialer {
         self.limit(|limits| limits.idle_timeout = Some(timeout))
     }
 
-    /// Input bounds in bytes, as [`Builder::input_limits`](crate::Builder::input_limits).
+    /// Input bounds in bytes, as [`Builder::input_limits`](crate::Builder::input_limits). Those that
+    /// cannot hold together are an [`Error::Unsupported`](crate::Error::Unsupported) of every dial.
     pub fn input_limits(self, pause_at: usize, max: usize) -> Self {
         self.limit(|limits| {
-            limits.pause_at = pause_at.max(1);
-            limits.max_input = max.max(1);
+            limits.pause_at = pause_at;
+            limits.max_input = max;
         })
     }
 
@@ -248,6 +249,7 @@ impl Dialer {
         if let Some(context) = self.context.get() {
             return Ok(Arc::clone(context));
         }
+        self.limits.check()?;
         let group = match &self.group {
             Some(group) => group.clone(),
             None => PollerGroup::global()?.clone(),

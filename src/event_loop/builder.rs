@@ -20,7 +20,7 @@ const STUCK_AFTER: Duration = Duration::from_millis(500);
 #[must_use = "a builder does nothing before `build`"]
 pub struct Builder {
     pollers: Pollers,
-    balance: Balance,
+    balance: Option<Balance>,
     dispatch: Dispatch,
     max_connections: Option<usize>,
     socket: SocketOptions,
@@ -64,11 +64,15 @@ impl fmt::Debug for Pollers {
 
 impl Pollers {
     /// The group, and whether it belongs to the loop alone.
-    fn group(self, balance: Balance) -> io::Result<(PollerGroup, bool)> {
+    fn group(self, balance: Option<Balance>) -> io::Result<(PollerGroup, bool)> {
+        if balance.is_some() && !matches!(self.0, Choice::Own(_)) {
+            let text = "balance is for pollers of the loop's own, pollers(n): a group has its own";
+            return Err(Error::Unsupported(text).into());
+        }
         match self.0 {
             Choice::Shared => Ok((PollerGroup::global()?.clone(), false)),
             Choice::Group(group) => Ok((group, false)),
-            Choice::Own(n) => Ok((PollerGroup::new(n, balance)?, true)),
+            Choice::Own(n) => Ok((PollerGroup::new(n, balance.unwrap_or_default())?, true)),
         }
     }
 }
@@ -81,9 +85,10 @@ impl Builder {
         self
     }
 
-    /// How connections are spread over the loop's own pollers.
+    /// How connections are spread over the loop's own pollers. Without any, [`build`](Self::build) returns
+    /// an error: a shared group has its balance already.
     pub fn balance(mut self, balance: Balance) -> Self {
-        self.balance = balance;
+        self.balance = Some(balance);
         self
     }
 
@@ -123,10 +128,10 @@ impl Builder {
 
     /// Input bounds in bytes. No more than `pause_at` is received ahead of the handler (default
     /// 1 MiB; the rest stays in the kernel and slows the peer down), and a single request for
-    /// more than `max` (default 64 MiB) is an error.
+    /// more than `max` (default 64 MiB) is an error. Neither may be zero, nor `pause_at` exceed `max`.
     pub fn input_limits(mut self, pause_at: usize, max: usize) -> Self {
-        self.limits.pause_at = pause_at.max(1);
-        self.limits.max_input = max.max(1);
+        self.limits.pause_at = pause_at;
+        self.limits.max_input = max;
         self
     }
 
@@ -184,6 +189,7 @@ impl Builder {
         if self.max_connections == Some(0) {
             return Err(Error::Unsupported("max_connections needs at least 1").into());
         }
+        self.limits.check()?;
         let (group, own_group) = self.pollers.group(self.balance)?;
         let runner = Runner::new(self.dispatch)?;
         let context = Arc::new(Context::new(self.limits, runner, group));
