@@ -29,17 +29,21 @@ pub(crate) struct Limits {
     pub(crate) pause_at: usize,
     /// A single request for more than this many bytes is an error.
     pub(crate) max_input: usize,
-    /// Bytes that may be queued behind a full socket.
-    pub(crate) max_output: usize,
-    /// Messages that may be queued behind a full socket.
-    pub(crate) max_messages: usize,
-    pub(crate) on_full: OnFull,
+    pub(crate) output: OutputLimits,
     /// How long a closed connection may take to hand over its last bytes and to drain its input.
     pub(crate) linger: Duration,
     /// How much unwanted input is read after a close before it is cut.
     pub(crate) linger_bytes: usize,
     /// Whether the end of input leaves the connection open until the handler closes it.
     pub(crate) half_open: bool,
+}
+
+/// What may be queued behind a full socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutputLimits {
+    pub(crate) bytes: usize,
+    pub(crate) messages: usize,
+    pub(crate) on_full: OnFull,
 }
 
 /// The low mark of an output queue, unless a fourth of its limit is less.
@@ -57,10 +61,22 @@ impl Limits {
         };
         Err(Error::Unsupported(what).into())
     }
+}
 
+impl OutputLimits {
     /// While more bytes than this are queued a connection is not read and its handler not run.
     pub(crate) fn low_mark(&self) -> usize {
-        (self.max_output / 4).min(LOW_MARK)
+        (self.bytes / 4).min(LOW_MARK)
+    }
+}
+
+impl Default for OutputLimits {
+    fn default() -> Self {
+        Self {
+            bytes: 8 << 20,
+            messages: usize::MAX,
+            on_full: OnFull::Error,
+        }
     }
 }
 
@@ -72,9 +88,7 @@ impl Default for Limits {
             idle_timeout: None,
             pause_at: 1 << 20,
             max_input: 64 << 20,
-            max_output: 8 << 20,
-            max_messages: usize::MAX,
-            on_full: OnFull::Error,
+            output: OutputLimits::default(),
             linger: Duration::from_secs(5),
             linger_bytes: 256 << 10,
             half_open: false,

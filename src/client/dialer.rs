@@ -126,15 +126,15 @@ impl Dialer {
     /// Output bound, as [`Builder::output_limit`](crate::Builder::output_limit).
     pub fn output_limit(self, bytes: usize, on_full: OnFull) -> Self {
         self.limit(|limits| {
-            limits.max_output = bytes;
-            limits.on_full = on_full;
+            limits.output.bytes = bytes;
+            limits.output.on_full = on_full;
         })
     }
 
     /// Output bound in messages, as
     /// [`Builder::output_messages`](crate::Builder::output_messages).
     pub fn output_messages(self, messages: usize) -> Self {
-        self.limit(|limits| limits.max_messages = messages)
+        self.limit(|limits| limits.output.messages = messages)
     }
 
     /// What happens after a close, as [`Builder::linger`](crate::Builder::linger).

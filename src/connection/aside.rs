@@ -7,6 +7,7 @@
 
 use super::{operator::Wire, wake::Bell};
 use crate::{
+    config::OutputLimits,
     error::CloseReason,
     handler::{Hooks, Session},
     sync::{Condvar, Mutex},
@@ -40,9 +41,17 @@ struct Rare {
     #[expect(clippy::box_collection, reason = "one word instead of three")]
     parked: Option<Box<Vec<Box<dyn Session>>>>,
     deadlines: Deadlines,
+    rarest: Option<Box<Rarest>>,
+}
+
+/// What hardly any connection has.
+#[derive(Default)]
+struct Rarest {
     /// The peer lacks something that was to be sent before what follows this many messages: as long as
     /// nothing follows, the connection ends with a reset.
     short_after: Option<u64>,
+    /// In the place of those of the loop or dialer.
+    output_limits: Option<OutputLimits>,
 }
 
 /// Deadlines that are set, 0 for none: see [`alarms`](super::alarms).
@@ -130,13 +139,27 @@ impl Aside {
     }
 
     pub(super) fn short_after(&self) -> Option<u64> {
-        self.rare.as_ref()?.short_after
+        self.rare.as_ref()?.rarest.as_ref()?.short_after
     }
 
     pub(super) fn set_short_after(&mut self, messages: Option<u64>) {
-        if messages.is_some() || self.rare.is_some() {
-            self.rare().short_after = messages;
+        if messages.is_some() || self.short_after().is_some() {
+            self.rarest().short_after = messages;
         }
+    }
+
+    pub(super) fn output_limits(&self) -> Option<OutputLimits> {
+        self.rare.as_ref()?.rarest.as_ref()?.output_limits
+    }
+
+    pub(super) fn set_output_limits(&mut self, limits: Option<OutputLimits>) {
+        if limits.is_some() || self.output_limits().is_some() {
+            self.rarest().output_limits = limits;
+        }
+    }
+
+    fn rarest(&mut self) -> &mut Rarest {
+        self.rare().rarest.get_or_insert_default()
     }
 
     pub(super) fn deadlines(&self) -> Deadlines {

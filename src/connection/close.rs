@@ -122,16 +122,20 @@ impl Shared {
             Calling::call(self, callback);
         } else {
             aside.add_callback(number, callback);
-            self.word.set(state::CALLBACKS);
+            self.word.set(state::TAILORED);
         }
         number
     }
 
     /// Forgets what the last user of a pooled connection has set.
     pub(crate) fn renew(&self) {
-        if self.word.has(state::CALLBACKS) {
-            self.word.clear(state::CALLBACKS);
-            let callbacks = self.aside.lock().take_callbacks();
+        if self.word.has(state::TAILORED) {
+            self.word.clear(state::TAILORED);
+            let callbacks = {
+                let mut aside = self.aside.lock();
+                aside.set_output_limits(None);
+                aside.take_callbacks()
+            };
             // Dropping them is user code.
             for (_, callback) in callbacks {
                 self.contain("drop of a close callback", move || drop(callback));

@@ -5,6 +5,7 @@ use crate::Error;
 
 use super::{
     close::{CloseCallback, Done},
+    limits::{Manner, Sender},
     patience::Patience,
     process::write_complete,
     shared::Shared,
@@ -86,7 +87,7 @@ impl ConnectionHandle {
     /// of the message was accepted then, unless the connection ended while it was being sent:
     /// what did not go out is counted as lost.
     pub fn send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
-        self.post(message.into(), self.shared.context.limits.on_full)
+        self.post(message.into(), Manner::AsSet)
     }
 
     /// As [`Self::send`], but never waits, whatever the policy.
@@ -95,11 +96,7 @@ impl ConnectionHandle {
     ///
     /// As [`Self::send`]; a full queue is [`Error::OutputFull`] unless the policy is to close.
     pub fn try_send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
-        let on_full = match self.shared.context.limits.on_full {
-            OnFull::Block => OnFull::Error,
-            other => other,
-        };
-        self.post(message.into(), on_full)
+        self.post(message.into(), Manner::WithoutWait)
     }
 
     /// Sends bytes as one message: [`Self::send`] without building a buffer.
@@ -144,6 +141,21 @@ impl ConnectionHandle {
     /// A load; it costs nothing to ask before every use.
     pub fn is_active(&self) -> bool {
         self.shared.is_active()
+    }
+
+    /// Limits what may be queued behind a full socket from now on, as
+    /// [`Connection::set_output_limit`](crate::Connection::set_output_limit).
+    pub fn set_output_limit(&self, bytes: usize, on_full: OnFull) {
+        self.shared.set_output_limits(|limits| {
+            limits.bytes = bytes;
+            limits.on_full = on_full;
+        });
+    }
+
+    /// Limits the messages that may be queued behind a full socket from now on.
+    pub fn set_output_messages(&self, messages: usize) {
+        self.shared
+            .set_output_limits(|limits| limits.messages = messages);
     }
 
     /// Closes gracefully: what was sent before goes out (at most the linger time), then FIN.
@@ -198,7 +210,7 @@ impl ConnectionHandle {
         }
     }
 
-    fn post(&self, mut message: LinkBuffer, on_full: OnFull) -> io::Result<usize> {
+    fn post(&self, mut message: LinkBuffer, manner: Manner) -> io::Result<usize> {
         message.flush();
         let len = message.len();
         self.shared.check_writable()?;
@@ -211,13 +223,7 @@ impl ConnectionHandle {
             .ok_or_else(|| self.shared.closed_error())?;
         if self
             .shared
-            .submit(
-                &socket,
-                &mut message,
-                &self.patience,
-                on_full,
-                self.shared.bound(),
-            )?
+            .submit(&socket, &mut message, &self.patience, manner, Sender::Other)?
             .is_none()
         {
             write_complete(&self.shared);

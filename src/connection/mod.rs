@@ -8,6 +8,7 @@ mod aside;
 mod close;
 mod handle;
 mod input;
+mod limits;
 mod linger;
 #[cfg(all(test, loom))]
 mod models;
@@ -47,6 +48,7 @@ pub(crate) use state::{
 };
 
 use crate::{
+    config::OnFull,
     error::{CloseReason, Error},
     handler::{Handler, Session, sessions},
     net::{Address, Peek, Socket},
@@ -163,6 +165,33 @@ impl Connection {
     /// on a connection without a handler.
     pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
         self.rx.shared.set_idle_timeout(timeout);
+    }
+
+    /// Limits the bytes that may be queued behind a full socket from now on, and says what happens when
+    /// that is reached, in the place of the loop's [`output_limit`](crate::Builder::output_limit) or the
+    /// dialer's. What is queued already stays; callers that wait for room look again.
+    ///
+    /// ```no_run
+    /// # use netpoll::{Connection, OnFull};
+    /// # fn greet(conn: &mut Connection) -> std::io::Result<()> {
+    /// // A viewer that cannot follow is dropped instead of slowed down.
+    /// conn.set_output_limit(256 << 10, OnFull::Close);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_output_limit(&mut self, bytes: usize, on_full: OnFull) {
+        self.rx.shared.set_output_limits(|limits| {
+            limits.bytes = bytes;
+            limits.on_full = on_full;
+        });
+    }
+
+    /// Limits the messages that may be queued behind a full socket from now on, in the place of the
+    /// loop's [`output_messages`](crate::Builder::output_messages) or the dialer's.
+    pub fn set_output_messages(&mut self, messages: usize) {
+        self.rx
+            .shared
+            .set_output_limits(|limits| limits.messages = messages);
     }
 
     /// Replaces the handler, from inside a callback. When the callback returns the new handler's

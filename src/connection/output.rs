@@ -144,6 +144,17 @@ pub(crate) struct Bound {
     pub(crate) low: usize,
 }
 
+/// Tells how much may wait when that matters: most messages are sent without.
+pub(crate) trait Bounds {
+    fn bound(&self) -> Bound;
+}
+
+impl Bounds for Bound {
+    fn bound(&self) -> Bound {
+        *self
+    }
+}
+
 /// A place in the queue: everything before it has been sent once `sent` has passed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mark(i64);
@@ -164,13 +175,13 @@ impl Outbox {
         word: &Word,
         sink: &impl Sink,
         chain: &mut LinkBuffer,
-        bound: Bound,
+        bounds: impl Bounds,
     ) -> Result<(Mark, Sent), Full> {
         if word.try_flush_first() {
             add(&self.direct, 1);
             return Ok(self.direct(word, sink, chain, None));
         }
-        let (mark, flusher) = self.enqueue(word, sink, chain, bound)?;
+        let (mark, flusher) = self.enqueue(word, sink, chain, bounds.bound())?;
         let sent = if flusher {
             self.flush(word, sink)
         } else {
@@ -286,7 +297,8 @@ impl Outbox {
     }
 
     /// Whether `len` more bytes as one message have room.
-    pub(crate) fn has_room(&self, len: usize, bound: Bound) -> bool {
+    pub(crate) fn has_room(&self, len: usize, bounds: impl Bounds) -> bool {
+        let bound = bounds.bound();
         self.queue
             .lock()
             .as_ref()

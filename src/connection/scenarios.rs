@@ -7,7 +7,7 @@ use super::{
     state::{CONNECTED, OWNED, QUEUED, RUNNING, State, WRITABLE},
 };
 use crate::{
-    config::{Limits, OnFull},
+    config::{Limits, OnFull, OutputLimits},
     context::Context,
     dispatch::Runner,
     net::{Address, Socket},
@@ -26,8 +26,11 @@ const MESSAGE: usize = 64 << 10;
 
 fn limits() -> Limits {
     Limits {
-        max_output: MESSAGE + 1,
-        on_full: OnFull::Block,
+        output: OutputLimits {
+            bytes: MESSAGE + 1,
+            on_full: OnFull::Block,
+            ..OutputLimits::default()
+        },
         ..Limits::default()
     }
 }

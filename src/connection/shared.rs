@@ -7,7 +7,7 @@ use super::{
     alarms,
     aside::{Aside, Waiters, Waiting},
     operator::{ConnectionOperator, Wire},
-    output::{Bound, Contain, Gate, Outbox, Sent, Sink},
+    output::{Contain, Gate, Outbox, Sent, Sink},
     patience::Patience,
     process::Owner,
     state::{self, Word},
@@ -207,35 +207,20 @@ impl Shared {
 
     // ---------------------------------------------------------------- sending
 
-    /// What the queue may hold as far as senders on other threads are concerned.
-    pub(crate) fn bound(&self) -> Bound {
-        let limits = &self.context.limits;
-        Bound {
-            bytes: limits.max_output,
-            messages: limits.max_messages,
-            low: 0,
-        }
-    }
-
-    /// The same for the connection's own callbacks, which run while the queue is at its low mark:
-    /// the first message of such a run is accepted at once.
-    pub(crate) fn callback_bound(&self) -> Bound {
-        Bound {
-            low: self.context.limits.low_mark(),
-            ..self.bound()
-        }
-    }
-
     /// Whether more than the low mark is queued.
     pub(super) fn is_above_low_mark(&self) -> bool {
-        self.outbox.queued() > self.context.limits.low_mark()
+        let queued = self.outbox.queued();
+        queued > 0 && queued > self.output_limits().low_mark()
     }
 
     /// Whether the owner has to wait for the output queue to fall to its low mark. The flusher
     /// wakes the owner then; if the kernel takes nothing for the write timeout, the connection ends.
     #[cold]
     pub(super) fn gate(&self, patience: &Patience) -> bool {
-        match self.outbox.gate(&self.word, self.context.limits.low_mark()) {
+        match self
+            .outbox
+            .gate(&self.word, self.output_limits().low_mark())
+        {
             Gate::Open => return false,
             Gate::Shut => {}
             Gate::Closes => {
@@ -248,11 +233,9 @@ impl Shared {
     }
 
     /// Wakes the owner that waits at the gate if the queue is at its low mark.
-    fn open_gate(&self) {
-        if self
-            .outbox
-            .open_gate(&self.word, self.context.limits.low_mark())
-        {
+    pub(super) fn open_gate(&self) {
+        let low = self.output_limits().low_mark();
+        if self.outbox.open_gate(&self.word, low) {
             self.attend(0);
         }
     }

@@ -103,8 +103,8 @@ pub(crate) const BRIEF: u32 = 1 << 29;
 /// The output has ended in order, with FIN: the flusher's role is held for good.
 pub(crate) const SEALED: u32 = 1 << 30;
 
-/// Close callbacks were added.
-pub(crate) const CALLBACKS: u32 = 1 << 31;
+/// Close callbacks were added, or output limits other than the loop's or the dialer's.
+pub(crate) const TAILORED: u32 = 1 << 31;
 
 const NEWS: u32 = READABLE | ATTEND;
 const ENDED: u32 = CLOSE | ABORT | CLOSED;
@@ -333,7 +333,7 @@ impl fmt::Debug for Word {
             "FAILED",
             "BRIEF",
             "SEALED",
-            "CALLBACKS",
+            "TAILORED",
         ];
         let bits = self.load();
         let names = NAMES

@@ -1,6 +1,7 @@
 //! The sending side of a connection: private output until a flush, then the outbox.
 
 use super::{
+    limits::{Allowance, Manner, Sender},
     operator::Wire,
     output::{Bound, Full, Mark, Sent, Straight},
     patience::Patience,
@@ -77,7 +78,7 @@ impl Tx {
         match self.send_whole() {
             Straight::Sent => Ok(()),
             straight => {
-                self.submit_on(straight, OnFull::Block)?;
+                self.submit_on(straight, Manner::Waits)?;
                 self.wait_sent()
             }
         }
@@ -85,11 +86,7 @@ impl Tx {
 
     #[cold]
     fn flush_on(&mut self, straight: Straight) -> io::Result<()> {
-        let on_full = match self.shared.context.limits.on_full {
-            OnFull::Close => OnFull::Close,
-            OnFull::Error | OnFull::Block => OnFull::Block,
-        };
-        self.submit_on(straight, on_full)?;
+        self.submit_on(straight, Manner::WithWait)?;
         self.wait_or_gate()
     }
 
@@ -115,11 +112,11 @@ impl Tx {
         self.shared.word.has(OWNED)
     }
 
-    fn bound(&self) -> Bound {
+    fn sender(&self) -> Sender {
         if self.is_owned() {
-            self.shared.bound()
+            Sender::Other
         } else {
-            self.shared.callback_bound()
+            Sender::Callback
         }
     }
 
@@ -146,16 +143,12 @@ impl Tx {
         if straight == Straight::Sent {
             return Ok(true);
         }
-        let on_full = match self.shared.context.limits.on_full {
-            OnFull::Block => OnFull::Error,
-            other => other,
-        };
-        self.submit_on(straight, on_full)?;
+        self.submit_on(straight, Manner::WithoutWait)?;
         Ok(self.shared.outbox.queued() == 0)
     }
 
     /// Goes on behind a straight send.
-    fn submit_on(&mut self, straight: Straight, on_full: OnFull) -> io::Result<()> {
+    fn submit_on(&mut self, straight: Straight, manner: Manner) -> io::Result<()> {
         match straight {
             Straight::Sent => return Ok(()),
             Straight::Turn(mark, sent) => {
@@ -164,7 +157,7 @@ impl Tx {
             Straight::No => {}
         }
         self.check()?;
-        let bound = self.bound();
+        let sender = self.sender();
         let Some(buffer) = self.buffer.as_mut() else {
             return Ok(());
         };
@@ -173,7 +166,7 @@ impl Tx {
             return Ok(());
         }
         self.shared
-            .submit(&self.socket, buffer, &self.patience, on_full, bound)
+            .submit(&self.socket, buffer, &self.patience, manner, sender)
             .map(drop)
     }
 
@@ -249,27 +242,29 @@ impl Shared {
         Error::Closed(reason).into()
     }
 
-    /// Sends a chain or queues it. `None` when the kernel has all of it. Waits for room if
-    /// `on_full` says so.
+    /// Sends a chain or queues it. `None` when the kernel has all of it. Waits for room if the
+    /// connection's policy and the caller's manner say so.
     pub(crate) fn submit(
         self: &Arc<Self>,
         socket: &Socket,
         chain: &mut LinkBuffer,
         patience: &Patience,
-        on_full: OnFull,
-        bound: Bound,
+        manner: Manner,
+        sender: Sender,
     ) -> io::Result<Option<Mark>> {
         let len = chain.len();
         let mut until = None;
         loop {
+            let allowance = Allowance(self, sender);
             match self
                 .outbox
-                .send(&self.word, &self.line(socket), chain, bound)
+                .send(&self.word, &self.line(socket), chain, allowance)
             {
                 Ok((mark, sent)) => return self.sent(socket, mark, sent),
                 Err(Full(queued)) => {
-                    let limit = self.context.limits.max_output;
-                    match on_full {
+                    let limits = self.output_limits();
+                    let limit = limits.bytes;
+                    match manner.on_full(limits.on_full) {
                         OnFull::Error => return Err(Error::OutputFull { queued, limit }.into()),
                         OnFull::Close => {
                             self.abort_with(CloseReason::OutputFull);
@@ -279,7 +274,9 @@ impl Shared {
                             let until = *until.get_or_insert_with(|| {
                                 patience.until(self.context.limits.write_timeout)
                             });
-                            self.wait_output(until, || self.outbox.has_room(len, bound))?;
+                            self.wait_output(until, || {
+                                self.outbox.has_room(len, Allowance(self, sender))
+                            })?;
                             // A queue that was dropped has room too.
                             self.check_writable()?;
                         }

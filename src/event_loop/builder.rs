@@ -138,14 +138,14 @@ impl Builder {
     /// Output bound in bytes queued behind a full socket (default 8 MiB), and what happens when
     /// it is reached. One message is always accepted by an empty queue.
     pub fn output_limit(mut self, bytes: usize, on_full: OnFull) -> Self {
-        self.limits.max_output = bytes;
-        self.limits.on_full = on_full;
+        self.limits.output.bytes = bytes;
+        self.limits.output.on_full = on_full;
         self
     }
 
     /// Output bound in messages queued behind a full socket. Default: none.
     pub fn output_messages(mut self, messages: usize) -> Self {
-        self.limits.max_messages = messages;
+        self.limits.output.messages = messages;
         self
     }
 
