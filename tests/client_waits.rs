@@ -17,7 +17,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{LIMIT, Peer, asleep_in, bounded, fresh_path, in_child, outlast, pattern, soon};
+use support::{
+    LIMIT, Peer, asleep_in, bounded, descriptors, fresh_path, in_child, outlast, pattern,
+    settled_descriptors, soon,
+};
 
 /// So many waits are certainly enough for the next one to be inside the receive.
 const WARM: usize = 12;
@@ -579,4 +582,28 @@ fn a_storm_of_signals_neither_ends_a_wait_nor_prolongs_it() {
             }
         },
     );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_that_waits_has_one_descriptor_for_it() {
+    in_child("a_thread_that_waits_has_one_descriptor_for_it", || {
+        let dialer = patient();
+        drop(pair_of(true, &dialer));
+        for round in 0..3 {
+            let (mut conn, mut peer) = pair_of(true, &dialer);
+            let before = descriptors();
+            // A first wait is polled for, so the bell is there when it sleeps.
+            let waiting = asleep_in(move || {
+                conn.read_u8().unwrap();
+                conn
+            });
+            assert_eq!(descriptors(), before + 1, "round {round}");
+            peer.write_all(b"x").unwrap();
+            let conn = waiting.join().unwrap();
+            // It is closed with the thread, which may take a moment after the join.
+            settled_descriptors(before);
+            drop(conn);
+        }
+    });
 }

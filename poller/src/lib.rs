@@ -139,5 +139,5 @@ pub use readiness::{Interest, Readiness};
 pub use registration::Registration;
 pub use schedule::TimerKey;
 pub use stats::{GroupStats, PollerStats};
-pub use sys::{coarse_millis, wait_ready, wait_ready_or};
+pub use sys::{coarse_millis, wait_any, wait_ready, wait_ready_or};
 pub use workers::{Job, WorkerPool, WorkerPoolBuilder, WorkerStats};

@@ -8,6 +8,7 @@ use crate::{
     handler::{Handler, sessions},
     net::{self, Address, Dial, Socket, SocketOptions},
     stats::Stats,
+    trace,
 };
 use poller::{PollerGroup, PollerHandle};
 use std::{
@@ -167,7 +168,14 @@ impl Dialer {
     ) -> io::Result<Connection> {
         let context = self.context()?;
         let (socket, peer) = self.connect(address, deadline)?;
-        connection::dialled(&context, socket, peer)
+        let conn = connection::dialled(&context, socket, peer)?;
+        trace::debug!(
+            "connection {}: dialled {address}, {} from {}",
+            conn.id(),
+            conn.peer_addr(),
+            conn.local_addr().unwrap_or(Address::Unnamed)
+        );
+        Ok(conn)
     }
 
     /// Opens a connection that `handler` drives. Waits for the connect as
@@ -184,7 +192,13 @@ impl Dialer {
         let address = address.into();
         let context = self.context()?;
         let (socket, peer) = self.connect(&address, None)?;
-        connection::accepted(&context, socket, peer, sessions(handler)())
+        let conn = connection::accepted(&context, socket, peer, sessions(handler)())?;
+        trace::debug!(
+            "connection {}: dialled {address}, {}",
+            conn.id(),
+            conn.peer_addr()
+        );
+        Ok(conn)
     }
 
     /// Takes over a connected stream socket, TCP or unix, such as one half of a socket pair or a
@@ -239,8 +253,14 @@ impl Dialer {
                     };
                     return Ok((socket, peer));
                 }
-                Err(error) if attempt < self.retries && repeatable(&error) => attempt += 1,
-                Err(error) => return Err(error),
+                Err(error) if attempt < self.retries && repeatable(&error) => {
+                    trace::debug!("dial again: {error}");
+                    attempt += 1;
+                }
+                Err(error) => {
+                    trace::debug!("dial failed: {error}");
+                    return Err(error);
+                }
             }
         }
     }

@@ -1,6 +1,11 @@
 //! Making a connection: the caller's thread waits for it, no poller is involved.
+//!
+//! A host name may stand for several addresses, of which some may not answer. So attempts are staggered, as
+//! RFC 8305 has it: a further address is tried as soon as an attempt has failed, and when none has come to
+//! an end for [`ATTEMPT_DELAY`]. All go on until one succeeds; the others are closed then.
 
 use std::{
+    collections::VecDeque,
     io,
     net::SocketAddr,
     os::fd::AsFd,
@@ -8,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use poller::{Interest, wait_ready};
+use poller::{Interest, Readiness, wait_any};
 use socket2::{Domain, SockAddr, SockRef};
 
 use super::{
@@ -34,8 +39,7 @@ pub(crate) struct Dial<'a> {
     pub(crate) cancelled: Option<&'a dyn Fn() -> bool>,
 }
 
-/// Connects to `address`. All addresses of a host are tried in turn, each with a share of the
-/// time that is left.
+/// Connects to `address`: to the first address of a host that answers.
 ///
 /// Blocks until there is a result, at most until the deadline.
 ///
@@ -47,7 +51,7 @@ pub(crate) struct Dial<'a> {
 pub(crate) fn connect(address: &Address, dial: Dial<'_>) -> io::Result<Socket> {
     let result = match address {
         _ if dial.is_late() => Err(Error::DialTimeout.into()),
-        Address::Ip(ip) => dial.connect_tcp(*ip, dial.deadline),
+        Address::Ip(ip) => dial.connect_any(&[*ip]),
         Address::Host(host, port) => {
             resolve(host, *port, dial.deadline).and_then(|addresses| dial.connect_any(&addresses))
         }
@@ -58,48 +62,26 @@ pub(crate) fn connect(address: &Address, dial: Dial<'_>) -> io::Result<Socket> {
 
 impl Dial<'_> {
     fn connect_any(&self, addresses: &[SocketAddr]) -> io::Result<Socket> {
-        let mut best: Option<io::Error> = None;
-        for (index, address) in addresses.iter().enumerate() {
-            let deadline = self
-                .deadline
-                .map(|end| share(Instant::now(), end, addresses.len() - index));
-            let error = match self.connect_tcp(*address, deadline) {
-                Ok(socket) => return Ok(socket),
-                Err(error) => error,
-            };
-            if Error::from_io(&error) == Some(Error::ShuttingDown) {
-                return Err(error);
-            }
-            // The first address is the preferred one, but that this host has no way to a family
-            // says less than what an address that was reached has to say.
-            let replaces = best
-                .as_ref()
-                .is_none_or(|best| unreachable(best) && !unreachable(&error));
-            if replaces {
-                best = Some(with_context(address.to_string(), error));
-            }
+        Race {
+            dial: self,
+            waiting: interleaved(addresses),
+            pending: Vec::new(),
+            failed: Vec::new(),
+            next_at: Instant::now(),
         }
-        Err(best.unwrap_or_else(|| Error::InvalidAddress(InvalidAddress::NoSuchHost).into()))
+        .run()
     }
 
-    fn connect_tcp(&self, peer: SocketAddr, deadline: Option<Instant>) -> io::Result<Socket> {
+    /// Begins to connect. Whether that was done at once.
+    fn begin(&self, peer: SocketAddr) -> io::Result<(Socket, bool)> {
         let local = self.local_tcp(peer)?;
         let peer = SockAddr::from(peer);
-        for _ in 0..SELF_CONNECT_TRIES {
-            let socket = self.open(peer.domain(), local.as_ref(), true)?;
-            match call(Call::Connect, || SockRef::from(&socket).connect(&peer)) {
-                Ok(()) => {}
-                Err(error) if in_progress(&error) => self.wait_connected(&socket, deadline)?,
-                Err(error) => return Err(error),
-            }
-            // A dial to a free port of this host may get that very port for its own end. (Asking
-            // for the peer also fails if there is none, whatever was said before.)
-            if socket.raw_peer()?.as_socket() != socket.raw_local()?.as_socket() {
-                return Ok(socket);
-            }
-            socket.set_linger_zero()?;
+        let socket = self.open(peer.domain(), local.as_ref(), true)?;
+        match call(Call::Connect, || SockRef::from(&socket).connect(&peer)) {
+            Ok(()) => Ok((socket, true)),
+            Err(error) if in_progress(&error) => Ok((socket, false)),
+            Err(error) => Err(error),
         }
-        Err(Error::SelfConnect.into())
     }
 
     /// The local address to bind to for this peer, which must be of its family.
@@ -159,30 +141,13 @@ impl Dial<'_> {
         Socket::from_own(raw.into(), tcp)
     }
 
-    /// Waits until the pending connection is made or has failed.
-    fn wait_connected(&self, socket: &Socket, deadline: Option<Instant>) -> io::Result<()> {
-        poller::before_blocking();
-        loop {
-            self.check_cancelled()?;
-            let now = Instant::now();
-            let slice = match self.cancelled {
-                // So far in the future that it does not matter is as good as never.
-                Some(_) => now.checked_add(CANCEL_PERIOD),
-                None => None,
-            };
-            let until = match (slice, deadline) {
-                (Some(slice), Some(deadline)) => Some(slice.min(deadline)),
-                (slice, deadline) => slice.or(deadline),
-            };
-            let ready = wait_ready(socket.as_fd(), Interest::WRITE, until)?;
-            if !ready.is_empty() {
-                // Writable, hung up and failed come in any mixture; this decides.
-                return socket.take_error()?.map_or(Ok(()), Err);
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::DialTimeout.into());
-            }
-        }
+    /// When a wait has to look up: at the deadline, or to see whether it was cancelled.
+    fn look_up_at(&self) -> Option<Instant> {
+        let slice = self
+            .cancelled
+            // So far in the future that it does not matter is as good as never.
+            .and_then(|_| Instant::now().checked_add(CANCEL_PERIOD));
+        [slice, self.deadline].into_iter().flatten().min()
     }
 
     fn is_late(&self) -> bool {
@@ -198,13 +163,198 @@ impl Dial<'_> {
     }
 }
 
-/// When an attempt has to end that has `attempts - 1` others after it: after an equal share of
-/// what is left, or [`MIN_SHARE`] if that is longer, but never after the deadline.
-fn share(now: Instant, deadline: Instant, attempts: usize) -> Instant {
-    let left = deadline.saturating_duration_since(now);
-    let attempts = u32::try_from(attempts).unwrap_or(u32::MAX).max(1);
-    let share = (left / attempts).max(MIN_SHARE).min(left);
-    now + share
+/// Attempts at the addresses of a host.
+struct Race<'a> {
+    dial: &'a Dial<'a>,
+    /// Not tried yet, in the order of preference.
+    waiting: VecDeque<SocketAddr>,
+    pending: Vec<Attempt>,
+    failed: Vec<(SocketAddr, io::Error)>,
+    /// When the next address is tried.
+    next_at: Instant,
+}
+
+struct Attempt {
+    peer: SocketAddr,
+    socket: Socket,
+    /// Earlier attempts at this address that ended at themselves.
+    selves: u32,
+}
+
+impl Race<'_> {
+    fn run(mut self) -> io::Result<Socket> {
+        loop {
+            if let Some(socket) = self.start_due() {
+                return Ok(socket);
+            }
+            if self.pending.is_empty() {
+                return Err(self.judge(None));
+            }
+            self.dial.check_cancelled()?;
+            if self.dial.is_late() {
+                return Err(self.judge(Some(Error::DialTimeout.into())));
+            }
+            let next_at = (!self.waiting.is_empty()).then_some(self.next_at);
+            let until = [next_at, self.dial.look_up_at()]
+                .into_iter()
+                .flatten()
+                .min();
+            poller::before_blocking();
+            let fds: Vec<_> = self.pending.iter().map(|a| a.socket.as_fd()).collect();
+            let ready = wait_any(&fds, Interest::WRITE, until)?;
+            if let Some(socket) = self.take_results(&ready) {
+                return Ok(socket);
+            }
+        }
+    }
+
+    /// Tries the next addresses, if it is time. A connection if one was made at once.
+    fn start_due(&mut self) -> Option<Socket> {
+        while self.pending.is_empty() || Instant::now() >= self.next_at {
+            let peer = self.waiting.pop_front()?;
+            if let Some(socket) = self.start(peer, 0) {
+                return Some(socket);
+            }
+        }
+        None
+    }
+
+    fn start(&mut self, peer: SocketAddr, selves: u32) -> Option<Socket> {
+        self.next_at = Instant::now() + ATTEMPT_DELAY;
+        let begun = self.dial.begin(peer);
+        match begun {
+            Ok((socket, true)) => self.finish(Attempt {
+                peer,
+                socket,
+                selves,
+            }),
+            Ok((socket, false)) => {
+                self.pending.push(Attempt {
+                    peer,
+                    socket,
+                    selves,
+                });
+                None
+            }
+            Err(error) => self.fail(peer, error),
+        }
+    }
+
+    /// What became of the pending attempts.
+    fn take_results(&mut self, ready: &[Readiness]) -> Option<Socket> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut winner = None;
+        for (attempt, ready) in pending.into_iter().zip(ready) {
+            if ready.is_empty() || winner.is_some() {
+                self.pending.push(attempt);
+                continue;
+            }
+            // Writable, hung up and failed come in any mixture; this decides.
+            winner = match attempt.socket.take_error() {
+                Ok(None) => self.finish(attempt),
+                Ok(Some(error)) | Err(error) => self.fail(attempt.peer, error),
+            };
+        }
+        winner
+    }
+
+    /// The system says that an attempt has succeeded.
+    fn finish(&mut self, attempt: Attempt) -> Option<Socket> {
+        let Attempt {
+            peer,
+            socket,
+            selves,
+        } = attempt;
+        // A dial to a free port of this host may get that very port for its own end. (Asking for the
+        // peer also fails if there is none, whatever was said before.)
+        let is_self = socket.raw_peer().and_then(|to| {
+            let from = socket.raw_local()?;
+            Ok(to.as_socket() == from.as_socket())
+        });
+        match is_self {
+            Ok(false) => return Some(socket),
+            Ok(true) => {}
+            Err(error) => return self.fail(peer, error),
+        }
+        if let Err(error) = socket.set_linger_zero() {
+            return self.fail(peer, error);
+        }
+        drop(socket);
+        if selves + 1 < SELF_CONNECT_TRIES {
+            self.start(peer, selves + 1)
+        } else {
+            self.fail(peer, Error::SelfConnect.into())
+        }
+    }
+
+    fn fail(&mut self, peer: SocketAddr, error: io::Error) -> Option<Socket> {
+        self.failed.push((peer, error));
+        self.next_at = Instant::now();
+        None
+    }
+
+    /// The error of the dial, with what became of each attempt: the given one, or the one that says
+    /// most. The first address is the preferred one, but that this host has no way to a family says less
+    /// than what an address that was reached has to say.
+    fn judge(mut self, error: Option<io::Error>) -> io::Error {
+        let single = self.failed.len() + self.pending.len() + self.waiting.len() == 1;
+        if single {
+            let alone = self.failed.pop().map(|(_, failed)| failed);
+            return error.or(alone).unwrap_or_else(|| no_such_host());
+        }
+        let mut tried: Vec<_> = self
+            .failed
+            .iter()
+            .map(|(peer, error)| format!("{peer} ({error})"))
+            .collect();
+        tried.extend(
+            self.pending
+                .iter()
+                .map(|a| format!("{} (no answer)", a.peer)),
+        );
+        tried.extend(
+            self.waiting
+                .iter()
+                .map(|peer| format!("{peer} (not tried)")),
+        );
+        let best = self
+            .failed
+            .iter()
+            .position(|(_, error)| !unreachable(error));
+        let best = error.or_else(|| {
+            let best = best.unwrap_or(0);
+            (!self.failed.is_empty()).then(|| self.failed.swap_remove(best).1)
+        });
+        match best {
+            Some(best) => with_context(tried.join(", "), best),
+            None => no_such_host(),
+        }
+    }
+}
+
+fn no_such_host() -> io::Error {
+    Error::InvalidAddress(InvalidAddress::NoSuchHost).into()
+}
+
+/// The addresses in their order, but with the families in turn, so that one that does not work holds up no
+/// more than every other attempt.
+fn interleaved(addresses: &[SocketAddr]) -> VecDeque<SocketAddr> {
+    let Some(first) = addresses.first() else {
+        return VecDeque::new();
+    };
+    let (same, other): (Vec<_>, Vec<_>) = addresses
+        .iter()
+        .copied()
+        .partition(|address: &SocketAddr| address.is_ipv4() == first.is_ipv4());
+    let mut all = VecDeque::with_capacity(addresses.len());
+    let (mut same, mut other) = (same.into_iter(), other.into_iter());
+    loop {
+        let (a, b) = (same.next(), other.next());
+        if a.is_none() && b.is_none() {
+            return all;
+        }
+        all.extend(a.into_iter().chain(b));
+    }
 }
 
 /// Whether an error means that the peer's network or family cannot be used from here at all.
@@ -228,8 +378,9 @@ fn in_progress(error: &io::Error) -> bool {
 
 /// How often a dial is made that ends at itself.
 const SELF_CONNECT_TRIES: u32 = 3;
-/// The least time an address of several gets.
-const MIN_SHARE: Duration = Duration::from_secs(2);
+/// How long an attempt may take before the next address is tried as well: the "Connection Attempt Delay" of
+/// RFC 8305.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// How often a wait looks whether it was cancelled.
 const CANCEL_PERIOD: Duration = Duration::from_millis(25);
 /// Pauses between tries at a unix listener without room.
@@ -509,17 +660,70 @@ mod tests {
     }
 
     #[test]
-    fn time_is_shared_among_addresses() {
-        let now = Instant::now();
-        let secs = Duration::from_secs;
-        assert_eq!(share(now, now + secs(30), 3), now + secs(10));
-        assert_eq!(share(now, now + secs(30), 1), now + secs(30));
-        // A share that is too short to be of use is made longer, but not beyond the deadline.
-        assert_eq!(share(now, now + secs(4), 4), now + secs(2));
-        assert_eq!(share(now, now + secs(1), 4), now + secs(1));
-        assert_eq!(share(now, now - secs(1), 2), now);
-        assert_eq!(share(now, now + secs(9), usize::MAX), now + secs(2));
-        assert_eq!(share(now, now + secs(9), 0), now + secs(9));
+    fn the_families_take_turns() {
+        let v4 = |n| SocketAddr::from(([127, 0, 0, n], 80));
+        let v6 = |n| SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, n], 80));
+        let all = [v6(1), v6(2), v6(3), v4(1), v4(2)];
+        assert_eq!(interleaved(&all), [v6(1), v4(1), v6(2), v4(2), v6(3)]);
+        assert_eq!(interleaved(&[v4(1), v4(2), v6(1)]), [v4(1), v6(1), v4(2)]);
+        assert!(interleaved(&[]).is_empty());
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_does_not_hold_up_the_next() {
+        let (_listener, _waiting, hole) = black_hole();
+        let hole = hole.as_socket_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let live = listener.local_addr().unwrap();
+        // Without a deadline too.
+        for dial in [Dial::default(), in_time()] {
+            let start = Instant::now();
+            let socket = dial.connect_any(&[hole, live]).unwrap();
+            assert_eq!(socket.peer_address().unwrap(), live.into());
+            assert!(start.elapsed() >= ATTEMPT_DELAY);
+        }
+    }
+
+    #[test]
+    fn an_address_that_fails_is_followed_by_the_next_at_once() {
+        let (_bound, dead) = closed_port();
+        let (_listener, _waiting, hole) = black_hole();
+        let hole = hole.as_socket_addr().unwrap();
+        // The second is tried when the first has failed: both are told of at the end.
+        let dial = Dial {
+            deadline: Some(Instant::now() + ATTEMPT_DELAY / 2),
+            ..Dial::default()
+        };
+        let error = failure(dial.connect_any(&[dead, hole, dead]));
+        assert_eq!(Error::from_io(&error), Some(Error::DialTimeout));
+        let text = error.to_string();
+        for part in [
+            format!("{dead} (Connection refused"),
+            format!("{hole} (no answer)"),
+            format!("{dead} (not tried)"),
+        ] {
+            assert!(text.contains(&part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_attempts_that_lose_are_closed() {
+        let (listener, waiting, hole) = black_hole();
+        let live = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = [hole.as_socket_addr().unwrap(), live.local_addr().unwrap()];
+        let socket = in_time().connect_any(&addresses).unwrap();
+        let from = socket.local_address().unwrap();
+        // When there is room again, none of the attempts comes.
+        for _ in 0..waiting.len() {
+            while listener.accept().is_err() {
+                thread::yield_now();
+            }
+        }
+        let (mut theirs, peer) = live.accept().unwrap();
+        assert_eq!(Address::from(peer), from);
+        drop(socket);
+        assert_eq!(io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
+        assert_eq!(failure(listener.accept()).kind(), io::ErrorKind::WouldBlock);
     }
 
     /// A unix listener without room, those that fill it up, and its address.

@@ -1,15 +1,15 @@
 //! Host names to addresses, by a deadline.
 //!
-//! The system's resolver blocks and cannot be interrupted. Where there is a deadline it runs on a
-//! thread of its own, which is left behind if it is late.
+//! The system's resolver blocks and cannot be interrupted. Where there is a deadline it runs on a thread
+//! of its own, of which there are [`MAX_RESOLVERS`] at most; one that is late is left behind. Look-ups
+//! beyond that wait in a queue for a thread, and whatever they wait for, their callers wait until the
+//! deadline and no longer.
 
 use std::{
+    collections::VecDeque,
     io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, LazyLock},
     thread,
     time::Instant,
 };
@@ -26,7 +26,7 @@ use crate::{
 /// # Errors
 ///
 /// What the system's resolver reports, [`Error::DialTimeout`] when the deadline passes,
-/// [`InvalidAddress::NoSuchHost`].
+/// [`InvalidAddress::NoSuchHost`], or that no thread can be had.
 pub(super) fn resolve(
     host: &str,
     port: u16,
@@ -36,13 +36,12 @@ pub(super) fn resolve(
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
     poller::before_blocking();
-    let host: Box<str> = host.into();
     let addresses = match deadline {
-        None => look_up(&host, port),
-        Some(deadline) => match in_time(deadline, &RESOLVERS, move || look_up(&host, port)) {
-            Ok(result) => result,
-            Err(look_up) => look_up(),
-        },
+        None => look_up(host, port),
+        Some(deadline) => {
+            let host: Box<str> = host.into();
+            RESOLVERS.in_time(deadline, move || look_up(&host, port))
+        }
     }?;
     if addresses.is_empty() {
         return Err(Error::InvalidAddress(InvalidAddress::NoSuchHost).into());
@@ -54,72 +53,121 @@ fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     (host, port).to_socket_addrs().map(Iterator::collect)
 }
 
-/// Runs `work` on a thread of its own and waits for it until `deadline`. Gives `work` back if
-/// there are too many such threads already, or no further one can be had.
-fn in_time<T, F>(
-    deadline: Instant,
-    running: &'static AtomicUsize,
-    work: F,
-) -> Result<io::Result<T>, F>
-where
-    T: Send + 'static,
-    F: FnOnce() -> io::Result<T> + Send + 'static,
-{
-    if running.fetch_add(1, Ordering::Relaxed) >= MAX_RESOLVERS {
-        running.fetch_sub(1, Ordering::Relaxed);
-        return Err(work);
-    }
-    let task = Arc::new(Task {
-        work: Mutex::new(Some(work)),
-        result: Mutex::new(None),
-        done: Condvar::new(),
-    });
-    let theirs = Arc::clone(&task);
-    let spawned = thread::Builder::new()
-        .name("netpoll-resolve".into())
-        .spawn(move || {
-            theirs.run();
-            running.fetch_sub(1, Ordering::Relaxed);
-        });
-    if spawned.is_err() {
-        running.fetch_sub(1, Ordering::Relaxed);
-        let work = task.work.lock().take();
-        return match work {
-            Some(work) => Err(work),
-            // Without a thread nobody else takes it.
-            None => Ok(Err(io::ErrorKind::Other.into())),
-        };
-    }
-    let mut result = task.result.lock();
-    while result.is_none() {
-        if task.done.wait_until(&mut result, deadline).timed_out() && result.is_none() {
-            return Ok(Err(Error::DialTimeout.into()));
-        }
-    }
-    Ok(result
-        .take()
-        .unwrap_or_else(|| Err(Error::DialTimeout.into())))
+type Work<T> = Box<dyn FnOnce() -> io::Result<T> + Send>;
+
+/// The threads that look names up, late ones included, and what waits for one of them.
+struct Resolvers<T> {
+    state: Arc<Mutex<State<T>>>,
+    max: usize,
 }
 
-struct Task<T, F> {
-    work: Mutex<Option<F>>,
+struct State<T> {
+    queue: VecDeque<Arc<Task<T>>>,
+    threads: usize,
+}
+
+struct Task<T> {
+    work: Mutex<Option<Work<T>>>,
     result: Mutex<Option<io::Result<T>>>,
     done: Condvar,
 }
 
-impl<T, F: FnOnce() -> io::Result<T>> Task<T, F> {
-    fn run(&self) {
-        let Some(work) = self.work.lock().take() else {
-            return;
-        };
-        let result = work();
-        *self.result.lock() = Some(result);
-        self.done.notify_one();
+impl<T: Send + 'static> Resolvers<T> {
+    fn new(max: usize) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State {
+                queue: VecDeque::new(),
+                threads: 0,
+            })),
+            max,
+        }
+    }
+
+    /// Runs `work` on a thread of its own and waits for it until `deadline`.
+    fn in_time(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let task = Arc::new(Task {
+            work: Mutex::new(Some(Box::new(work))),
+            result: Mutex::new(None),
+            done: Condvar::new(),
+        });
+        self.submit(&task)?;
+        let mut result = task.result.lock();
+        loop {
+            if let Some(result) = result.take() {
+                return result;
+            }
+            if task.done.wait_until(&mut result, deadline).timed_out() && result.is_none() {
+                break;
+            }
+        }
+        drop(result);
+        // In the queue it would be run for nothing.
+        let mut state = self.state.lock();
+        state.queue.retain(|other| !Arc::ptr_eq(other, &task));
+        drop(state);
+        Err(Error::DialTimeout.into())
+    }
+
+    fn submit(&self, task: &Arc<Task<T>>) -> io::Result<()> {
+        {
+            let mut state = self.state.lock();
+            state.queue.push_back(Arc::clone(task));
+            if state.threads >= self.max {
+                return Ok(());
+            }
+            state.threads += 1;
+        }
+        let state = Arc::clone(&self.state);
+        let started = thread::Builder::new()
+            .name("netpoll-resolve".into())
+            .spawn(move || State::work(&state));
+        let Err(error) = started else { return Ok(()) };
+        let mut state = self.state.lock();
+        state.threads -= 1;
+        if state.threads > 0 {
+            // Those there are serve it.
+            return Ok(());
+        }
+        let before = state.queue.len();
+        state.queue.retain(|other| !Arc::ptr_eq(other, task));
+        if state.queue.len() == before {
+            // Another thread has taken it meanwhile.
+            return Ok(());
+        }
+        // Its kind would say "try again", which the callers of a dial do not expect.
+        let text = format!("no thread for a name look-up: {error}");
+        Err(io::Error::other(text))
     }
 }
 
-/// Look-ups on threads of their own, late ones included.
-static RESOLVERS: AtomicUsize = AtomicUsize::new(0);
+impl<T> State<T> {
+    /// A thread: runs what is in the queue, then ends.
+    fn work(state: &Mutex<Self>) {
+        loop {
+            let task = {
+                let mut state = state.lock();
+                let Some(task) = state.queue.pop_front() else {
+                    state.threads -= 1;
+                    return;
+                };
+                task
+            };
+            let work = task.work.lock().take();
+            if let Some(work) = work {
+                let result = work();
+                *task.result.lock() = Some(result);
+                task.done.notify_one();
+            }
+        }
+    }
+}
+
+static RESOLVERS: LazyLock<Resolvers<Vec<SocketAddr>>> =
+    LazyLock::new(|| Resolvers::new(MAX_RESOLVERS));
 const MAX_RESOLVERS: usize = 64;
 
 #[cfg(test)]
@@ -159,45 +207,60 @@ mod tests {
 
     #[test]
     fn a_late_resolver_is_left_behind() {
-        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        let resolvers = Resolvers::new(2);
         let (release, wait) = mpsc::channel::<()>();
         let (ended, end) = mpsc::channel();
-        let result = in_time(
-            Instant::now() + Duration::from_millis(5),
-            &RUNNING,
-            move || {
-                let _ = wait.recv();
-                let _ = ended.send(());
-                Ok(1)
-            },
-        );
-        let error = result.ok().unwrap().unwrap_err();
+        let deadline = Instant::now() + Duration::from_millis(5);
+        let result = resolvers.in_time(deadline, move || {
+            let _ = wait.recv();
+            let _ = ended.send(());
+            Ok(1)
+        });
+        assert!(Instant::now() >= deadline);
+        let error = result.unwrap_err();
         assert_eq!(Error::from_io(&error), Some(Error::DialTimeout));
-        assert_eq!(RUNNING.load(Ordering::Relaxed), 1);
+        assert_eq!(resolvers.state.lock().threads, 1);
         drop(release);
         end.recv().unwrap();
     }
 
     #[test]
-    fn work_comes_back_when_there_are_too_many_threads() {
-        static RUNNING: AtomicUsize = AtomicUsize::new(MAX_RESOLVERS);
-        let work = in_time(soon(), &RUNNING, || Ok(5)).err().unwrap();
-        assert_eq!(work().unwrap(), 5);
-        assert_eq!(RUNNING.load(Ordering::Relaxed), MAX_RESOLVERS);
+    fn behind_hanging_look_ups_the_deadline_is_kept_and_a_free_thread_is_used() {
+        let resolvers = Resolvers::new(2);
+        let mut releases = Vec::new();
+        for _ in 0..2 {
+            let (release, wait) = mpsc::channel::<()>();
+            let soon = Instant::now() + Duration::from_millis(2);
+            let hanging = resolvers.in_time(soon, move || {
+                let _ = wait.recv();
+                Ok(0)
+            });
+            assert!(hanging.is_err());
+            releases.push(release);
+        }
+        for _ in 0..3 {
+            let deadline = Instant::now() + Duration::from_millis(10);
+            let late = resolvers.in_time(deadline, || panic!("run for nothing"));
+            let error = late.unwrap_err();
+            assert!(Instant::now() >= deadline);
+            assert_eq!(Error::from_io(&error), Some(Error::DialTimeout));
+        }
+        // One that waits is served by the first thread that is free again.
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| resolvers.in_time(soon(), || Ok(7)));
+            releases.pop();
+            assert_eq!(waiting.join().unwrap().unwrap(), 7);
+        });
+        let state = resolvers.state.lock();
+        assert!(state.threads <= 2 && state.queue.is_empty());
     }
 
     #[test]
     fn results_and_errors_come_through() {
-        static RUNNING: AtomicUsize = AtomicUsize::new(0);
-        assert_eq!(
-            in_time(soon(), &RUNNING, || Ok(3)).ok().unwrap().unwrap(),
-            3
-        );
-        let error: io::Result<()> = in_time(soon(), &RUNNING, || {
-            Err(io::ErrorKind::PermissionDenied.into())
-        })
-        .ok()
-        .unwrap();
-        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let resolvers = Resolvers::new(1);
+        assert_eq!(resolvers.in_time(soon(), || Ok(3)).unwrap(), 3);
+        let denied = || Err(io::ErrorKind::PermissionDenied.into());
+        let error = resolvers.in_time(soon(), denied).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting for one or two descriptors on the caller's own thread.
+//! Waiting for some descriptors on the caller's own thread.
 //!
 //! Invariants for the `unsafe` block: the descriptors are borrowed for the call; the entries are
 //! an array of the caller's whose length is the count.
@@ -65,6 +65,24 @@ pub fn wait_ready_or(
     poll(&mut both, deadline).map(|[ready, other]| (ready, !other.is_empty()))
 }
 
+/// As [`wait_ready`] for any number of descriptors: waits until one of them is ready.
+///
+/// Returns what each is ready for, in the order of `fds`; nothing of all when the deadline passed.
+///
+/// # Errors
+///
+/// As [`wait_ready`].
+pub fn wait_any(
+    fds: &[BorrowedFd<'_>],
+    interest: Interest,
+    deadline: Option<Instant>,
+) -> io::Result<Vec<Readiness>> {
+    let mut entries: Vec<_> = fds.iter().map(|fd| entry(*fd, interest)).collect();
+    poll_all(&mut entries, deadline)?;
+    let ready = entries.iter().map(|entry| readiness(entry.revents));
+    Ok(ready.collect())
+}
+
 fn entry(fd: BorrowedFd<'_>, interest: Interest) -> libc::pollfd {
     libc::pollfd {
         fd: fd.as_raw_fd(),
@@ -77,19 +95,26 @@ fn poll<const N: usize>(
     entries: &mut [libc::pollfd; N],
     deadline: Option<Instant>,
 ) -> io::Result<[Readiness; N]> {
+    poll_all(entries, deadline)?;
+    Ok(entries.map(|entry| readiness(entry.revents)))
+}
+
+fn poll_all(entries: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.map_or(-1, |left| {
             // Rounded up, so that the wait is never short by a fraction.
             libc::c_int::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
         });
+        let count = entries.len() as libc::nfds_t;
         // SAFETY: `entries` is a live array of as many entries as the count says.
-        let result = unsafe { libc::poll(entries.as_mut_ptr(), N as libc::nfds_t, timeout) };
+        let result = unsafe { libc::poll(entries.as_mut_ptr(), count, timeout) };
         match result {
-            1.. => return Ok(entries.map(|entry| readiness(entry.revents))),
+            1.. => return Ok(()),
             // A time-out beyond what one call can take goes round again.
             0 if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
-            0 => return Ok([Readiness::EMPTY; N]),
+            // Nothing is ready, so the entries say so.
+            0 => return Ok(()),
             _ => {
                 let error = io::Error::last_os_error();
                 if error.kind() != io::ErrorKind::Interrupted {
