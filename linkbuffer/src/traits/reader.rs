@@ -36,6 +36,64 @@ use crate::buffer::LinkBuffer;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # Implementing
+///
+/// A source keeps what it has in a [`LinkBuffer`] and implements four methods; for a source that is a
+/// [`std::io::Read`], [`IoReader`](crate::IoReader) does. This one undoes on the way what its peer did to
+/// the bytes:
+///
+/// ```
+/// use linkbuffer::{LinkBuffer, Reader};
+/// use std::io;
+///
+/// struct Plain<R> {
+///     source: R,
+///     plain: LinkBuffer,
+/// }
+///
+/// impl<R: Reader> Plain<R> {
+///     /// Takes over what the source has.
+///     fn take(&mut self) -> io::Result<()> {
+///         let mut bytes = self.source.read_vec(self.source.available())?;
+///         bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+///         self.plain.write_bytes(bytes.into());
+///         self.plain.flush();
+///         Ok(())
+///     }
+/// }
+///
+/// impl<R: Reader> Reader for Plain<R> {
+///     fn available(&self) -> usize {
+///         self.plain.available()
+///     }
+///
+///     fn fill(&mut self, n: usize) -> io::Result<()> {
+///         while self.plain.available() < n {
+///             self.source.fill(n - self.plain.available())?;
+///             self.take()?;
+///         }
+///         Ok(())
+///     }
+///
+///     fn try_fill(&mut self, n: usize) -> io::Result<bool> {
+///         let missing = n.saturating_sub(self.plain.available());
+///         if missing > 0 && self.source.try_fill(missing)? {
+///             self.take()?;
+///         }
+///         Ok(self.plain.available() >= n)
+///     }
+///
+///     fn chain(&mut self) -> &mut LinkBuffer {
+///         &mut self.plain
+///     }
+/// }
+///
+/// let source = LinkBuffer::from(&b"=099:_"[..]);
+/// let mut plain = Plain { source, plain: LinkBuffer::new() };
+/// assert_eq!(Reader::read_line(&mut plain, 80)?, "hello");
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait Reader {
     /// Bytes that can be read without waiting.
     fn available(&self) -> usize;
@@ -74,8 +132,12 @@ pub trait Reader {
         self.try_fill(self.available().saturating_add(1))
     }
 
-    /// The buffer the bytes are in.
-    #[doc(hidden)]
+    /// The buffer that holds the bytes that are [`available`](Self::available), and no others. What is
+    /// consumed from it is consumed.
+    ///
+    /// For those who implement the trait: the methods below read from this buffer once
+    /// [`fill`](Self::fill) or [`try_fill`](Self::try_fill) says that it has enough. A codec uses them
+    /// instead.
     fn chain(&mut self) -> &mut LinkBuffer;
 
     /// The next `n` bytes, contiguous, not consumed; see [`LinkBuffer::peek`].
