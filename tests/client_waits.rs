@@ -589,7 +589,7 @@ fn a_storm_of_signals_neither_ends_a_wait_nor_prolongs_it() {
 fn a_thread_that_waits_has_one_descriptor_for_it() {
     in_child("a_thread_that_waits_has_one_descriptor_for_it", || {
         let dialer = patient();
-        drop(pair_of(true, &dialer));
+        let mut kept = vec![pair_of(true, &dialer)];
         for round in 0..3 {
             let (mut conn, mut peer) = pair_of(true, &dialer);
             let before = descriptors();
@@ -603,7 +603,7 @@ fn a_thread_that_waits_has_one_descriptor_for_it() {
             let conn = waiting.join().unwrap();
             // It is closed with the thread, which may take a moment after the join.
             settled_descriptors(before);
-            drop(conn);
+            kept.push((conn, peer));
         }
     });
 }
