@@ -3,6 +3,7 @@
 use crate::{
     connection::{Connection, ConnectionHandle},
     error::{CloseReason, Error},
+    foreign::Foreign,
     handler::{Handler, Hooks, Session, SessionMaker},
     trace,
 };
@@ -112,12 +113,15 @@ where
     M: Fn() -> S + Send + Sync + 'static,
     F: Fn(&mut Connection, &mut S, Event) -> io::Result<()> + Send + Sync + 'static,
 {
-    EventFn { make, on_event }
+    EventFn {
+        make: Foreign::new(make),
+        on_event: Foreign::new(on_event),
+    }
 }
 
 struct EventFn<M, F> {
-    make: M,
-    on_event: F,
+    make: Foreign<M>,
+    on_event: Foreign<F>,
 }
 
 impl<S, M, F> Handler for EventFn<M, F>
@@ -145,7 +149,7 @@ where
         let hooks: Arc<dyn Hooks> = Arc::new(InTurn);
         SessionMaker::new(move || EventSession {
             handler: Arc::clone(&handler),
-            state: None,
+            state: Foreign::none(),
             hooks: Arc::clone(&hooks),
             failed: None,
         })
@@ -156,7 +160,7 @@ where
 struct EventSession<S, M, F> {
     handler: Arc<EventFn<M, F>>,
     /// Made by the first event, where a panic is contained.
-    state: Option<S>,
+    state: Foreign<S>,
     hooks: Arc<dyn Hooks>,
     /// What the closure last failed with.
     failed: Option<io::ErrorKind>,
@@ -168,7 +172,7 @@ where
     F: Fn(&mut Connection, &mut S, Event) -> io::Result<()>,
 {
     fn tell(&mut self, conn: &mut Connection, event: Event) -> io::Result<()> {
-        let state = self.state.get_or_insert_with(&self.handler.make);
+        let state = self.state.get_or_insert_with(&*self.handler.make);
         let result = (self.handler.on_event)(conn, state, event);
         if let Err(error) = &result {
             let ended = matches!(Error::from_io(error), Some(Error::Closed(_)));

@@ -3,6 +3,7 @@
 use crate::{
     connection::{Connection, ConnectionHandle, Shared},
     error::CloseReason,
+    foreign::Foreign,
 };
 use std::{fmt, io, sync::Arc};
 
@@ -102,10 +103,10 @@ pub trait Handler: Send + Sync + 'static {
     where
         Self: Sized,
     {
-        let handler = Arc::new(self);
+        let handler = Foreign::new(Arc::new(self));
         SessionMaker::new(move || Typed {
-            handler: Arc::clone(&handler),
-            state: None,
+            handler: handler.clone(),
+            state: Foreign::none(),
         })
     }
 }
@@ -253,8 +254,8 @@ impl fmt::Debug for SessionMaker {
 }
 
 struct Typed<H: Handler> {
-    handler: Arc<H>,
-    state: Option<H::State>,
+    handler: Foreign<Arc<H>>,
+    state: Foreign<H::State>,
 }
 
 impl<H: Handler> fmt::Debug for Typed<H> {
@@ -271,12 +272,12 @@ impl<H: Handler> Session for Typed<H> {
     }
 
     fn connect(&mut self, conn: &mut Connection) -> io::Result<()> {
-        self.state = Some(self.handler.on_connect(conn)?);
+        self.state = Foreign::new(self.handler.on_connect(conn)?);
         Ok(())
     }
 
     fn request(&mut self, conn: &mut Connection) -> io::Result<()> {
-        match &mut self.state {
+        match self.state.get_mut() {
             Some(state) => self.handler.on_request(conn, state),
             None => Ok(()),
         }
@@ -297,6 +298,6 @@ impl<H: Handler> Session for Typed<H> {
     }
 
     fn hooks(&self) -> Option<Arc<dyn Hooks>> {
-        Some(Arc::clone(&self.handler) as Arc<dyn Hooks>)
+        Some(Arc::<H>::clone(&self.handler) as Arc<dyn Hooks>)
     }
 }

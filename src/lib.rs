@@ -82,6 +82,7 @@ mod event_loop;
 #[cfg(netpoll_faults)]
 #[doc(hidden)]
 pub mod fault;
+mod foreign;
 mod frame;
 pub mod guide;
 mod handler;

@@ -3,12 +3,17 @@
 
 mod support;
 
-use netpoll::{Bytes, CloseReason, ConnectionHandle, OnFull};
+use netpoll::{Bytes, CloseReason, Connection, ConnectionHandle, Handler, LinkBuffer, OnFull};
 use std::{
-    io::Read,
-    panic::{AssertUnwindSafe, catch_unwind},
+    io::{self, Read, Write},
+    panic::{AssertUnwindSafe, catch_unwind, panic_any},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
 };
-use support::{Case, LIMIT, Log, Peer, Script, Server, echo_frames, every};
+use support::{Case, LIMIT, Log, Peer, Script, Server, echo_frames, every, frame};
 
 /// More than the sockets between two peers hold.
 const MUCH: usize = 24 << 20;
@@ -179,5 +184,288 @@ fn row_076_a_payload_that_panics_when_its_connection_is_reset() {
         peer.reset();
         drops.wait_len(1);
         contained(server, &handle, &ends);
+    });
+}
+
+/// A payload that panics whenever it is dropped, also on the way of another panic.
+struct Firework(Vec<u8>, Log<()>);
+
+impl AsRef<[u8]> for Firework {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Firework {
+    fn drop(&mut self) {
+        self.1.push(());
+        panic!("as asked");
+    }
+}
+
+/// A message of three payloads, long ones that are linked and a short one.
+fn fireworks(drops: &Log<()>) -> LinkBuffer {
+    let mut chain = LinkBuffer::new();
+    for len in [8192, 10, 8192] {
+        let payload = Firework(vec![1; len], drops.clone());
+        // One that is copied panics at once.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            chain.write_bytes(Bytes::from_owner(payload));
+        }));
+    }
+    chain.flush();
+    chain
+}
+
+/// What a handler does with several such payloads, and whether it ends its connection.
+type Way = fn(&mut Connection, &Log<()>) -> io::Result<()>;
+
+const WAYS: [(&str, Way); 9] = [
+    ("unflushed at an error", |conn, drops| {
+        conn.append(fireworks(drops))?;
+        Err(io::Error::other("as asked"))
+    }),
+    ("unflushed at a panic", |conn, drops| {
+        conn.append(fireworks(drops))?;
+        panic!("as asked, too");
+    }),
+    ("unflushed when the peer leaves", |conn, drops| {
+        conn.append(fireworks(drops))
+    }),
+    ("unflushed on a connection that was taken", |conn, drops| {
+        let mut taken = conn.hijack()?;
+        taken.append(fireworks(drops))?;
+        drop(taken);
+        Ok(())
+    }),
+    ("cut before it was flushed", |conn, drops| {
+        conn.append(fireworks(drops))?;
+        conn.malloc_ack(0)
+    }),
+    ("sent to a connection that has ended", |conn, drops| {
+        conn.handle().abort();
+        let sent = conn.handle().send(fireworks(drops));
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::NotConnected);
+        Ok(())
+    }),
+    ("refused by a full queue", |conn, drops| {
+        let handle = conn.handle();
+        while handle.try_send(vec![0; 1 << 20]).is_ok() {}
+        let sent = handle.try_send(fireworks(drops));
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        handle.abort();
+        Ok(())
+    }),
+    ("queued at an abort", |conn, drops| {
+        let handle = conn.handle();
+        while handle.stats().queued == 0 {
+            handle.send(vec![0; 1 << 20])?;
+        }
+        handle.send(fireworks(drops))?;
+        handle.abort();
+        Ok(())
+    }),
+    ("dropped by a panic", |_, drops| {
+        let _chain = fireworks(drops);
+        panic!("as asked, too");
+    }),
+];
+
+#[test]
+fn row_076_payloads_that_panic_when_they_are_dropped_together() {
+    every(|case| {
+        for (what, way) in WAYS {
+            let (drops, ends) = (Log::new(), Log::new());
+            let (log, ended) = (drops.clone(), ends.clone());
+            let server = case.serve_with(
+                case.builder().output_limit(4 << 20, OnFull::Error),
+                Script::new()
+                    .request(move |conn| {
+                        if conn.peek(1)? == b"!" {
+                            conn.skip(1)?;
+                            return way(conn, &log);
+                        }
+                        echo_frames(conn)
+                    })
+                    .disconnect(move |_, reason| ended.push(reason)),
+            );
+            let mut peer = server.connect();
+            peer.write_all(b"!").unwrap();
+            if what.ends_with("leaves") {
+                peer.shutdown_write();
+            }
+            if !what.starts_with("cut") {
+                ends.wait("the end", |ends| ends.len() == 1);
+            }
+            drops.wait("all payloads are dropped", |drops| drops.len() == 3);
+            drop(peer);
+            let mut other = server.connect();
+            other.ping(what.as_bytes());
+            drop(other);
+            server.stop();
+            assert_eq!((drops.len(), ends.len()), (3, 2), "{what}");
+        }
+    });
+}
+
+/// Throws another one like it when it is dropped, so many times.
+struct Thrower(u32, Log<u32>);
+
+impl Drop for Thrower {
+    fn drop(&mut self) {
+        self.1.push(self.0);
+        if self.0 > 0 {
+            panic_any(Self(self.0 - 1, self.1.clone()));
+        }
+    }
+}
+
+/// Where a callback panics.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+enum Place {
+    Prepare,
+    Connect,
+    Request,
+    Wrote,
+    Disconnect,
+    CloseCallback,
+    Timer,
+}
+
+#[test]
+fn row_076_what_a_panic_throws_may_throw_when_it_is_dropped() {
+    every(|case| {
+        for place in [
+            Place::Prepare,
+            Place::Connect,
+            Place::Request,
+            Place::Wrote,
+            Place::Disconnect,
+            Place::CloseCallback,
+            Place::Timer,
+        ] {
+            let (thrown, ends, first) = (Log::new(), Log::new(), Arc::new(AtomicBool::new(true)));
+            let at = {
+                let (thrown, first) = (thrown.clone(), Arc::clone(&first));
+                move |here: Place| {
+                    if here == place && first.swap(false, SeqCst) {
+                        panic_any(Thrower(3, thrown.clone()));
+                    }
+                }
+            };
+            let (prepare, connect, request) = (at.clone(), at.clone(), at.clone());
+            let (wrote, disconnect) = (at.clone(), at.clone());
+            let ended = ends.clone();
+            let server = case.serve(
+                Script::new()
+                    .prepare(move |conn| {
+                        let (close, ended) = (at.clone(), ended.clone());
+                        conn.on_close(move |_| close(Place::CloseCallback));
+                        conn.on_close(move |_| ended.push(()));
+                        prepare(Place::Prepare);
+                        let timer = at.clone();
+                        conn.handle()
+                            .after(Duration::ZERO, move |_| timer(Place::Timer));
+                        Ok(())
+                    })
+                    .connect(move |conn| {
+                        connect(Place::Connect);
+                        conn.handle().send(frame(b"hello")).map(drop)
+                    })
+                    .request(move |conn| {
+                        request(Place::Request);
+                        echo_frames(conn)
+                    })
+                    .wrote(move |_| wrote(Place::Wrote))
+                    .disconnect(move |_, _| disconnect(Place::Disconnect)),
+            );
+            let mut peer = server.connect();
+            let mut hello = [0; 9];
+            if place > Place::Connect {
+                peer.read_exact(&mut hello).unwrap();
+            }
+            let _ = peer.write_all(&frame(b"request"));
+            if place == Place::Disconnect || place == Place::CloseCallback {
+                drop(peer);
+            }
+            assert_eq!(thrown.wait_len(4), [3, 2, 1, 0], "{place:?}");
+            let mut other = server.connect();
+            other.read_exact(&mut hello).unwrap();
+            other.ping(b"still served");
+            drop(other);
+            ends.wait_len(if matches!(place, Place::Wrote | Place::Timer) {
+                1
+            } else {
+                2
+            });
+            let event_loop = server.event_loop.clone();
+            drop(event_loop.shutdown_forced(LIMIT));
+            assert_eq!(event_loop.stats().panics, 1, "{place:?}");
+            assert_eq!(ends.wait_len(2).len(), 2, "{place:?}");
+        }
+    });
+}
+
+/// A handler with states, all of which panic when they are dropped.
+struct Fragile(Log<&'static str>);
+struct FragileState(Log<&'static str>);
+
+impl Handler for Fragile {
+    type State = FragileState;
+
+    fn on_connect(&self, conn: &mut Connection) -> io::Result<FragileState> {
+        let state = FragileState(self.0.clone());
+        // What it captured is dropped with it, uncalled.
+        let watch = FragileState(self.0.clone());
+        let watched = conn.on_close(move |_| drop(watch));
+        watched.remove();
+        Ok(state)
+    }
+
+    fn on_request(&self, conn: &mut Connection, _: &mut FragileState) -> io::Result<()> {
+        if conn.peek(1)? == b"!" {
+            // Two handlers and two states from here on.
+            conn.skip(1)?;
+            return conn.set_handler(Fragile(self.0.clone()));
+        }
+        echo_frames(conn)
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        self.0.push("handler");
+        panic!("as asked");
+    }
+}
+
+impl Drop for FragileState {
+    fn drop(&mut self) {
+        self.0.push("state");
+        panic!("as asked");
+    }
+}
+
+#[test]
+fn row_076_handlers_and_states_that_panic_when_they_are_dropped() {
+    every(|case| {
+        let drops = Log::new();
+        let server = case.serve(Fragile(drops.clone()));
+        for round in 1..=2 {
+            let mut peer = server.connect();
+            peer.ping(b"first");
+            peer.write_all(b"!").unwrap();
+            peer.ping(b"second");
+            drop(peer);
+            // Two of what was captured, two states, and the second handler.
+            drops.wait_len(5 * round);
+        }
+        let event_loop = server.event_loop.clone();
+        server.stop();
+        assert_eq!(event_loop.stats().panics, 10, "{:?}", drops.take());
+        drop(event_loop);
+        drops.wait("the first handler is dropped", |drops| {
+            drops.iter().filter(|drop| **drop == "handler").count() == 3
+        });
     });
 }

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use crate::chunk::ChunkPool;
+use crate::discard::Discarded;
 use crate::node::Node;
 use crate::slot::Move;
 
@@ -277,10 +278,11 @@ impl Default for LinkBuffer {
 
 impl Drop for LinkBuffer {
     fn drop(&mut self) {
+        let mut gone = Discarded::default();
         let front = std::mem::replace(&mut self.front, Node::Vacant);
-        self.discard(front);
+        gone.add(self, front);
         while let Some(node) = self.pop_rest() {
-            self.discard(node);
+            gone.add(self, node);
         }
         self.free_links();
     }

@@ -1,6 +1,7 @@
 //! The upkeep of the node list: what is dropped when it is read, what is kept for the next write.
 
 use crate::buffer::{LinkBuffer, Links};
+use crate::discard::Discarded;
 use crate::node::Node;
 
 impl LinkBuffer {
@@ -73,6 +74,8 @@ impl LinkBuffer {
     /// Everything is read to the end: keeps one own node as room for the next write, the front one
     /// if possible.
     fn restart(&mut self) {
+        // A panic of what is dropped goes on when all is in place.
+        let mut gone = Discarded::default();
         if self.has_rest() {
             let keep = matches!(&self.front, Node::Own(chunk, class)
                 if class.is_kept() && chunk.capacity() >= KEEP_ROOM);
@@ -82,7 +85,7 @@ impl LinkBuffer {
                 } else {
                     std::mem::replace(&mut self.front, node)
                 };
-                self.discard(needless);
+                gone.add(self, needless);
             }
         }
         self.restart_front();

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use bytes::Bytes;
 
 use crate::buffer::{LinkBuffer, NEVER};
+use crate::discard::Discarded;
 use crate::error::WriteError;
 use crate::node::Node;
 use crate::slot::Move;
@@ -124,6 +125,7 @@ impl LinkBuffer {
     #[cold]
     fn cut_nodes(&mut self, mut cut: usize) {
         let mut room = None;
+        let mut gone = Discarded::default();
         while cut > 0 {
             let back = self.back_mut();
             let have = back.len();
@@ -140,9 +142,15 @@ impl LinkBuffer {
                         chunk.clear();
                         room = Some(Node::Own(chunk, class));
                     }
-                    node => self.discard(node),
+                    node => gone.add(self, node),
                 }
             }
+        }
+        if self.total_len() == 0 {
+            // Nothing of the front node is left, so its memory is not kept either.
+            self.off = 0;
+            let front = std::mem::replace(&mut self.front, Node::Vacant);
+            gone.add(self, front);
         }
         self.put_room(room);
     }

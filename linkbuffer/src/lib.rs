@@ -5,6 +5,7 @@ mod buffer;
 mod chain;
 mod chunk;
 mod compact;
+mod discard;
 mod edit;
 mod error;
 mod forward;

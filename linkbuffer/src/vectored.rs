@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use crate::buffer::{LinkBuffer, NEVER};
 use crate::chunk::Class;
+use crate::discard::Discarded;
 use crate::error::ShortRead;
 use crate::node::Node;
 use crate::read::COPY_BELOW;
@@ -319,10 +320,11 @@ impl LinkBuffer {
             chunk.extend_from_slice(bytes);
         }
         self.off = 0;
-        let old = std::mem::replace(&mut self.front, Node::Own(chunk, class));
-        self.discard(old);
+        let mut gone = Discarded::default();
+        let front = std::mem::replace(&mut self.front, Node::Own(chunk, class));
+        gone.add(self, front);
         while let Some(node) = self.pop_rest() {
-            self.discard(node);
+            gone.add(self, node);
         }
     }
 }

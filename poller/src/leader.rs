@@ -3,13 +3,13 @@
 use std::{
     cell::Cell,
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
     command::Command,
+    contain::contained,
     context::{self, must_not_block},
     member::Entry,
     operator::{Budget, Progress, Requests},
@@ -104,8 +104,8 @@ impl<'a> Leader<'a> {
             broken: Cell::new(None),
             poller,
         };
-        let mut outcome = catch_unwind(AssertUnwindSafe(|| lead(&leader)));
-        while let Err(payload) = outcome {
+        let mut outcome = contained(|| lead(&leader));
+        while let Err(thrown) = outcome {
             let Some(broken) = leader.broken.take() else {
                 if must_not_block() {
                     // Not in a callback; this was an operator's `fd`, or a mistake of our own. The
@@ -117,12 +117,12 @@ impl<'a> Leader<'a> {
                 }
                 return;
             };
-            outcome = catch_unwind(AssertUnwindSafe(|| {
-                poller.panicked(payload);
+            outcome = contained(|| {
+                poller.panicked(thrown);
                 if let Some(core) = leader.mend(broken) {
                     leader.lead(core);
                 }
-            }));
+            });
         }
     }
 

@@ -102,6 +102,7 @@
 mod abroad;
 mod balance;
 mod command;
+mod contain;
 mod context;
 mod control;
 mod group;
@@ -130,6 +131,8 @@ mod turn;
 mod workers;
 
 pub use balance::Balance;
+#[doc(hidden)]
+pub use contain::{Panicked, contained};
 pub use context::{before_blocking, must_not_block};
 pub use group::{GroupBuilder, PollerGroup};
 pub use handle::PollerHandle;

@@ -1,16 +1,11 @@
 //! One poller: what all its threads share, and the leader's loop.
 
-use std::{
-    any::Any,
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, sync::Arc, time::Instant};
 
 use crate::{
     Interest,
     command::{Command, CommandQueue},
+    contain::{Panicked, contained},
     control::Control,
     member::Entry,
     monitor::Monitor,
@@ -231,20 +226,15 @@ impl Poller {
 
     /// Runs foreign code; `None` if it panicked.
     pub(crate) fn contain<T>(&self, foreign: impl FnOnce() -> T) -> Option<T> {
-        match catch_unwind(AssertUnwindSafe(foreign)) {
-            Ok(value) => Some(value),
-            Err(payload) => {
-                self.panicked(payload);
-                None
-            }
-        }
+        contained(foreign)
+            .map_err(|panicked| self.panicked(panicked))
+            .ok()
     }
 
     /// Foreign code panicked.
     #[cold]
-    pub(crate) fn panicked(&self, payload: Box<dyn Any + Send>) {
+    pub(crate) fn panicked(&self, thrown: Panicked) {
         self.counters.panics.add(1);
-        // A payload may panic on being dropped.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+        drop(thrown);
     }
 }

@@ -17,12 +17,14 @@
 use std::{
     collections::VecDeque,
     fmt, io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread};
+use crate::{
+    contain::contained,
+    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
+};
 
 /// Something a [`WorkerPool`] runs.
 pub trait Job: Send + Sync + 'static {
@@ -366,13 +368,12 @@ impl Shared {
                 leave_at = None;
                 has_led = leads;
                 self.call_for_help(state);
-                let outcome = catch_unwind(AssertUnwindSafe(|| job.run()));
+                let outcome = contained(|| job.run());
                 state = self.state.lock();
-                if let Err(payload) = outcome {
+                if let Err(thrown) = outcome {
                     state.stats.panics += 1;
                     drop(state);
-                    // A payload may panic on being dropped.
-                    let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                    drop(thrown);
                     state = self.state.lock();
                 }
                 continue;

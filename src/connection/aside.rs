@@ -9,19 +9,20 @@ use super::{operator::Wire, wake::Bell};
 use crate::{
     config::OutputLimits,
     error::CloseReason,
+    foreign::Foreign,
     handler::{Hooks, Session},
     sync::{Condvar, Mutex},
 };
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-pub(super) type Callback = Box<dyn FnOnce(CloseReason) + Send>;
+pub(super) type Callback = Foreign<Box<dyn FnOnce(CloseReason) + Send>>;
 
 /// Locked by [`Shared::aside`](super::shared::Shared).
 #[derive(Default)]
 pub(crate) struct Aside {
     /// Taken out when the connection is over, so that handles do not keep the descriptor.
     pub(super) wire: Option<Arc<Wire>>,
-    pub(super) hooks: Option<Arc<dyn Hooks>>,
+    pub(super) hooks: Foreign<Arc<dyn Hooks>>,
     pub(super) waiting: Option<Arc<Waiting>>,
     rare: Option<Box<Rare>>,
     reason: Option<CloseReason>,

@@ -14,16 +14,17 @@ use super::{
 };
 use crate::{
     error::{CloseReason, Error},
+    foreign::{self, Foreign},
     net::Socket,
     sync::Ordering,
     trace,
 };
+use poller::Panicked;
 use std::{
     cell::RefCell,
     collections::VecDeque,
     fmt, io,
     net::Shutdown,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -156,9 +157,13 @@ impl Shared {
         }
     }
 
-    fn run_callback(&self, callback: Callback) {
+    fn run_callback(&self, mut callback: Callback) {
         let reason = self.aside.lock().reason().unwrap_or(CloseReason::Local);
-        self.contain("close callback", || callback(reason));
+        self.contain("close callback", || {
+            if let Some(callback) = callback.take() {
+                callback(reason);
+            }
+        });
     }
 
     /// Drops a close callback that has not been called.
@@ -172,28 +177,34 @@ impl Shared {
     /// Runs user code; a panic is counted, logged and turned into `None`.
     pub(crate) fn contain<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
         let _inside = Inside::enter();
-        self.caught(what, code)
+        let before = foreign::panics();
+        let result = self.caught(what, code);
+        let dropped = foreign::panics_since(before);
+        if dropped > 0 {
+            self.count_panics(dropped);
+        }
+        result
     }
 
     /// As [`contain`](Self::contain), for a caller that has [entered](Inside) already.
     #[inline]
     pub(super) fn caught<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
-        match catch_unwind(AssertUnwindSafe(code)) {
-            Ok(value) => Some(value),
-            Err(payload) => {
-                self.note_panic(what, payload);
-                None
-            }
-        }
+        poller::contained(code)
+            .map_err(|thrown| self.note_panic(what, thrown))
+            .ok()
     }
 
     #[cold]
-    fn note_panic(&self, what: &str, payload: Box<dyn std::any::Any + Send>) {
-        self.context.counters.panics.fetch_add(1, Ordering::Relaxed);
-        let text = panic_text(&*payload);
+    fn note_panic(&self, what: &str, thrown: Panicked) {
+        self.count_panics(1);
+        let text = thrown.text();
         trace::error!("connection {}: panic in {what}: {text}", self.id);
-        // A payload's own drop may panic; that must not get out either.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+        drop(thrown);
+    }
+
+    #[cold]
+    fn count_panics(&self, n: u64) {
+        self.context.counters.panics.fetch_add(n, Ordering::Relaxed);
     }
 
     /// The result that [`Done`] gives: `None` while the connection is not over.
@@ -284,14 +295,6 @@ impl Drop for Calling {
     }
 }
 
-fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no text)")
-}
-
 /// Ends the connection. The caller has the owner's role and keeps it for good.
 pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason) {
     // Output that was cut must not look complete. What is lost from here on are whole messages
@@ -357,10 +360,13 @@ pub struct CloseCallback {
 }
 
 impl CloseCallback {
-    pub(crate) fn add(shared: &Arc<Shared>, callback: Callback) -> Self {
+    pub(crate) fn add(
+        shared: &Arc<Shared>,
+        callback: impl FnOnce(CloseReason) + Send + 'static,
+    ) -> Self {
         Self {
             shared: Arc::downgrade(shared),
-            number: shared.on_close(callback),
+            number: shared.on_close(Foreign::new(Box::new(callback))),
         }
     }
 

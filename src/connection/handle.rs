@@ -6,6 +6,7 @@ use crate::Error;
 use super::{
     close::{CloseCallback, Done},
     limits::{Manner, Sender},
+    output::drop_output,
     patience::Patience,
     process::write_complete,
     shared::Shared,
@@ -191,7 +192,7 @@ impl ConnectionHandle {
     /// }
     /// ```
     pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) -> CloseCallback {
-        CloseCallback::add(&self.shared, Box::new(callback))
+        CloseCallback::add(&self.shared, callback)
     }
 
     /// Promises output: until the guard is dropped a half-closed connection stays open for it,
@@ -212,6 +213,14 @@ impl ConnectionHandle {
 
     fn post(&self, mut message: LinkBuffer, manner: Manner) -> io::Result<usize> {
         message.flush();
+        let posted = self.try_post(&mut message, manner);
+        if posted.is_err() {
+            drop_output(&*self.shared, &mut message);
+        }
+        posted
+    }
+
+    fn try_post(&self, message: &mut LinkBuffer, manner: Manner) -> io::Result<usize> {
         let len = message.len();
         self.shared.check_writable()?;
         if len == 0 {
@@ -223,7 +232,7 @@ impl ConnectionHandle {
             .ok_or_else(|| self.shared.closed_error())?;
         if self
             .shared
-            .submit(&socket, &mut message, &self.patience, manner, Sender::Other)?
+            .submit(&socket, message, &self.patience, manner, Sender::Other)?
             .is_none()
         {
             write_complete(&self.shared);

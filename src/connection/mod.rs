@@ -340,7 +340,7 @@ impl Connection {
 
     /// As [`ConnectionHandle::on_close`].
     pub fn on_close(&self, callback: impl FnOnce(CloseReason) + Send + 'static) -> CloseCallback {
-        CloseCallback::add(&self.rx.shared, Box::new(callback))
+        CloseCallback::add(&self.rx.shared, callback)
     }
 
     /// What the kernel has for us, without reading it.

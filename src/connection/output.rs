@@ -20,6 +20,7 @@
 
 use super::state::{ABORT, BROKEN, CLOSED, FLUSHING, GATED, POISONED, QUEUED, WRITABLE, Word};
 use crate::{
+    foreign,
     net::is_shortage,
     sync::{AtomicU64, Mutex, Ordering},
 };
@@ -361,7 +362,9 @@ impl Outbox {
             .lock()
             .as_mut()
             .and_then(|queue| queue.discard(word, 0));
-        drop_output(guard, chain);
+        if let Some(mut chain) = chain {
+            drop_output(guard, &mut chain);
+        }
     }
 
     /// The rest of a direct send, whose `first` call may have been made.
@@ -521,7 +524,9 @@ impl Outbox {
             .lock()
             .get_or_insert_default()
             .discard(word, FLUSHING);
-        drop_output(guard, chain);
+        if let Some(mut chain) = chain {
+            drop_output(guard, &mut chain);
+        }
         end
     }
 
@@ -586,11 +591,10 @@ fn compact(guard: &impl Contain, chain: &mut LinkBuffer) {
 }
 
 /// Drops what will not be sent, payload by payload.
-fn drop_output(guard: &impl Contain, chain: Option<Box<LinkBuffer>>) {
-    if let Some(mut chain) = chain {
-        let n = chain.len();
-        consume(guard, &mut chain, n);
-    }
+pub(crate) fn drop_output(guard: &impl Contain, chain: &mut LinkBuffer) {
+    chain.flush();
+    let n = chain.len();
+    consume(guard, chain, n);
 }
 
 /// One vectored send of what is at the front of the chain.
@@ -603,6 +607,13 @@ fn hand_over(sink: &impl Sink, chain: &LinkBuffer) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); SLICES];
     let count = chain.io_slices(&mut slices);
     sink.send(&slices[..count])
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // Usually the end of the connection has taken it.
+        foreign::drop_foreign(self.chain.take());
+    }
 }
 
 impl Queue {

@@ -173,9 +173,10 @@ pub(crate) fn take_turn(shared: &Arc<Shared>) {
 /// What a handler sends from inside of this call may be complete at once, and so on: that is
 /// told in the owner's turn, so that neither the stack nor the thread belongs to such a chain.
 pub(crate) fn write_complete(shared: &Arc<Shared>) {
-    let Some(hooks) = shared.hooks() else {
+    let hooks = shared.hooks();
+    if !hooks.is_some() {
         return;
-    };
+    }
     if hooks.in_turn() || is_telling() {
         shared.attend(WROTE);
     } else {
@@ -251,7 +252,8 @@ impl Owner {
                 .disconnected
                 .fetch_add(1, Ordering::Relaxed);
             shared.contain("on_disconnect", || {
-                session.disconnect(&mut self.conn, reason)
+                session.disconnect(&mut self.conn, reason);
+                drop(session);
             });
         }
     }

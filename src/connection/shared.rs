@@ -16,6 +16,7 @@ use super::{
 use crate::{
     context::Context,
     error::CloseReason,
+    foreign::Foreign,
     handler::Hooks,
     net::{Address, Socket},
     sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Slot},
@@ -175,11 +176,12 @@ impl Shared {
         self.registration.get()
     }
 
-    pub(crate) fn hooks(&self) -> Option<Arc<dyn Hooks>> {
+    pub(crate) fn hooks(&self) -> Foreign<Arc<dyn Hooks>> {
         self.aside.lock().hooks.clone()
     }
 
     pub(crate) fn set_hooks(&self, hooks: Option<Arc<dyn Hooks>>) {
+        let hooks = hooks.map_or(Foreign::none(), Foreign::new);
         let old = std::mem::replace(&mut self.aside.lock().hooks, hooks);
         drop(old);
     }
@@ -325,7 +327,7 @@ impl Shared {
             let aside = self.aside.lock();
             (aside.hooks.clone(), aside.wire.clone())
         };
-        let (Some(hooks), Some(wire), Some(registration)) = (hooks, wire, self.registration())
+        let (true, Some(wire), Some(registration)) = (hooks.is_some(), wire, self.registration())
         else {
             return;
         };

@@ -3,7 +3,7 @@
 use super::{
     limits::{Allowance, Manner, Sender},
     operator::Wire,
-    output::{Bound, Full, Mark, Sent, Straight},
+    output::{Bound, Full, Mark, Sent, Straight, drop_output},
     patience::Patience,
     shared::{For, Shared},
     spare,
@@ -200,6 +200,10 @@ impl Tx {
 impl Drop for Tx {
     fn drop(&mut self) {
         self.settle();
+        // What is left was never submitted.
+        if let Some(mut buffer) = self.buffer.take() {
+            drop_output(&*self.shared, &mut buffer);
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 
 mod workers;
 
-use crate::connection::{BRIEF, Shared, take_turn};
+use crate::{
+    connection::{BRIEF, Shared, take_turn},
+    foreign::Foreign,
+};
 use poller::{Budget, WorkerPool};
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -106,7 +109,7 @@ pub(crate) enum Runner {
     Adaptive,
     Inline,
     Workers(WorkerPool),
-    Custom(Arc<dyn Executor>),
+    Custom(Foreign<Arc<dyn Executor>>),
 }
 
 impl Runner {
@@ -114,7 +117,7 @@ impl Runner {
         Ok(match dispatch {
             Dispatch::Adaptive => Self::Adaptive,
             Dispatch::Inline => Self::Inline,
-            Dispatch::Custom(executor) => Self::Custom(executor),
+            Dispatch::Custom(executor) => Self::Custom(Foreign::new(executor)),
             Dispatch::Workers { max, keep_alive } => Self::Workers(workers::pool(max, keep_alive)?),
         })
     }

@@ -3,6 +3,7 @@
 use super::Decoder;
 use crate::{
     connection::{Connection, State},
+    foreign::Foreign,
     handler::Handler,
     sync::Ordering,
     trace,
@@ -47,9 +48,9 @@ where
     F: Fn(&mut Connection, D::Frame) -> io::Result<()> + Send + Sync + 'static,
 {
     Framed {
-        decoder,
-        on_frame,
-        on_error: |_, _| {},
+        decoder: Foreign::new(decoder),
+        on_frame: Foreign::new(on_frame),
+        on_error: Foreign::new(|_, _| {}),
     }
 }
 
@@ -59,9 +60,9 @@ type Ignore = fn(&mut Connection, &io::Error);
 /// A decoder and a closure as a handler: see [`framed`].
 #[derive(Clone)]
 pub struct Framed<D, F, E = Ignore> {
-    decoder: D,
-    on_frame: F,
-    on_error: E,
+    decoder: Foreign<D>,
+    on_frame: Foreign<F>,
+    on_error: Foreign<E>,
 }
 
 impl<D, F> Framed<D, F> {
@@ -89,7 +90,7 @@ impl<D, F> Framed<D, F> {
         Framed {
             decoder: self.decoder,
             on_frame: self.on_frame,
-            on_error,
+            on_error: Foreign::new(on_error),
         }
     }
 }
@@ -103,7 +104,7 @@ where
     type State = D;
 
     fn on_connect(&self, _: &mut Connection) -> io::Result<D> {
-        Ok(self.decoder.clone())
+        Ok(D::clone(&self.decoder))
     }
 
     fn on_request(&self, conn: &mut Connection, decoder: &mut D) -> io::Result<()> {
@@ -164,7 +165,7 @@ fn last_flush(conn: &mut Connection, error: io::Error) -> io::Error {
 impl<D: fmt::Debug, F, E> fmt::Debug for Framed<D, F, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Framed")
-            .field("decoder", &self.decoder)
+            .field("decoder", &*self.decoder)
             .finish_non_exhaustive()
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     connection::{ABORT, COARSE, Connection},
     error::{CloseReason, Error},
     event_loop::Pending,
+    foreign::Foreign,
     sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
 };
 use poller::coarse_millis;
@@ -203,7 +204,7 @@ impl Relay {
     /// Calls `callback` with the outcome at the end, at once if that has come; on the thread
     /// that ended the relay.
     pub fn on_end(&self, callback: impl FnOnce(Outcome) + Send + 'static) {
-        self.core.on_end(Box::new(callback));
+        self.core.on_end(Foreign::new(Box::new(callback)));
     }
 
     /// Bytes moved so far: from `a` to `b`, and from `b` to `a`.
@@ -255,7 +256,7 @@ pub struct Outcome {
     pub b_to_a: u64,
 }
 
-type Callback = Box<dyn FnOnce(Outcome) + Send>;
+type Callback = Foreign<Box<dyn FnOnce(Outcome) + Send>>;
 
 pub(crate) struct Core {
     pub(crate) lanes: [Lane; 2],
@@ -448,11 +449,10 @@ impl Core {
         let lane = &self.lanes[index];
         let rest = outcome.without_sides();
         if let Some(first) = first {
-            lane.shared.contain("relay callback", || first(outcome));
+            lane.call_back(first, outcome);
         }
         for callback in callbacks {
-            let outcome = rest.without_sides();
-            lane.shared.contain("relay callback", || callback(outcome));
+            lane.call_back(callback, rest.without_sides());
         }
     }
 
@@ -490,9 +490,7 @@ impl Core {
             }
             progress.take_outcome()
         };
-        self.lanes[0]
-            .shared
-            .contain("relay callback", || callback(outcome));
+        self.lanes[0].call_back(callback, outcome);
     }
 }
 

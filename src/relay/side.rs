@@ -1,6 +1,6 @@
 //! One side of a relay: what goes through it, and what is left of it.
 
-use super::RelayEnd;
+use super::{Callback, Outcome, RelayEnd};
 use crate::{
     client::{Lease, Pooled},
     connection::{
@@ -226,6 +226,15 @@ impl Lane {
         self.ended.load(Ordering::SeqCst)
             || self.shared.outbox.queued() > 0
             || self.shared.word.has(FLUSHING | PIPED | READABLE | RUNNING)
+    }
+
+    /// Calls what was to be called at the end.
+    pub(super) fn call_back(&self, mut callback: Callback, outcome: Outcome) {
+        self.shared.contain("relay callback", || {
+            if let Some(callback) = callback.take() {
+                callback(outcome);
+            }
+        });
     }
 
     /// The relay is over for this side.
