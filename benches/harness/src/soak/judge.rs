@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::child::Resources;
 use super::figures::Figures;
-use super::sample::{Load, Sample};
+use super::floors::{Floors, Verdict};
+use super::sample::Load;
 use super::tally::Act;
 
 /// How long accepting may take to go on once there are descriptors again. It tries ten times a
@@ -12,11 +13,9 @@ use super::tally::Act;
 const RESUME: Duration = Duration::from_secs(5);
 /// Threads that the first handler starts and that stay: the one that watches over handlers.
 const MONITORS: u64 = 1;
-/// Shorter runs are not judged by the growth of their memory: caches still fill.
-const LONG: Duration = Duration::from_secs(300);
-/// How much memory may seem to grow in the second half of a run, in KiB, if that is more than
-/// [`GROWTH_SHARE`] of it. The allocator of the system keeps freed memory in pieces, now more and now
-/// less, so resident memory says less than what is allocated.
+/// By how much the low points of memory may seem to grow, in KiB, if that is more than [`GROWTH_SHARE`] of
+/// them. The allocator of the system keeps freed memory in pieces, now more and now less, so resident memory
+/// says less than what is allocated.
 const RESIDENT_GROWTH: f64 = 16.0 * 1024.0;
 const ALLOCATED_GROWTH: f64 = 2.0 * 1024.0;
 const GROWTH_SHARE: f64 = 0.05;
@@ -39,17 +38,6 @@ pub(super) struct Shortage {
     pub(super) resumed: Option<Duration>,
 }
 
-/// How memory changes: a line through the second half of the record.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Drift {
-    /// KiB a minute.
-    pub(super) slope: f64,
-    /// KiB, the mean.
-    pub(super) mean: f64,
-    /// Minutes the line is drawn through.
-    pub(super) minutes: f64,
-}
-
 /// Everything there is to judge.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Observed {
@@ -70,8 +58,8 @@ pub(super) struct Observed {
     pub(super) shortages: Vec<Shortage>,
     /// How often the server's process was stopped for a while.
     pub(super) stops: u64,
-    pub(super) rss_drift: Option<Drift>,
-    pub(super) heap_drift: Option<Drift>,
+    pub(super) rss: Option<Floors>,
+    pub(super) heap: Option<Floors>,
     /// What went wrong with the run itself, or with the shutdown.
     pub(super) trouble: Vec<String>,
     /// What peers have complained of, as far as it was kept.
@@ -178,30 +166,26 @@ pub(super) fn judge(seen: &Observed) -> Vec<Check> {
     );
     check_shortages(seen, &mut check);
     check_done(seen, &mut check);
-    let judged = seen.time >= LONG;
-    for (what, drift, growth) in [
-        (
-            "resident memory stays, in the second half",
-            seen.rss_drift,
-            RESIDENT_GROWTH,
-        ),
-        (
-            "allocated memory stays, in the second half",
-            seen.heap_drift,
-            ALLOCATED_GROWTH,
-        ),
+    for (what, floors, growth) in [
+        ("resident memory stays", &seen.rss, RESIDENT_GROWTH),
+        ("allocated memory stays", &seen.heap, ALLOCATED_GROWTH),
     ] {
-        let Some(drift) = drift else { continue };
-        let allowed = growth.max(drift.mean * GROWTH_SHARE);
-        let note = if judged {
-            ""
-        } else {
-            " (too short to be judged)"
+        let Some(floors) = floors else { continue };
+        let allowed = growth.max(floors.highest() * GROWTH_SHARE);
+        let verdict = floors.verdict(allowed);
+        let note = match verdict {
+            Verdict::Stays | Verdict::Grows => "",
+            Verdict::Short => "; not judged: that takes 12 minutes",
+            Verdict::Unsteady => "; not judged: it rises and falls more slowly than that",
         };
         check(
             what,
-            !judged || drift.slope * drift.minutes <= allowed,
-            format!("{:+.1} KiB/min{note}", drift.slope),
+            verdict != Verdict::Grows,
+            format!(
+                "its lowest values in windows of {:.1} minutes grow by {:.0} KiB, {allowed:.0} are allowed{note}",
+                floors.window.as_secs_f64() / 60.0,
+                floors.growth(),
+            ),
         );
     }
     check(
@@ -260,39 +244,17 @@ fn check_done(seen: &Observed, check: &mut impl FnMut(&'static str, bool, String
     );
 }
 
-/// The line through a figure in KiB in the second half of `samples`; `None` with fewer than three
-/// there.
-pub(super) fn drift(samples: &[Sample], kib: fn(&Sample) -> f64) -> Option<Drift> {
-    let half = samples.last()?.at.as_secs_f64() / 2.0;
-    let points: Vec<(f64, f64)> = samples
-        .iter()
-        .filter(|one| one.at.as_secs_f64() >= half)
-        .map(|one| (one.at.as_secs_f64() / 60.0, kib(one)))
-        .collect();
-    if points.len() < 3 {
-        return None;
-    }
-    let count = points.len() as f64;
-    let mean_x = points.iter().map(|point| point.0).sum::<f64>() / count;
-    let mean = points.iter().map(|point| point.1).sum::<f64>() / count;
-    let above: f64 = points.iter().map(|(x, y)| (x - mean_x) * (y - mean)).sum();
-    let below: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
-    (below > 0.0).then(|| Drift {
-        slope: above / below,
-        mean,
-        minutes: points[points.len() - 1].0 - points[0].0,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const STILL: Drift = Drift {
-        slope: 5.0,
-        mean: 40_000.0,
-        minutes: 5.0,
-    };
+    /// Windows of so many minutes, each a step above the one before.
+    fn rising(minutes: u64, step: f64) -> Option<Floors> {
+        Some(Floors {
+            window: Duration::from_secs(minutes * 60),
+            kib: [0.0, 1.0, 2.0, 3.0, 4.0].map(|n| 40_000.0 + n * step),
+        })
+    }
 
     /// A run in which everything holds.
     fn good() -> Observed {
@@ -337,8 +299,8 @@ mod tests {
                 resumed: Some(Duration::from_millis(90)),
                 ..Shortage::default()
             }],
-            rss_drift: Some(STILL),
-            heap_drift: Some(STILL),
+            rss: rising(10, 100.0),
+            heap: rising(10, 100.0),
             ..Observed::default()
         }
     }
@@ -401,11 +363,8 @@ mod tests {
             ("everything", |seen| seen.shortages.clear()),
             ("everything", |seen| seen.load.acts[4].1 = 0),
             ("everything", |seen| seen.load.held_answers = 0),
-            ("resident memory", |seen| seen.rss_drift = sloping(3300.0)),
-            ("allocated memory", |seen| {
-                seen.time = LONG;
-                seen.heap_drift = sloping(420.0);
-            }),
+            ("resident memory", |seen| seen.rss = rising(2, 4500.0)),
+            ("allocated memory", |seen| seen.heap = rising(2, 600.0)),
             ("the run went", |seen| seen.trouble.push("no answer".into())),
             ("no answer or end lost", |seen| {
                 seen.time = Duration::from_secs(30);
@@ -426,55 +385,17 @@ mod tests {
         }
     }
 
-    fn sloping(slope: f64) -> Option<Drift> {
-        Some(Drift { slope, ..STILL })
-    }
-
     #[test]
-    fn short_runs_are_not_judged_by_their_memory() {
+    fn short_runs_are_not_judged_by_their_memory_and_say_so() {
         let mut seen = good();
-        seen.time = Duration::from_secs(30);
-        (seen.rss_drift, seen.heap_drift) = (sloping(1e6), sloping(1e6));
+        (seen.rss, seen.heap) = (rising(1, 1e6), rising(1, 1e6));
         assert_eq!(broken(&seen), [""; 0]);
+        let said = judge(&seen).into_iter();
+        let said = said.filter(|one| one.seen.contains("not judged"));
+        assert_eq!(said.count(), 2);
         // Memory that is given back is no fault.
         let mut seen = good();
-        (seen.rss_drift, seen.heap_drift) = (sloping(-1e6), sloping(-1e6));
+        (seen.rss, seen.heap) = (rising(10, -5000.0), rising(10, -5000.0));
         assert_eq!(broken(&seen), [""; 0]);
-    }
-
-    fn at(seconds: u64, rss_kib: u64) -> Sample {
-        Sample {
-            at: Duration::from_secs(seconds),
-            resources: Resources {
-                rss_kib,
-                ..Resources::default()
-            },
-            ..Sample::default()
-        }
-    }
-
-    fn rss(samples: &[Sample]) -> Option<Drift> {
-        drift(samples, |one| one.resources.rss_kib as f64)
-    }
-
-    #[test]
-    fn the_line_is_drawn_through_the_second_half() {
-        // Wild at first, then 120 KiB a minute.
-        let mut samples: Vec<_> = (0..10).map(|n| at(n * 6, (n % 3) * 9000)).collect();
-        samples.extend((10..=20).map(|n| at(n * 6, 1000 + n * 12)));
-        let drift = rss(&samples).unwrap();
-        assert!((drift.slope - 120.0).abs() < 1e-6, "{drift:?}");
-        assert!((drift.minutes - 1.0).abs() < 1e-9, "{drift:?}");
-        assert!((drift.mean - 1180.0).abs() < 1e-6, "{drift:?}");
-    }
-
-    #[test]
-    fn a_line_needs_three_points() {
-        assert_eq!(rss(&[]), None);
-        assert_eq!(rss(&[at(0, 1), at(10, 2)]), None);
-        let still: Vec<_> = (0..9).map(|n| at(n, 500)).collect();
-        assert_eq!(rss(&still).unwrap().slope, 0.0);
-        // All at one time: there is no line.
-        assert_eq!(rss(&[at(5, 1), at(5, 2), at(5, 3)]), None);
     }
 }

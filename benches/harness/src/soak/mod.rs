@@ -9,6 +9,7 @@ mod calls;
 mod child;
 mod episodes;
 mod figures;
+mod floors;
 mod held;
 mod judge;
 mod ledger;
@@ -30,6 +31,7 @@ use parking_lot::Mutex;
 use self::calls::Clients;
 use self::child::{Resources, Server};
 use self::episodes::{Episodes, Stage};
+use self::floors::Floors;
 use self::held::Held;
 use self::judge::{Check, Observed};
 use self::peer::Route;
@@ -132,8 +134,8 @@ pub(crate) fn run(options: &Options) -> io::Result<(String, bool)> {
     });
     seen.load = Load::of(&tally);
     seen.notes = tally.notes();
-    seen.rss_drift = judge::drift(&samples, |one| one.resources.rss_kib as f64);
-    seen.heap_drift = judge::drift(&samples, |one| one.figures.heap as f64 / 1024.0);
+    seen.rss = Floors::of(&samples, |one| one.resources.rss_kib as f64);
+    seen.heap = Floors::of(&samples, |one| one.figures.heap as f64 / 1024.0);
     if let Err(error) = wind_up(server, load_before, &mut seen) {
         seen.trouble.push(error.to_string());
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::{fs, io};
 
-use super::judge::{Check, Drift, Observed};
+use super::floors::Floors;
+use super::judge::{Check, Observed};
 use super::sample::{Sample, csv};
 use super::{Options, tally::Act};
 use crate::compare::environment;
@@ -133,13 +134,14 @@ fn resources(seen: &Observed, samples: &[Sample]) -> String {
         "\nCPU: {cpu:.1} s, {:.1} us per request.",
         cpu * 1e6 / seen.figures.requests.max(1) as f64
     );
-    for (what, drift) in [("Resident", seen.rss_drift), ("Allocated", seen.heap_drift)] {
-        let Some(drift) = drift else { continue };
+    for (what, floors) in [("Resident", &seen.rss), ("Allocated", &seen.heap)] {
+        let Some(floors) = floors else { continue };
+        let lowest: Vec<String> = floors.kib.iter().map(|kib| format!("{kib:.0}")).collect();
         let _ = writeln!(
             text,
-            "{what} memory in the second half: {:+.1} KiB/min (a line through {:.1} minutes, around \
-             {:.0} KiB).",
-            drift.slope, drift.minutes, drift.mean
+            "{what} memory, the lowest in each window of {:.1} minutes: {} KiB.",
+            floors.window.as_secs_f64() / 60.0,
+            lowest.join(", "),
         );
     }
     text
@@ -170,11 +172,11 @@ fn plot(seen: &Observed, samples: &[Sample]) -> String {
     let mut resident = over_time("resident memory of the server, MiB", |one| {
         one.resources.rss_kib as f64 / 1024.0
     });
-    resident.trend = trend(seen.rss_drift, &resident);
+    resident.trend = trend(seen.rss.as_ref());
     let mut allocated = over_time("allocated by the server, MiB", |one| {
         one.figures.heap as f64 / f64::from(1 << 20)
     });
-    allocated.trend = trend(seen.heap_drift, &allocated);
+    allocated.trend = trend(seen.heap.as_ref());
     let panels = [
         over_time("open connections", |one| one.figures.active as f64),
         per_second("requests per second", |one| one.figures.requests as f64),
@@ -214,14 +216,15 @@ fn commit() -> Option<String> {
     Some(name.trim().to_owned()).filter(|name| output.status.success() && !name.is_empty())
 }
 
-/// The ends of the line that was drawn through a panel's points, which are in MiB.
-fn trend(drift: Option<Drift>, panel: &Panel) -> Option<[(f64, f64); 2]> {
-    let (drift, (last, _)) = drift.zip(panel.points.last().copied())?;
-    let half = drift.slope * drift.minutes / 2.0;
-    let first = last - drift.minutes * 60.0;
+/// A line in MiB from the middle of the first window to that of the last, which rises as the low points do.
+fn trend(floors: Option<&Floors>) -> Option<[(f64, f64); 2]> {
+    let floors = floors?;
+    let window = floors.window.as_secs_f64();
+    let first = floors.kib[0] / 1024.0;
+    let count = floors.kib.len() as f64;
     Some([
-        (first, (drift.mean - half) / 1024.0),
-        (last, (drift.mean + half) / 1024.0),
+        (window * 1.5, first),
+        (window * (count + 0.5), first + floors.growth() / 1024.0),
     ])
 }
 
@@ -236,10 +239,9 @@ mod tests {
     fn a_report_says_what_broke() {
         let mut seen = Observed {
             time: Duration::from_secs(20),
-            rss_drift: Some(Drift {
-                slope: 60.0,
-                mean: 2048.0,
-                minutes: 1.0,
+            rss: Some(Floors {
+                window: Duration::from_secs(90),
+                kib: [2000.0, 2001.0, 2002.0, 2003.0, 2004.0],
             }),
             ..Observed::default()
         };
@@ -267,7 +269,7 @@ mod tests {
         assert!(text.contains("| second thing | **broken** | 7 |"));
         assert!(text.contains("| first thing | holds | 7 |"));
         assert!(text.contains("| memory, KiB | 0 | 1000 | 1002 | 1003 | 0 |"));
-        assert!(text.contains("+60.0 KiB/min"));
+        assert!(text.contains("window of 1.5 minutes: 2000, 2001, 2002, 2003, 2004 KiB"));
         assert!(summary(&checks).contains("BROKEN  second thing: 7"));
         assert!(plot(&seen, &samples).contains("requests per second"));
         // A run that ended before the first sample still has a report.
