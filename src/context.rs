@@ -6,9 +6,10 @@ use crate::{
     event_loop::Connections,
     stats::{Counters, Stats},
     sync::{AtomicBool, Ordering},
+    trace,
 };
-use poller::PollerGroup;
-use std::time::Instant;
+use poller::{Holding, Overload, PollerGroup};
+use std::{fmt, time::Instant};
 
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -24,6 +25,10 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(limits: Limits, runner: Runner, group: PollerGroup) -> Self {
+        group.report_overload(log_overload);
+        if let Runner::Workers(pool) = &runner {
+            group.look_after(pool);
+        }
         Self {
             limits,
             runner,
@@ -45,6 +50,39 @@ impl Context {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        self.counters.snapshot(self.connections.len())
+        let holding = self.runner.holding();
+        Stats {
+            active: self.connections.len(),
+            holding: holding.unwrap_or_else(|| self.group.stats().holding),
+            ..self.counters.snapshot()
+        }
+    }
+}
+
+/// How many of those that have a thread a line of the log names.
+const NAMED: usize = 8;
+
+/// Says that turns wait for threads, and what these are taken by. Called by the pollers, which see to it
+/// that this is not too often.
+fn log_overload(overload: &Overload) {
+    let named: Vec<_> = overload.holding.iter().take(NAMED).map(Named).collect();
+    let more = overload.holding.len() - named.len();
+    trace::warn!(
+        "all threads are taken, {} turns have waited for one for too long; {} waits were ended for such \
+         turns since the last line like this; the threads are held by {named:?} and {more} more",
+        overload.waiting,
+        overload.ended_waits,
+    );
+}
+
+struct Named<'a>(&'a Holding);
+
+impl fmt::Debug for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Holding { id, time, .. } = self.0;
+        match id {
+            0 => write!(f, "a timer or on_prepare for {time:?}"),
+            id => write!(f, "connection {id} for {time:?}"),
+        }
     }
 }

@@ -115,7 +115,7 @@ pub use frame::{
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use linkbuffer::{self, LinkBuffer, Reader, Slot, Writer};
 pub use net::{Address, AddressError, ListenOptions, Listener, SocketOptions};
-pub use poller::{self, Balance, PollerGroup};
+pub use poller::{self, Balance, Holding, PollerGroup};
 pub use relay::{Outcome, Relay, RelayBuilder, RelayEnd, RelaySide, Verdict, relay};
 #[cfg(feature = "signals")]
 #[cfg_attr(docsrs, doc(cfg(feature = "signals")))]

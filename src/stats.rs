@@ -1,6 +1,7 @@
 //! Figures: snapshots for users, counters inside.
 
 use crate::sync::{AtomicU64, Ordering};
+use poller::Holding;
 use std::time::Instant;
 
 /// What one connection has done so far. All figures count from its start.
@@ -49,6 +50,11 @@ pub struct Stats {
     pub panics: u64,
     /// Failed accepts by error number, most frequent first.
     pub accept_errors: Vec<(i32, u64)>,
+    /// Connections whose callbacks have a thread now and for how long, the longest first: with
+    /// [`Dispatch::Workers`](crate::Dispatch::Workers) all of them; otherwise those whose callback waits or
+    /// takes long, of all loops that use the same pollers. With
+    /// [`Dispatch::Custom`](crate::Dispatch::Custom) none.
+    pub holding: Vec<Holding>,
 }
 
 /// The counters behind [`Stats`].
@@ -66,7 +72,8 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn snapshot(&self, active: usize) -> Stats {
+    /// But for what they do not count.
+    pub(crate) fn snapshot(&self) -> Stats {
         let mut accept_errors: Vec<_> = self
             .accept_errors
             .lock()
@@ -75,7 +82,8 @@ impl Counters {
             .collect();
         accept_errors.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         Stats {
-            active,
+            active: 0,
+            holding: Vec::new(),
             accepted: self.accepted.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
             connected: self.connected.load(Ordering::Relaxed),

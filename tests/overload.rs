@@ -3,11 +3,11 @@
 mod support;
 
 use netpoll::{
-    Builder, Connection, ConnectionHandle, Dialer, Dispatch, EventLoop, Handler, PollerGroup,
-    RelayEnd, relay,
+    Builder, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, Error, EventLoop,
+    Handler, LinkBuffer, OnFull, PollerGroup, RelayEnd, relay,
 };
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{TcpListener, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{
@@ -25,6 +25,8 @@ use support::{
 
 /// The most threads for handlers.
 const MOST: usize = 3;
+/// When turns are overdue, where they can be.
+const SOON: Duration = Duration::from_millis(20);
 
 /// Where handlers run in these tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +53,16 @@ struct Capped {
 }
 
 impl Place {
-    /// The threads of the pollers, and how to build a loop on them.
+    /// The threads of the pollers, and how to build a loop on them. Nothing is ever overdue.
     fn builder(self) -> (PollerGroup, Builder) {
+        self.builder_with(None)
+    }
+
+    fn builder_with(self, overload_after: Option<Duration>) -> (PollerGroup, Builder) {
         let group = PollerGroup::builder()
             .pollers(if self == Self::Pollers { MOST } else { 1 })
             .max_threads(MOST)
+            .overload_after(overload_after)
             .build()
             .unwrap();
         let dispatch = match self {
@@ -67,12 +74,28 @@ impl Place {
             Self::Executor => Dispatch::Custom(Arc::new(Threads::new(MOST))),
         };
         let builder = EventLoop::builder().pollers(group.clone());
+        let builder = match self {
+            Self::Workers => builder.overload_after(overload_after),
+            _ => builder,
+        };
         (group, builder.dispatch(dispatch))
     }
 
     fn serve(self, transport: Transport, handler: impl Handler) -> Capped {
         let (group, builder) = self.builder();
         let server = Server::start(transport, builder, handler);
+        Capped { server, group }
+    }
+
+    /// As [`serve`](Self::serve), and turns are overdue after a moment.
+    fn serve_in_haste(
+        self,
+        transport: Transport,
+        handler: impl Handler,
+        change: impl FnOnce(Builder) -> Builder,
+    ) -> Capped {
+        let (group, builder) = self.builder_with(Some(SOON));
+        let server = Server::start(transport, change(builder), handler);
         Capped { server, group }
     }
 }
@@ -388,4 +411,361 @@ fn relays_of_a_loop_go_on_while_its_threads_are_taken() {
         drop((client, far));
         Capped { server, group }.stop();
     });
+}
+
+// ------------------------------------------------------------------------ waits that are ended
+
+/// Runs a test wherever the library has the threads.
+#[track_caller]
+fn on_our_threads(test: impl Fn(Place, Transport) + Send + Sync + Copy + 'static) {
+    everywhere(move |place, transport| {
+        if place != Place::Executor {
+            test(place, transport);
+        }
+    });
+}
+
+/// What became of handlers that waited, and why their connections ended.
+#[derive(Clone)]
+struct Ends {
+    errors: Log<Option<Error>>,
+    reasons: Log<CloseReason>,
+}
+
+impl Ends {
+    fn new() -> Self {
+        Self {
+            errors: Log::new(),
+            reasons: Log::new(),
+        }
+    }
+
+    /// A handler that echoes frames but for those that begin with `w`, on which it does what may wait.
+    fn script(
+        &self,
+        waits: impl Fn(&mut Connection) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Script {
+        let (errors, reasons) = (self.errors.clone(), self.reasons.clone());
+        Script::new()
+            .request(move |conn| {
+                while let Some(mut frame) = decode(conn)? {
+                    if frame.len() > 4 && frame.peek(5)?[4] == b'w' {
+                        let waited = waits(conn);
+                        errors.push(waited.as_ref().err().and_then(Error::from_io));
+                        waited?;
+                    }
+                    conn.append(frame)?;
+                    conn.flush()?;
+                }
+                Ok(())
+            })
+            .disconnect(move |_, reason| reasons.push(reason))
+    }
+
+    /// Connections of handlers that had to end ended for that.
+    fn expect_overload(&self) {
+        let overloaded = |reason: &CloseReason| *reason == CloseReason::Overload;
+        eventually("their reasons", || {
+            self.reasons.all().into_iter().filter(overloaded).count() >= 7 * MOST
+        });
+    }
+
+    /// Many more peers than there are threads have handlers wait, and others are answered meanwhile. The
+    /// peers that had them wait.
+    fn flood(&self, capped: &Capped) -> Vec<Peer> {
+        let server = &capped.server;
+        let mut others: Vec<Peer> = (0..4).map(|_| server.connect()).collect();
+        let mut waiting: Vec<Peer> = (0..8 * MOST).map(|_| server.connect()).collect();
+        for peer in &mut waiting {
+            peer.write_all(&frame(b"wait")).unwrap();
+        }
+        for _ in 0..5 {
+            for peer in &mut others {
+                peer.ping(b"fine");
+            }
+        }
+        // All but the last few had to end for others.
+        let errors = self.errors.wait_len(7 * MOST);
+        assert!(
+            errors.iter().all(|error| *error == Some(Error::Overloaded)),
+            "{errors:?}"
+        );
+        waiting
+    }
+}
+
+#[test]
+fn handlers_that_wait_for_input_end_for_those_that_have_some() {
+    on_our_threads(|place, transport| {
+        let ends = Ends::new();
+        let script = ends.script(|conn| conn.fill(1000));
+        let capped = place.serve_in_haste(transport, script, |builder| builder);
+        let waiting = ends.flood(&capped);
+        ends.expect_overload();
+        let event_loop = &capped.server.event_loop;
+        eventually("the figure", || {
+            event_loop.stats().overloaded >= 7 * MOST as u64
+        });
+        // None of them is in the middle of a reply: an orderly end.
+        for peer in &waiting {
+            peer.set_limit(Some(Duration::from_millis(1)));
+        }
+        eventually("their ends", || {
+            let ended = |peer: &&Peer| matches!(peer.try_clone().read(&mut [0]), Ok(0));
+            waiting.iter().filter(ended).count() >= 7 * MOST
+        });
+        drop(waiting);
+        capped.stop();
+    });
+}
+
+#[test]
+fn handlers_that_wait_for_the_kernel_end_for_others() {
+    on_our_threads(|place, transport| {
+        let ends = Ends::new();
+        let script = ends.script(|conn| {
+            conn.write_bytes(vec![1; 6 << 20].into())?;
+            conn.flush_and_wait()
+        });
+        let capped = place.serve_in_haste(transport, script, |builder| builder);
+        // They do not read.
+        let waiting = ends.flood(&capped);
+        ends.expect_overload();
+        drop(waiting);
+        capped.stop();
+    });
+}
+
+#[test]
+fn handlers_that_wait_for_room_of_another_connection_end_for_others() {
+    on_our_threads(|place, transport| {
+        let (ends, handles) = (Ends::new(), Log::new());
+        let (slow, told) = (Arc::new(Mutex::new(None)), handles.clone());
+        let full: Arc<Mutex<Option<ConnectionHandle>>> = Arc::clone(&slow);
+        let script = ends
+            .script(move |_| {
+                let full = full.lock().unwrap().clone().expect("the first one");
+                full.send(vec![2; 1 << 20])?;
+                full.flush()
+            })
+            .connect(move |conn| {
+                told.push(conn.handle());
+                Ok(())
+            });
+        let capped = place.serve_in_haste(transport, script, |builder| {
+            builder.output_limit(1 << 20, OnFull::Block)
+        });
+        let server = &capped.server;
+        let (peer, handle) = server.connect_given(&handles);
+        while handle.stats().queued == 0 {
+            handle.try_send(vec![1; 1 << 20]).unwrap();
+        }
+        *slow.lock().unwrap() = Some(handle.clone());
+        let mut waiting: Vec<Peer> = (0..2 * MOST).map(|_| server.connect()).collect();
+        for peer in &mut waiting {
+            peer.write_all(&frame(b"wait")).unwrap();
+        }
+        let mut other = server.connect();
+        other.ping(b"fine");
+        // The one that does not read is closed, and with it all waits for it end.
+        let error = handle.done().wait().unwrap_err();
+        let closed = Error::Closed(CloseReason::Overload);
+        assert_eq!(Error::from_io(&error), Some(closed));
+        for error in ends.errors.wait_len(2 * MOST) {
+            assert!(
+                matches!(error, Some(Error::Overloaded | Error::Closed(_))),
+                "{error:?}"
+            );
+        }
+        assert!(ends.errors.all().contains(&Some(Error::Overloaded)));
+        drop((peer, waiting, other));
+        capped.stop();
+    });
+}
+
+#[test]
+fn handlers_that_wait_for_an_end_end_for_others() {
+    on_our_threads(|place, transport| {
+        let (ends, handles) = (Ends::new(), Log::<ConnectionHandle>::new());
+        let (told, first) = (handles.clone(), handles.clone());
+        let script = ends
+            .script(move |_| first.all()[0].done().wait())
+            .connect(move |conn| {
+                told.push(conn.handle());
+                Ok(())
+            });
+        let capped = place.serve_in_haste(transport, script, |builder| builder);
+        let patient = capped.server.connect();
+        handles.wait_len(1);
+        let waiting = ends.flood(&capped);
+        ends.expect_overload();
+        // What they waited for is no concern of theirs.
+        assert!(handles.all()[0].is_active());
+        drop(patient);
+        drop(waiting);
+        capped.stop();
+    });
+}
+
+#[test]
+fn handlers_that_wait_for_a_relay_end_for_others() {
+    on_our_threads(|place, transport| {
+        let far_ends = Arc::new(Mutex::new(Vec::new()));
+        let held = Arc::clone(&far_ends);
+        let ends = Ends::new();
+        let script = ends.script(move |_| {
+            let [a, b] = [0, 1].map(|_| {
+                let (near, far) = ends_of(transport);
+                held.lock().unwrap().push(far);
+                near
+            });
+            relay(a, b)?.wait().map(drop)
+        });
+        let capped = place.serve_in_haste(transport, script, |builder| builder);
+        let waiting = ends.flood(&capped);
+        ends.expect_overload();
+        far_ends.lock().unwrap().clear();
+        drop(waiting);
+        capped.stop();
+    });
+}
+
+/// A connection of the default pollers.
+fn ends_of(transport: Transport) -> (Connection, Peer) {
+    let (near, far) = ends(transport);
+    (Dialer::new().adopt(near).unwrap(), far)
+}
+
+#[test]
+fn calls_of_handlers_end_for_others_and_handlers_may_say_so() {
+    on_our_threads(|place, transport| {
+        let far_ends = Arc::new(Mutex::new(Vec::new()));
+        let held = Arc::clone(&far_ends);
+        let reasons = Log::new();
+        let log = reasons.clone();
+        let calls = Log::new();
+        let noted = calls.clone();
+        let script = Script::new()
+            .request(move |conn| {
+                while let Some(mut frame) = decode(conn)? {
+                    if frame.peek(5)?[4] == b'w' {
+                        let (mut backend, silent) = ends_of(transport);
+                        held.lock().unwrap().push(silent);
+                        let error = backend.next(1).unwrap_err();
+                        noted.push(Error::from_io(&error));
+                        // That call has failed, and this connection has not.
+                        assert!(!backend.is_active());
+                        frame = LinkBuffer::from(support::frame(b"busy"));
+                    }
+                    conn.append(frame)?;
+                    conn.flush()?;
+                }
+                Ok(())
+            })
+            .disconnect(move |_, reason| log.push(reason));
+        let capped = place.serve_in_haste(transport, script, |builder| builder);
+        let server = &capped.server;
+        let mut waiting: Vec<Peer> = (0..8 * MOST).map(|_| server.connect()).collect();
+        for peer in &mut waiting {
+            peer.write_all(&frame(b"wait")).unwrap();
+        }
+        let mut other = server.connect();
+        other.ping(b"fine");
+        for error in calls.wait_len(7 * MOST) {
+            assert_eq!(error, Some(Error::Overloaded));
+        }
+        let answered = calls.len();
+        for peer in &waiting {
+            peer.set_limit(Some(Duration::from_millis(1)));
+        }
+        let mut got = vec![false; waiting.len()];
+        eventually("the replies", || {
+            for (got, peer) in got.iter_mut().zip(&waiting) {
+                let mut reply = [0; 8];
+                *got |= peer.try_clone().read_exact(&mut reply).is_ok() && reply[4..] == *b"busy";
+            }
+            got.iter().filter(|&&got| got).count() >= answered
+        });
+        assert!(reasons.all().is_empty());
+        far_ends.lock().unwrap().clear();
+        drop((waiting, other));
+        capped.stop();
+    });
+}
+
+#[test]
+fn without_a_limit_handlers_wait() {
+    on_our_threads(|place, transport| {
+        let ends = Ends::new();
+        let capped = place.serve(transport, ends.script(|conn| conn.fill(1)));
+        let mut waiting: Vec<Peer> = (0..MOST).map(|_| capped.server.connect()).collect();
+        for peer in &mut waiting {
+            peer.write_all(&frame(b"wait")).unwrap();
+        }
+        eventually("all have one", || {
+            capped.server.event_loop.stats().holding.len() == MOST
+        });
+        let mut other = capped.server.connect();
+        other.write_all(&frame(b"fine")).unwrap();
+        thread::sleep(5 * SOON);
+        assert_eq!(ends.errors.len(), 0);
+        for peer in &mut waiting {
+            peer.write_all(&frame(b"more")).unwrap();
+            assert_eq!(read_frame(peer).unwrap(), b"wait");
+            assert_eq!(read_frame(peer).unwrap(), b"more");
+        }
+        assert_eq!(read_frame(&mut other).unwrap(), b"fine");
+        assert_eq!(capped.server.event_loop.stats().overloaded, 0);
+        drop((waiting, other));
+        capped.stop();
+    });
+}
+
+#[test]
+fn handlers_that_cannot_be_ended_are_named() {
+    on_our_threads(|place, transport| {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let handles = Log::new();
+        let (group, builder) = place.builder_with(Some(SOON));
+        let server = Server::start(transport, builder, giving_gated(&gate, &handles));
+        let mut ids = Vec::new();
+        let mut peers = Vec::new();
+        for n in 0..MOST {
+            let (mut peer, handle) = server.connect_given(&handles);
+            peer.write_all(&frame(b"block")).unwrap();
+            gate.wait_arrived(n + 1);
+            ids.push(handle.id());
+            peers.push(peer);
+        }
+        let mut other = server.connect();
+        other.write_all(&frame(b"fine")).unwrap();
+        thread::sleep(3 * SOON);
+        eventually("all of them", || {
+            let holding = server.event_loop.stats().holding;
+            let mut named: Vec<u64> = holding.iter().map(|holding| holding.id).collect();
+            named.sort_unstable();
+            named == ids && holding.iter().all(|holding| holding.time >= SOON)
+        });
+        release(&gate, peers);
+        assert_eq!(read_frame(&mut other).unwrap(), b"fine");
+        eventually("none", || server.event_loop.stats().holding.is_empty());
+        assert_eq!(server.event_loop.stats().overloaded, 0);
+        drop(other);
+        Capped { server, group }.stop();
+    });
+}
+
+#[test]
+fn a_group_has_its_own_limit() {
+    let group = PollerGroup::builder().pollers(1).build().unwrap();
+    for builder in [EventLoop::builder(), EventLoop::builder().pollers(group)] {
+        let error = builder
+            .overload_after(SOON)
+            .build(Script::new())
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+    }
+    let own = EventLoop::builder().pollers(1).overload_after(None);
+    own.build(Script::new()).unwrap();
 }

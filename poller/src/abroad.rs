@@ -16,6 +16,16 @@ pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
 /// How often that time is doubled at most.
 const MOST_DOUBLINGS: u8 = 5;
 
+/// What is run if it is no operator of the same poller, by its [id](crate::Operator::id). No token has the
+/// highest bit set.
+pub(crate) const fn named(id: u64) -> u64 {
+    id | NAMED
+}
+
+/// A closure.
+pub(crate) const UNNAMED: u64 = named(0);
+const NAMED: u64 = 1 << 63;
+
 /// The system's number of a thread, 0 if unknown.
 pub(crate) type ThreadId = u32;
 
@@ -26,6 +36,9 @@ pub(crate) struct Run {
     pub(crate) number: u64,
     /// Who runs it.
     pub(crate) thread: ThreadId,
+    /// What it runs: the token of an operator, or [`named`] for others.
+    pub(crate) what: u64,
+    pub(crate) begun: Moment,
     /// When it began, or was last found computing.
     pub(crate) since: Moment,
     /// How often it was found computing.
@@ -47,6 +60,8 @@ impl Run {
         Self {
             number,
             thread,
+            what: UNNAMED,
+            begun: since,
             since,
             computing: 0,
             waiting: false,
@@ -59,6 +74,11 @@ impl Run {
             waiting: true,
             ..Self::new(1, 0, now)
         }
+    }
+
+    /// The id of what it runs, if that says so by itself.
+    pub(crate) fn named(&self) -> Option<u64> {
+        (self.what & NAMED != 0).then_some(self.what & !NAMED)
     }
 
     fn is_suspect(&self, now: Moment) -> bool {
@@ -98,6 +118,10 @@ impl Abroad {
     /// A run that is suspected to wait, if any, judged at `now`.
     pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
         self.runs.iter().find(|run| run.is_suspect(now)).copied()
+    }
+
+    pub(crate) fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
     /// How many are trusted to compute at `now`.

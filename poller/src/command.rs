@@ -6,7 +6,7 @@
 
 use std::{mem, sync::Arc};
 
-use crate::{member::Entry, registry::Token, sync::Mutex};
+use crate::{member::Entry, poller::Poller, registry::Token, sync::Mutex, sys::Moment};
 
 /// What other threads ask of a poller.
 pub(crate) enum Command {
@@ -20,12 +20,21 @@ pub(crate) enum Command {
     Pause(Arc<Entry>),
     /// A run that lost the role wants to be run again.
     Rerun(Arc<Entry>),
+    /// A run that another poller has no thread for.
+    Guest(Box<Guest>),
     /// The operator is out of the registry: say so to it, then drop it.
     Detached(Arc<Entry>),
     /// A closure with this key waits for this tick.
     Schedule(u64, u64),
     /// Nothing: only look around.
     Nudge,
+}
+
+/// A run of another poller's operator, which was asked for at that time.
+pub(crate) struct Guest {
+    pub(crate) home: Arc<Poller>,
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) since: Moment,
 }
 
 /// Wakes the poller out of its wait.
@@ -77,6 +86,11 @@ impl<T, W: Wake> CommandQueue<T, W> {
             waker.wake();
         }
         Ok(waker.is_some())
+    }
+
+    /// Whether the poller sleeps: its thread has nothing to do.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.state.lock().asleep
     }
 
     /// Before a wait: `true` if the poller may sleep; from then on a push wakes it.

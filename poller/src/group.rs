@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    Interest, Member, Operator, PollerHandle, Registration,
+    Interest, Member, Operator, Overload, PollerHandle, Registration,
     balance::{Balance, Picker},
     monitor::Monitor,
     poller::Poller,
@@ -56,6 +56,7 @@ pub struct GroupBuilder {
     max_threads: usize,
     keep_alive: Duration,
     slow_after: Duration,
+    overload_after: Option<Duration>,
     busy_poll: Option<Duration>,
     name: String,
 }
@@ -181,7 +182,22 @@ impl PollerGroup {
                 .collect(),
             workers: self.shared.workers.stats(),
             reserve: self.shared.reserve.stats(),
+            holding: self.shared.monitor.holding(),
         }
+    }
+
+    /// Has the group's monitor look after another pool, whose jobs may have to wait for a thread: see
+    /// [`WorkerPoolBuilder::overload_after`](crate::WorkerPoolBuilder::overload_after).
+    pub fn look_after(&self, pool: &WorkerPool) {
+        let monitor = &self.shared.monitor;
+        monitor.look_after(pool.look_after_by(monitor));
+    }
+
+    /// Has `report` called, on the monitor's thread, when runs, or jobs of a pool that the group
+    /// [looks after](Self::look_after), have waited for a thread for too long; no more than once in ten
+    /// seconds. The first call of this counts.
+    pub fn report_overload(&self, report: fn(&Overload)) {
+        self.shared.monitor.relief.report_to(report);
     }
 
     /// Whether all pollers work.
@@ -251,6 +267,14 @@ impl GroupBuilder {
         self
     }
 
+    /// How long runs wait for a thread, when all are taken, before [waits](crate::begin_wait) of these
+    /// threads are ended for them, the longest first; `None` for never. 100 ms by default. Waits that are not
+    /// announced cannot be ended, nor are those that began within the last tenth of this time.
+    pub fn overload_after(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.overload_after = time.into();
+        self
+    }
+
     /// How long a poller looks for events again and again before it sleeps. Off by default: it
     /// trades a processor for latency.
     pub fn busy_poll(mut self, time: Option<Duration>) -> Self {
@@ -284,15 +308,20 @@ impl GroupBuilder {
         let workers = WorkerPool::builder()
             .max_threads(self.max_threads.max(self.pollers))
             .keep_alive(self.keep_alive)
+            .overload_after(self.overload_after)
             .name(&self.name)
             .build();
         let reserve = WorkerPool::builder()
             .max_threads(MOST_IN_RESERVE)
             .max_queued(MOST_WAITING)
             .keep_alive(self.keep_alive)
+            .overload_after(self.overload_after)
             .name(&format!("{}-reserve", self.name))
             .build();
         let monitor = Arc::new(Monitor::new(self.slow_after, &self.name));
+        for pool in [&workers, &reserve] {
+            monitor.look_after(pool.look_after_by(&monitor));
+        }
         let left = Arc::new(AtomicUsize::new(self.pollers));
         let mut handles = Vec::new();
         for index in 0..self.pollers {
@@ -352,6 +381,7 @@ impl Default for GroupBuilder {
             max_threads: 512,
             keep_alive: Duration::from_secs(10),
             slow_after: Duration::from_millis(1),
+            overload_after: Some(Duration::from_millis(100)),
             busy_poll: None,
             name: "poller".to_owned(),
         }

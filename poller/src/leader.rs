@@ -3,12 +3,13 @@
 use std::{
     cell::Cell,
     io,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use crate::{
-    command::Command,
+    abroad::{UNNAMED, named},
+    command::{Command, Guest},
     contain::contained,
     context::{self, must_not_block},
     member::Entry,
@@ -42,11 +43,16 @@ impl Job for Poller {
 
 /// Polls once for a poller whose runs all wait, on a thread that is not of the pool, because the
 /// pool has no thread to send: those who wait for input, room, timers or the end of a connection are
-/// told. Closures and brief runs go to the reserve, other runs are left to the first thread that is free.
-pub(crate) fn stand_in(poller: &Arc<Poller>) {
+/// told. Closures and brief runs go to the reserve, other runs to threads that lead one of the `others`
+/// and sleep; what is left, to the first thread that is free.
+///
+/// Returns how many of those have waited for too long.
+pub(crate) fn stand_in(poller: &Arc<Poller>, others: &[Weak<Poller>]) -> usize {
+    let mut overdue = 0;
     if let Some(core) = poller.role.lend() {
-        Leader::run(poller, |leader| leader.stand_in(core));
+        Leader::run(poller, |leader| overdue = leader.stand_in(core, others));
     }
+    overdue
 }
 
 /// A shared deposit, looked for a while.
@@ -183,7 +189,7 @@ impl<'a> Leader<'a> {
     }
 
     /// Does what can be done without calling anything that may block.
-    fn stand_in(&self, mut core: Box<Core>) {
+    fn stand_in(&self, mut core: Box<Core>, others: &[Weak<Poller>]) -> usize {
         let poller = self.poller;
         let mut left = Queue::default();
         // An end, and an error that will come again, are for a leader.
@@ -197,24 +203,48 @@ impl<'a> Leader<'a> {
             match work {
                 Work::Ready(entry, readiness) => {
                     if self.tell(&mut core, &entry, readiness) {
-                        left.push(Work::Run(entry));
+                        left.push(Work::Run(entry, core.now));
                     }
                 }
                 Work::Timer(entry, judged) => {
                     if core.timer_is_due(&entry, judged) {
                         poller.counters.timers.add(1);
                         if self.tell(&mut core, &entry, Readiness::TIMER) {
-                            left.push(Work::Run(entry));
+                            left.push(Work::Run(entry, core.now));
                         }
                     }
                 }
-                work @ (Work::Run(_) | Work::Call(_)) => left.push(work),
+                work @ (Work::Run(..) | Work::Guest(_) | Work::Call(_)) => left.push(work),
             }
         }
+        let mut overdue = 0;
+        let mut others = others.iter().filter_map(Weak::upgrade);
         while let Some(work) = left.pop() {
-            if let Err(work) = reserve::hand_to(&poller.reserve, poller, work) {
-                core.work.push(work);
-            }
+            let Err(work) = reserve::hand_to(&poller.reserve, poller, work) else {
+                continue;
+            };
+            let guest = match work {
+                Work::Run(entry, since) => Guest {
+                    home: poller.clone(),
+                    entry,
+                    since,
+                },
+                Work::Guest(guest) => *guest,
+                other => {
+                    core.work.push(other);
+                    continue;
+                }
+            };
+            let idle = others.find(|other| other.commands.is_asleep());
+            let Some(guest) = offer(guest, idle.as_deref()) else {
+                continue;
+            };
+            overdue += usize::from(poller.workers.is_overdue(guest.since, core.now));
+            core.work.push(if Arc::ptr_eq(&guest.home, poller) {
+                Work::Run(guest.entry, guest.since)
+            } else {
+                Work::Guest(Box::new(guest))
+            });
         }
         if looked {
             for entry in std::mem::take(&mut core.detached) {
@@ -224,6 +254,7 @@ impl<'a> Leader<'a> {
         if poller.role.put_back(core) {
             poller.send_leader();
         }
+        overdue
     }
 
     /// The role is gone; where it is shared, this thread may go on with the others.
@@ -245,7 +276,8 @@ impl<'a> Leader<'a> {
                 self.poller.counters.timers.add(1);
                 (entry, Readiness::TIMER)
             }
-            Work::Run(entry) => return self.run_again(core, entry),
+            Work::Run(entry, _) => return self.run_again(core, entry),
+            Work::Guest(guest) => return self.run_for(core, *guest),
             Work::Call(call) => return self.run_closure(core, call),
         };
         if !self.may_tell(&entry, readiness) {
@@ -337,6 +369,7 @@ impl<'a> Leader<'a> {
     #[inline(always)]
     fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
         entry.control.run_begins();
+        self.seat.runs(entry.control.token().raw() as u64);
         let run = self.release(core);
         let ((run, entry), progress) = self.keep(
             (run, entry),
@@ -369,7 +402,7 @@ impl<'a> Leader<'a> {
     fn has_run(&self, core: &mut Core, entry: Arc<Entry>, progress: Option<Progress>) {
         match progress {
             Some(Progress::Drained) => {}
-            Some(Progress::Yield) => core.yielded.push(Work::Run(entry)),
+            Some(Progress::Yield) => core.yielded.push(Work::Run(entry, core.now)),
             Some(Progress::Pause) => core.pause_after_run(&entry),
             Some(Progress::Detach) | None => self.poller.detach(entry.control.token()),
         }
@@ -384,9 +417,19 @@ impl<'a> Leader<'a> {
         }
     }
 
+    /// Lends this thread to another poller, which has none for a run.
+    #[inline(never)]
+    fn run_for(&self, core: Box<Core>, guest: Guest) -> Option<Box<Core>> {
+        self.seat.runs(named(guest.home.id_of(&guest.entry)));
+        let run = self.release(core);
+        run_guest(guest);
+        self.take_back(run)
+    }
+
     #[inline(never)]
     fn run_closure(&self, core: Box<Core>, call: Call) -> Option<Box<Core>> {
         self.poller.counters.timers.add(1);
+        self.seat.runs(UNNAMED);
         let run = self.release(core);
         self.poller.contain(call);
         self.take_back(run)
@@ -461,8 +504,10 @@ impl<'a> Leader<'a> {
             poller.announce(entry);
         }
         for command in poller.commands.close() {
-            if let Command::Detached(entry) = command {
-                remains.detached.push(entry);
+            match command {
+                Command::Detached(entry) => remains.detached.push(entry),
+                Command::Guest(guest) => remains.guests.push(guest),
+                _ => {}
             }
         }
         for entry in remains.detached {
@@ -473,6 +518,9 @@ impl<'a> Leader<'a> {
                 entry.operator.run();
                 drop(entry);
             });
+        }
+        for guest in remains.guests {
+            run_guest(*guest);
         }
         for call in poller.schedule.close() {
             poller.contain(|| drop(call));
@@ -487,6 +535,33 @@ impl<T, F: Fn(T) -> Broken> Drop for Keep<'_, T, F> {
             self.broken.set(Some((self.as_broken)(things)));
         }
     }
+}
+
+/// Has a poller whose thread sleeps make a run of another; gives it back if it does not.
+fn offer(guest: Guest, to: Option<&Poller>) -> Option<Guest> {
+    let Some(poller) = to else {
+        return Some(guest);
+    };
+    let mut refused = None;
+    poller.push_or(Command::Guest(Box::new(guest)), |command| {
+        if let Command::Guest(guest) = command {
+            refused = Some(*guest);
+        }
+    });
+    refused
+}
+
+/// Makes a run for another poller.
+fn run_guest(guest: Guest) {
+    let Guest { home, entry, .. } = guest;
+    run_apart(&home, entry);
+}
+
+/// Makes a run on a thread that does not hold the role of its poller.
+pub(crate) fn run_apart(poller: &Poller, entry: Arc<Entry>) {
+    entry.control.run_begins();
+    let progress = poller.contain(|| entry.operator.run());
+    poller.contain(|| finish_run(poller, entry, progress));
 }
 
 /// What follows from a run on a thread that does not hold the role.

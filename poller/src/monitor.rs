@@ -13,10 +13,11 @@
 //!
 //! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
 //! then [stands in](stand_in) at each tick: it polls and tells operators, so that a run that waits
-//! for input, room or a timer gets what it waits for.
+//! for input, room or a timer gets what it waits for. Runs that have waited for a thread for too long
+//! are a matter of [`overload`](crate::overload), as are jobs of pools that it looks after.
 //!
-//! When nothing was deposited for some ticks the monitor parks, leaving a flag in each role; the
-//! next deposit starts it again.
+//! When nothing was deposited for some ticks, and no job waits for a thread, the monitor parks, leaving a
+//! flag in each role; the next deposit, or job that finds no thread, starts it again.
 
 use std::{
     fmt,
@@ -26,9 +27,11 @@ use std::{
 
 use crate::{
     leader::stand_in,
+    overload::Relief,
     poller::Poller,
     sync::{Condvar, Mutex, Ordering, thread},
     sys::{Activity, Moment, nanos, thread_activity},
+    workers::{Holding, WeakPool},
 };
 
 /// Ticks without any deposit after which the monitor parks.
@@ -51,15 +54,24 @@ const COMPUTING: Duration = Duration::from_millis(5);
 pub(crate) struct Monitor {
     tick: Duration,
     name: String,
+    pub(crate) relief: Relief,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+/// What to look at.
+#[derive(Clone, Default)]
+struct Scope {
+    pollers: Vec<Weak<Poller>>,
+    /// The pollers' own threads first.
+    pools: Vec<WeakPool>,
 }
 
 #[derive(Default)]
 struct State {
     /// Shared, so that a tick takes a reference and no copy.
-    pollers: Arc<[Weak<Poller>]>,
-    /// Somebody deposited since the monitor parked.
+    scope: Arc<Scope>,
+    /// There was a deposit, or a job without a thread, since the monitor parked.
     called: bool,
     stopped: bool,
     handle: Option<thread::JoinHandle<()>>,
@@ -71,14 +83,24 @@ impl Monitor {
         Self {
             tick,
             name: format!("{name}-monitor"),
+            relief: Relief::default(),
             state: Mutex::new(State::default()),
             changed: Condvar::new(),
         }
     }
 
-    /// Whom to look at.
+    /// What to look at.
     pub(crate) fn pollers(&self, pollers: Vec<Weak<Poller>>) {
-        self.state.lock().pollers = pollers.into();
+        let mut state = self.state.lock();
+        Arc::make_mut(&mut state.scope).pollers = pollers;
+    }
+
+    /// Looks at another pool as well; the pollers' own threads come first.
+    pub(crate) fn look_after(&self, pool: WeakPool) {
+        let mut state = self.state.lock();
+        let scope = Arc::make_mut(&mut state.scope);
+        scope.pools.retain(WeakPool::is_there);
+        scope.pools.push(pool);
     }
 
     /// There is something to look at: starts the monitor, or starts it again.
@@ -102,8 +124,8 @@ impl Monitor {
             state.started = true;
             state.handle = Some(handle);
         } else {
-            let pollers = Arc::clone(&state.pollers);
-            for poller in pollers.iter().filter_map(Weak::upgrade) {
+            let scope = Arc::clone(&state.scope);
+            for poller in scope.pollers.iter().filter_map(Weak::upgrade) {
                 poller.role.ask_for_watch();
             }
         }
@@ -129,17 +151,18 @@ impl Monitor {
         let mut tick = self.tick;
         let mut found_before = 0;
         let mut found_at: Option<Instant> = None;
-        while let Some(pollers) = self.wait(tick) {
-            suspects.resize_with(pollers.len(), Suspect::default);
+        while let Some(scope) = self.wait(tick) {
+            suspects.resize_with(scope.pollers.len(), Suspect::default);
             let mut moved = false;
+            let mut overdue = 0;
             let mut found = 0;
             let mut worried = false;
             let mut alert = false;
-            for (poller, suspect) in pollers.iter().zip(&mut suspects) {
+            for (poller, suspect) in scope.pollers.iter().zip(&mut suspects) {
                 if let Some(poller) = poller.upgrade() {
                     moved |= suspect.look(&poller, tick / 2);
                     if poller.workers.is_stuck() {
-                        stand_in(&poller);
+                        overdue += stand_in(&poller, &scope.pollers);
                         alert = true;
                     }
                     alert |= suspect.is_under_suspicion();
@@ -147,6 +170,9 @@ impl Monitor {
                     found += poller.counters.of_interest();
                 }
             }
+            let stuck = self.look_at_pools(&scope, overdue);
+            moved |= stuck;
+            alert |= stuck;
             if std::mem::replace(&mut found_before, found) != found {
                 found_at = Some(Instant::now());
             }
@@ -161,7 +187,7 @@ impl Monitor {
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet >= REST_AFTER {
                 quiet = 0;
-                if !self.rest(&pollers, &suspects) {
+                if !self.rest(&scope, &suspects) {
                     return;
                 }
             }
@@ -169,21 +195,54 @@ impl Monitor {
     }
 
     /// Sleeps for a tick; `None` if the group ended.
-    fn wait(&self, tick: Duration) -> Option<Arc<[Weak<Poller>]>> {
+    fn wait(&self, tick: Duration) -> Option<Arc<Scope>> {
         let until = Instant::now() + tick;
         let mut state = self.state.lock();
         while !state.stopped {
             if self.changed.wait_until(&mut state, until).timed_out() {
-                return Some(Arc::clone(&state.pollers));
+                return Some(Arc::clone(&state.scope));
             }
         }
         None
     }
 
-    /// Parks until a deposit; `false` if the group ended.
-    fn rest(&self, pollers: &[Weak<Poller>], suspects: &[Suspect]) -> bool {
+    /// Looks whether jobs of the pools, or so many runs, have waited for a thread for too long; whether any
+    /// job waits at all.
+    fn look_at_pools(&self, scope: &Scope, runs: usize) -> bool {
+        let now = Moment::now();
+        let mut stuck = false;
+        for (index, pool) in scope.pools.iter().enumerate() {
+            let Some(pool) = pool.upgrade() else {
+                continue;
+            };
+            let (mut overdue, waits) = pool.overdue(now);
+            stuck |= waits;
+            let own = index == 0;
+            if own {
+                overdue += runs;
+            }
+            if overdue > 0 {
+                let holding = || {
+                    if own { scope.holding() } else { pool.holding() }
+                };
+                self.relief.relieve(&pool, overdue, now, holding);
+            }
+        }
+        stuck
+    }
+
+    /// Runs that go on while others poll, the longest first.
+    pub(crate) fn holding(&self) -> Vec<Holding> {
+        let scope = Arc::clone(&self.state.lock().scope);
+        scope.holding()
+    }
+
+    /// Parks until there is something to look at; `false` if the group ended.
+    fn rest(&self, scope: &Scope, suspects: &[Suspect]) -> bool {
         self.state.lock().called = false;
-        let mut parked = true;
+        let pollers = &scope.pollers;
+        // Whoever finds no thread from here on calls.
+        let mut parked = !scope.pools.iter().any(WeakPool::is_watched);
         for (poller, suspect) in pollers.iter().zip(suspects) {
             if let Some(poller) = poller.upgrade() {
                 parked &= poller.role.unwatch(suspect.deposit);
@@ -215,6 +274,15 @@ impl fmt::Debug for Monitor {
         f.debug_struct("Monitor")
             .field("tick", &self.tick)
             .finish_non_exhaustive()
+    }
+}
+
+impl Scope {
+    fn holding(&self) -> Vec<Holding> {
+        let pollers = self.pollers.iter().filter_map(Weak::upgrade);
+        let mut all: Vec<_> = pollers.flat_map(|poller| poller.holding()).collect();
+        all.sort_by_key(|holding| std::cmp::Reverse(holding.time));
+        all
     }
 }
 

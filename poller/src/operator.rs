@@ -50,6 +50,11 @@ pub trait Operator: Send + Sync + 'static {
         false
     }
 
+    /// A number by which statistics name it ([`Holding::id`](crate::Holding::id)); 0 for none.
+    fn id(&self) -> u64 {
+        0
+    }
+
     /// Called exactly once, after deregistration and after the batch of events that may mention
     /// the operator; also when the poller is closed or dies. Called with the role held: must not
     /// block. (If the poller is gone already, the detaching thread makes the call.)
@@ -71,6 +76,10 @@ impl<O: Operator + ?Sized> Operator for Arc<O> {
 
     fn is_brief(&self) -> bool {
         (**self).is_brief()
+    }
+
+    fn id(&self) -> u64 {
+        (**self).id()
     }
 
     fn on_detached(&self) {

@@ -1,9 +1,14 @@
 //! One poller: what all its threads share, and the leader's loop.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     Interest,
+    abroad::Run,
     command::{Command, CommandQueue},
     contain::{Panicked, contained},
     control::Control,
@@ -14,10 +19,10 @@ use crate::{
     schedule::Schedule,
     stats::Counters,
     sync::{AtomicBool, Mutex, Ordering},
-    sys,
+    sys::{self, Moment},
     timer::Clock,
     turn::Core,
-    workers::WorkerPool,
+    workers::{Holding, WorkerPool},
 };
 
 /// A poller, shared by the threads that lead it and those that talk to it.
@@ -57,7 +62,7 @@ impl Poller {
         workers: WorkerPool,
         reserve: WorkerPool,
         monitor: Arc<Monitor>,
-        busy_poll: Option<std::time::Duration>,
+        busy_poll: Option<Duration>,
         on_end: Box<dyn Fn() + Send + Sync>,
     ) -> io::Result<Arc<Self>> {
         let (selector, control, waker) = sys::open()?;
@@ -144,7 +149,8 @@ impl Poller {
         self.push_or(command, drop);
     }
 
-    fn push_or(&self, command: Command, refused: impl FnOnce(Command)) {
+    /// As [`push`](Self::push); `refused` gets the command back.
+    pub(crate) fn push_or(&self, command: Command, refused: impl FnOnce(Command)) {
         match self.commands.push(command) {
             Ok(true) => self.counters.wakeups.add(1),
             Ok(false) => {}
@@ -195,6 +201,28 @@ impl Poller {
             });
         }
         self.closing.store(true, Ordering::Release);
+    }
+
+    /// What the operator calls itself.
+    pub(crate) fn id_of(&self, entry: &Entry) -> u64 {
+        self.contain(|| entry.operator.id()).unwrap_or(0)
+    }
+
+    /// The runs that go on while others poll.
+    pub(crate) fn holding(&self) -> Vec<Holding> {
+        let now = Moment::now();
+        let id = |run: &Run| match run.named() {
+            Some(id) => id,
+            None => {
+                let entry = self.registry.find(Token::from_raw(run.what as usize));
+                entry.map_or(0, |entry| self.id_of(&entry))
+            }
+        };
+        let holding = |run: Run| Holding {
+            id: id(&run),
+            time: Duration::from_nanos(now.since(run.begun)),
+        };
+        self.role.holding().into_iter().map(holding).collect()
     }
 
     /// The core is gone, and everybody has been told.

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::{
-    leader::finish_run,
+    leader::run_apart,
     poller::Poller,
     sync::Mutex,
     turn::Work,
@@ -32,11 +32,7 @@ impl Job for Brief {
         let work = self.work.lock().take();
         self.poller.counters.brief_runs.add(1);
         match work {
-            Some(Work::Run(entry)) => {
-                entry.control.run_begins();
-                let progress = self.poller.contain(|| entry.operator.run());
-                finish_run(&self.poller, entry, progress);
-            }
+            Some(Work::Run(entry, _)) => run_apart(&self.poller, entry),
             Some(Work::Call(call)) => {
                 self.poller.counters.timers.add(1);
                 self.poller.contain(call);
@@ -49,9 +45,10 @@ impl Job for Brief {
 /// Gives work to the reserve; returns it if it is not brief, or no thread can be had for it.
 pub(crate) fn hand_to(reserve: &WorkerPool, poller: &Arc<Poller>, work: Work) -> Result<(), Work> {
     let brief = match &work {
-        Work::Run(entry) => poller.contain(|| entry.operator.is_brief()) == Some(true),
+        Work::Run(entry, _) => poller.contain(|| entry.operator.is_brief()) == Some(true),
         Work::Call(_) => true,
-        Work::Ready(..) | Work::Timer(..) => false,
+        // A guest that is brief was handed over at home.
+        Work::Guest(_) | Work::Ready(..) | Work::Timer(..) => false,
     };
     if !brief {
         return Err(work);

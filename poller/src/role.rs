@@ -38,7 +38,7 @@ use std::{
 };
 
 use crate::{
-    abroad::{Abroad, Run, ThreadId},
+    abroad::{Abroad, Run, ThreadId, UNNAMED},
     sync::{self, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering},
     sys::Moment,
 };
@@ -99,6 +99,8 @@ struct Slot<C> {
 /// A thread's own means to deposit, as long as it leads.
 pub(crate) struct Seat<C> {
     thread: ThreadId,
+    /// What the next deposit is made for.
+    what: Cell<u64>,
     /// Made by the first deposit that can use it.
     place: OnceCell<Arc<Place<C>>>,
     /// The slot has this place, its terms are [`Terms::ALONE`], and this thread has had the core, but for
@@ -108,9 +110,10 @@ pub(crate) struct Seat<C> {
 
 struct Place<C> {
     core: sync::Slot<C>,
-    /// Of the deposit that lies here, or lay here last. Both are written before the core is put here.
+    /// Of the deposit that lies here, or lay here last. All are written before the core is put here.
     number: AtomicU64,
     since: AtomicU64,
+    what: AtomicU64,
     thread: ThreadId,
 }
 
@@ -166,7 +169,7 @@ impl<C> Role<C> {
     ) -> Deposit {
         match seat.known() {
             Some(place) if !terms.shared => Deposit {
-                number: place.put(core, now),
+                number: place.put(core, now, seat.what.get()),
                 // After the seat's word was exchanged: see `unwatch`.
                 unwatched: self.is_unwatched(),
                 uncovered: false,
@@ -188,6 +191,7 @@ impl<C> Role<C> {
         let number = slot.latest.number + 1;
         slot.core = Some(core);
         slot.latest = Run::new(number, seat.thread, now);
+        slot.latest.what = seat.what.get();
         slot.ownerless = false;
         slot.terms = terms;
         seat.known.set(!terms.shared);
@@ -356,6 +360,13 @@ impl<C> Role<C> {
         }
     }
 
+    /// The runs that are known to go on while others poll.
+    pub(crate) fn holding(&self) -> Vec<Run> {
+        let slot = self.lock();
+        let latest = (slot.core.is_some() && !slot.ownerless).then_some(slot.latest);
+        slot.abroad.runs().iter().copied().chain(latest).collect()
+    }
+
     /// What the monitor sees; `None` if somebody is changing it just now.
     pub(crate) fn observe(&self) -> Option<Sight> {
         let mut slot = self.slot.try_lock()?;
@@ -400,9 +411,16 @@ impl<C> Seat<C> {
     pub(crate) fn new(thread: ThreadId) -> Self {
         Self {
             thread,
+            what: Cell::new(UNNAMED),
             place: OnceCell::new(),
             known: Cell::new(false),
         }
+    }
+
+    /// What the next deposit is made for: see [`Run::what`].
+    #[inline]
+    pub(crate) fn runs(&self, what: u64) {
+        self.what.set(what);
     }
 
     /// The place, if the core can be put and found there without a look at the slot.
@@ -422,6 +440,7 @@ impl<C> Seat<C> {
                 core: sync::Slot::empty(),
                 number: AtomicU64::new(number),
                 since: AtomicU64::new(0),
+                what: AtomicU64::new(UNNAMED),
                 thread: self.thread,
             })
         });
@@ -433,11 +452,12 @@ impl<C> Seat<C> {
 impl<C> Place<C> {
     /// Makes the next deposit; its number.
     #[inline]
-    fn put(&self, core: Box<C>, now: Moment) -> u64 {
+    fn put(&self, core: Box<C>, now: Moment, what: u64) -> u64 {
         // Nobody else writes these. Exchanging the core publishes them.
         let number = self.number.load(Ordering::Relaxed) + 1;
         self.number.store(number, Ordering::Relaxed);
         self.since.store(now.bits(), Ordering::Relaxed);
+        self.what.store(what, Ordering::Relaxed);
         self.core.put(core);
         number
     }
@@ -456,6 +476,7 @@ impl<C> Slot<C> {
         if core.is_some() {
             let since = Moment::from_bits(place.since.load(Ordering::Relaxed));
             self.latest = Run::new(number, place.thread, since);
+            self.latest.what = place.what.load(Ordering::Relaxed);
             self.ownerless = false;
             self.core = core;
         } else {

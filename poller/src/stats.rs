@@ -2,7 +2,7 @@
 
 use crate::{
     sync::{AtomicU64, Ordering},
-    workers::WorkerStats,
+    workers::{Holding, WorkerStats},
 };
 
 /// Declares the counters and their snapshot with one list.
@@ -107,6 +107,8 @@ pub struct GroupStats {
     pub workers: WorkerStats,
     /// The threads that do brief work while all those are taken.
     pub reserve: WorkerStats,
+    /// The runs that others poll for because they wait or take long, the longest first.
+    pub holding: Vec<Holding>,
 }
 
 impl GroupStats {

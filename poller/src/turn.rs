@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    command::Command,
+    command::{Command, Guest},
     control::Fired,
     learn::Learner,
     member::Entry,
@@ -60,14 +60,17 @@ pub(crate) struct Remains {
     pub(crate) detached: Vec<Arc<Entry>>,
     /// Those whose run was asked for and has not begun.
     pub(crate) runs: Vec<Arc<Entry>>,
+    pub(crate) guests: Vec<Box<Guest>>,
 }
 
 /// One thing to do.
 pub(crate) enum Work {
     /// Deliver readiness.
     Ready(Arc<Entry>, Readiness),
-    /// Call `run` again.
-    Run(Arc<Entry>),
+    /// Call `run`, which was asked for at that time.
+    Run(Arc<Entry>, Moment),
+    /// Call `run` of another poller's operator.
+    Guest(Box<Guest>),
     /// Deliver the timer if it is due at this tick.
     Timer(Arc<Entry>, u64),
     /// Call a scheduled closure.
@@ -119,10 +122,13 @@ impl Core {
         let mut remains = Remains {
             detached: self.detached,
             runs: Vec::new(),
+            guests: Vec::new(),
         };
         while let Some(work) = self.work.pop() {
-            if let Work::Run(entry) = work {
-                remains.runs.push(entry);
+            match work {
+                Work::Run(entry, _) => remains.runs.push(entry),
+                Work::Guest(guest) => remains.guests.push(guest),
+                Work::Ready(..) | Work::Timer(..) | Work::Call(_) => {}
             }
         }
         remains
@@ -272,7 +278,8 @@ impl Core {
                 Command::Pause(entry) => {
                     pause_after_run(&mut self.work, &entry);
                 }
-                Command::Rerun(entry) => self.work.push(Work::Run(entry)),
+                Command::Rerun(entry) => self.work.push(Work::Run(entry, self.now)),
+                Command::Guest(guest) => self.work.push(Work::Guest(guest)),
                 Command::Detached(entry) => self.detached.push(entry),
                 Command::Schedule(key, tick) => self.wheel.insert(tick, Timer::call(key)),
                 Command::Nudge => {}

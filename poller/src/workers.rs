@@ -17,20 +17,42 @@
 use std::{
     collections::VecDeque,
     fmt, io,
-    sync::Arc,
+    sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
 use crate::{
     contain::contained,
-    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
+    monitor::Monitor,
+    sync::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
+    sys::{Moment, coarse_millis},
+    waits::{self, Waits},
 };
 
 /// Something a [`WorkerPool`] runs.
 pub trait Job: Send + Sync + 'static {
     /// Called once per submission, on a thread of the pool. May block.
     fn run(self: Arc<Self>);
+
+    /// A number by which [`Holding`] names it; 0 for none.
+    fn id(&self) -> u64 {
+        0
+    }
 }
+
+/// Work that has a thread, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holding {
+    /// What it is: [`Job::id`] or [`Operator::id`](crate::Operator::id), 0 if that does not say.
+    pub id: u64,
+    /// Since when, to some milliseconds.
+    pub time: Duration,
+}
+
+/// The time after which work is overdue, divided by this, is how old a wait must be to be ended for it, and
+/// what a thread has to take the work up.
+const PAUSES: u32 = 10;
 
 /// How often a worker looks around before it parks.
 const LOOKS: u32 = if cfg!(loom) { 1 } else { 6 };
@@ -48,6 +70,7 @@ pub struct WorkerPoolBuilder {
     max_threads: usize,
     keep_alive: Duration,
     max_queued: usize,
+    overload_after: Option<Duration>,
     name: String,
 }
 
@@ -73,6 +96,8 @@ pub struct WorkerStats {
     pub cap_hits: u64,
     /// Threads the system refused to start.
     pub spawn_failures: u64,
+    /// Waits that were ended because jobs had waited for a thread for too long.
+    pub ended_waits: u64,
 }
 
 impl WorkerPoolBuilder {
@@ -94,6 +119,14 @@ impl WorkerPoolBuilder {
         self
     }
 
+    /// How long jobs wait for a thread, when all are taken, before [waits](crate::begin_wait) of these threads
+    /// are ended for them, the longest first; `None` for never. 100 ms by default. For a pool that a group
+    /// [looks after](crate::PollerGroup::look_after).
+    pub fn overload_after(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.overload_after = time.into();
+        self
+    }
+
     /// The prefix of the threads' names; `worker` by default.
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
@@ -107,6 +140,8 @@ impl WorkerPoolBuilder {
                 state: Mutex::new(State::default()),
                 ended: Condvar::new(),
                 pending: AtomicUsize::new(0),
+                waits: Arc::new(Waits::new()),
+                monitor: OnceLock::new(),
                 config: self,
             }),
         }
@@ -119,6 +154,7 @@ impl Default for WorkerPoolBuilder {
             max_threads: 512,
             keep_alive: Duration::from_secs(10),
             max_queued: usize::MAX,
+            overload_after: Some(Duration::from_millis(100)),
             name: "worker".to_owned(),
         }
     }
@@ -136,17 +172,17 @@ impl WorkerPool {
     ///
     /// Gives the job back if the pool is closed or the queue is at its bound.
     pub fn submit(&self, job: Arc<dyn Job>) -> Result<(), Arc<dyn Job>> {
-        self.shared.submit(Queued { job, leads: false })
+        self.shared.submit(Queued::new(job, false))
     }
 
     /// Queues the job of leading a poller: before all others, whatever the bound.
     pub(crate) fn submit_leader(&self, job: Arc<dyn Job>) -> Result<(), Arc<dyn Job>> {
-        self.shared.submit(Queued { job, leads: true })
+        self.shared.submit(Queued::new(job, true))
     }
 
     /// Queues a job only if a thread is there for it, or can be started; whether it did.
     pub(crate) fn submit_if_manned(&self, job: Arc<dyn Job>) -> bool {
-        if self.shared.submit(Queued { job, leads: false }).is_err() {
+        if self.shared.submit(Queued::new(job, false)).is_err() {
             return false;
         }
         let mut state = self.shared.state.lock();
@@ -196,8 +232,59 @@ impl WorkerPool {
 
     /// Whether the calling thread is one of the pool's.
     pub(crate) fn is_here(&self) -> bool {
-        let own = thread::current().id();
-        self.shared.state.lock().members.contains(&own)
+        self.shared.state.lock().is_member(thread::current().id())
+    }
+
+    /// From now on `monitor` looks after the pool.
+    pub(crate) fn look_after_by(&self, monitor: &Arc<Monitor>) -> WeakPool {
+        let _ = self.shared.monitor.set(Arc::downgrade(monitor));
+        WeakPool(Arc::downgrade(&self.shared))
+    }
+
+    /// Jobs that have waited for a thread for too long, those that lead pollers not counted; and whether
+    /// any wait now without a thread on its way.
+    pub(crate) fn overdue(&self, now: Moment) -> (usize, bool) {
+        let mut state = self.shared.state.lock();
+        let time = self.shared.config.overload_after;
+        state.watched = state.is_stuck() && time.is_some();
+        let Some(time) = time.filter(|_| state.watched) else {
+            return (0, false);
+        };
+        let unseen = |queued: &&mut Queued| queued.seen.is_none();
+        for queued in state.queue.iter_mut().rev().take_while(unseen) {
+            queued.seen = Some(now);
+        }
+        let overdue = |queued: &&Queued| queued.seen.is_some_and(|seen| seen + time <= now);
+        let jobs = state.queue.iter().filter(|queued| !queued.leads);
+        (jobs.take_while(overdue).count(), true)
+    }
+
+    /// Ends waits of the pool's threads for so much overdue work; how many those were.
+    pub(crate) fn end_waits(&self, overdue: usize, now: Moment) -> usize {
+        let Some(time) = self.shared.config.overload_after else {
+            return 0;
+        };
+        self.shared.waits.end(overdue, now, time / PAUSES)
+    }
+
+    /// Whether this work has waited for too long at `now`.
+    pub(crate) fn is_overdue(&self, since: Moment, now: Moment) -> bool {
+        let time = self.shared.config.overload_after;
+        time.is_some_and(|time| since + time <= now)
+    }
+
+    /// Jobs that have a thread, the longest first.
+    pub fn holding(&self) -> Vec<Holding> {
+        let now = coarse_millis();
+        let state = self.shared.state.lock();
+        let mut all: Vec<_> = state
+            .members
+            .iter()
+            .filter_map(|bed| bed.holding(now))
+            .collect();
+        drop(state);
+        all.sort_by_key(|holding| std::cmp::Reverse(holding.time));
+        all
     }
 
     /// Whether every thread allowed is there and busy.
@@ -211,8 +298,7 @@ impl WorkerPool {
         if self.shared.pending.load(Ordering::Acquire) == 0 {
             return false;
         }
-        let state = self.shared.state.lock();
-        !state.queue.is_empty() && state.parked.is_empty() && state.looking == 0 && !state.waking
+        self.shared.state.lock().is_stuck()
     }
 
     /// Counts.
@@ -222,6 +308,7 @@ impl WorkerPool {
             threads: state.threads,
             idle: state.parked.len(),
             queued: state.queue.len(),
+            ended_waits: self.shared.waits.ended(),
             ..state.stats
         }
     }
@@ -242,6 +329,9 @@ struct Shared {
     ended: Condvar,
     /// Length of the queue, for looking around without the lock.
     pending: AtomicUsize,
+    waits: Arc<Waits>,
+    /// Who finds out that jobs wait for too long.
+    monitor: OnceLock<Weak<Monitor>>,
     config: WorkerPoolBuilder,
 }
 
@@ -260,10 +350,12 @@ struct State {
     /// Callers of `close` inside a join.
     joining: usize,
     closed: bool,
+    /// The monitor has been called because jobs wait.
+    watched: bool,
     next_id: u64,
     handles: Vec<(u64, thread::JoinHandle<()>)>,
     /// The threads that are running.
-    members: Vec<thread::ThreadId>,
+    members: Vec<Arc<Bed>>,
     /// Threads that have left and wait to be joined.
     left: Vec<u64>,
     stats: WorkerStats,
@@ -279,12 +371,81 @@ struct Queued {
     job: Arc<dyn Job>,
     /// It is to lead a poller.
     leads: bool,
+    /// When the monitor first saw it wait.
+    seen: Option<Moment>,
 }
 
-/// Where a thread parks.
+impl Queued {
+    fn new(job: Arc<dyn Job>, leads: bool) -> Self {
+        Self {
+            job,
+            leads,
+            seen: None,
+        }
+    }
+}
+
+/// A thread, as others know it; where it parks.
 struct Bed {
     id: u64,
+    thread: thread::ThreadId,
     wake: Condvar,
+    /// The present job's number, 0 for none, and when it began by the coarse clock. Only the thread writes
+    /// them.
+    job: AtomicU64,
+    since: AtomicU64,
+}
+
+impl Bed {
+    fn begin(&self, job: &dyn Job) {
+        self.since.store(coarse_millis(), Ordering::Relaxed);
+        self.job.store(job.id(), Ordering::Release);
+    }
+
+    fn end(&self) {
+        self.job.store(0, Ordering::Relaxed);
+    }
+
+    fn holding(&self, now: u64) -> Option<Holding> {
+        let id = self.job.load(Ordering::Acquire);
+        let since = self.since.load(Ordering::Relaxed);
+        (id != 0).then(|| Holding {
+            id,
+            time: Duration::from_millis(now.saturating_sub(since)),
+        })
+    }
+}
+
+impl State {
+    fn is_member(&self, thread: thread::ThreadId) -> bool {
+        self.members.iter().any(|bed| bed.thread == thread)
+    }
+
+    /// Whether jobs wait and no thread is free, or on its way, to take them.
+    fn is_stuck(&self) -> bool {
+        !self.queue.is_empty() && self.parked.is_empty() && self.looking == 0 && !self.waking
+    }
+}
+
+/// A pool that is looked after.
+#[derive(Clone)]
+pub(crate) struct WeakPool(Weak<Shared>);
+
+impl WeakPool {
+    pub(crate) fn upgrade(&self) -> Option<WorkerPool> {
+        self.0.upgrade().map(|shared| WorkerPool { shared })
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Whether jobs have been without a thread since the monitor last looked.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.0
+            .upgrade()
+            .is_some_and(|shared| shared.state.lock().watched)
+    }
 }
 
 impl Shared {
@@ -318,6 +479,19 @@ impl Shared {
             self.start_thread(state);
         } else {
             state.stats.cap_hits += 1;
+            self.call_monitor(state);
+        }
+    }
+
+    /// Jobs wait and no thread can be sent: the monitor looks how long they do.
+    #[cold]
+    fn call_monitor(&self, mut state: MutexGuard<'_, State>) {
+        if self.config.overload_after.is_none() || std::mem::replace(&mut state.watched, true) {
+            return;
+        }
+        drop(state);
+        if let Some(monitor) = self.monitor.get().and_then(Weak::upgrade) {
+            monitor.watch();
         }
     }
 
@@ -336,6 +510,7 @@ impl Shared {
             .spawn(move || shared.work(id));
         let mut state = self.state.lock();
         state.starting -= 1;
+        let refused = started.is_err();
         match started {
             Ok(handle) => state.handles.push((id, handle)),
             Err(error) => {
@@ -348,27 +523,38 @@ impl Shared {
         if state.closed {
             self.ended.notify_all();
         }
+        if refused {
+            self.call_monitor(state);
+        }
     }
 
     /// A thread's life.
     fn work(self: Arc<Self>, id: u64) {
         let bed = Arc::new(Bed {
             id,
+            thread: thread::current().id(),
             wake: Condvar::new(),
+            job: AtomicU64::new(0),
+            since: AtomicU64::new(0),
         });
+        waits::belong_to(Some(self.waits.clone()));
         let mut state = self.state.lock();
         // This thread is what the wake-up in flight was about.
         state.waking = false;
-        state.members.push(thread::current().id());
+        state.members.push(bed.clone());
         // When this thread ends unless it gets a job before; set when it first parks after one.
         let mut leave_at = None;
         let mut has_led = false;
         loop {
-            if let Some(Queued { job, leads }) = state.queue.pop_front() {
+            if let Some(Queued { job, leads, .. }) = state.queue.pop_front() {
                 leave_at = None;
                 has_led = leads;
                 self.call_for_help(state);
+                if !leads {
+                    bed.begin(&*job);
+                }
                 let outcome = contained(|| job.run());
+                bed.end();
                 state = self.state.lock();
                 if let Err(thrown) = outcome {
                     state.stats.panics += 1;
@@ -454,9 +640,9 @@ impl Shared {
             .partition::<Vec<_>, _>(|(id, _)| before.contains(id));
         state.handles = kept;
         state.left.push(id);
-        let own = thread::current().id();
-        state.members.retain(|&member| member != own);
+        state.members.retain(|member| member.id != id);
         drop(state);
+        waits::belong_to(None);
         self.ended.notify_all();
         for (_, handle) in gone {
             let _ = handle.join();
@@ -478,7 +664,7 @@ impl Shared {
     fn join(&self) -> bool {
         let own = thread::current().id();
         let mut state = self.state.lock();
-        if state.members.contains(&own) {
+        if state.is_member(own) {
             return false;
         }
         loop {

@@ -274,7 +274,7 @@ impl Dialer {
             Some(group) => group.clone(),
             None => PollerGroup::global()?.clone(),
         };
-        let runner = Runner::new(self.dispatch.clone())?;
+        let runner = Runner::new(self.dispatch.clone(), self.limits.overload_after)?;
         let context = Arc::new(Context::new(self.limits.clone(), runner, group));
         Ok(Arc::clone(self.context.get_or_init(|| context)))
     }

@@ -9,7 +9,7 @@ use super::{
     linger,
     output::Loss,
     process::{Inside, Owner},
-    shared::{For, Shared},
+    shared::{For, Shared, Waited},
     state::{self, State},
 };
 use crate::{
@@ -401,6 +401,7 @@ impl Done {
     /// # Errors
     ///
     /// [`Error::Closed`] with the reason unless this side closed or aborted it;
+    /// [`Error::Overloaded`] if the calling handler's thread was needed by others;
     /// [`Error::WouldDeadlock`] on a poller's thread that must not wait (inline dispatch).
     pub fn wait(&self) -> io::Result<()> {
         self.wait_until(None).unwrap_or(Ok(()))
@@ -423,10 +424,11 @@ impl Done {
         if poller::must_not_block() {
             return Some(Err(Error::WouldDeadlock.into()));
         }
-        poller::before_blocking();
-        self.shared
-            .wait(For::Output, deadline, || self.shared.outcome().is_some());
-        self.poll()
+        let shared = &self.shared;
+        match shared.wait(For::Output, deadline, || shared.outcome().is_some()) {
+            Waited::Ended => Some(Err(Error::Overloaded.into())),
+            Waited::Ready | Waited::Late => self.poll(),
+        }
     }
 }
 

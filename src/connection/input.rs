@@ -22,7 +22,7 @@ use super::{
     operator::Wire,
     output::add,
     patience::Patience,
-    shared::{For, Shared},
+    shared::{For, Shared, Waited},
     spare,
     state::{BROKEN, OWNED, PEER_CLOSED, READABLE, URGENT},
 };
@@ -463,14 +463,14 @@ impl Rx {
         if poller::must_not_block() || self.shared.is_unwatched() {
             return Err(Error::WouldDeadlock.into());
         }
-        poller::before_blocking();
         let shared = &self.shared;
-        let in_time = if shared.word.has(OWNED) {
+        let waited = if shared.word.has(OWNED) {
             // Our own descriptor: no other thread takes part. Room for a large message is made when its
             // begin is here, so that is polled for.
             let left = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let missing = self.mark.saturating_sub(self.len());
             if !self.lands(missing) && self.socket.may_wait(left()) {
+                poller::before_blocking();
                 self.patient = true;
                 self.readable = true;
                 return Ok(());
@@ -481,12 +481,19 @@ impl Rx {
                 shared.word.has(READABLE | BROKEN) || shared.word.ended()
             })
         };
-        if in_time {
-            self.readable = true;
-            Ok(())
-        } else {
-            self.owed = true;
-            Err(Error::ReadTimeout.into())
+        match waited {
+            Waited::Ready => {
+                self.readable = true;
+                Ok(())
+            }
+            Waited::Late => {
+                self.owed = true;
+                Err(Error::ReadTimeout.into())
+            }
+            Waited::Ended => {
+                shared.close_with(CloseReason::Overload);
+                Err(Error::Overloaded.into())
+            }
         }
     }
 

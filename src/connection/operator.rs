@@ -239,6 +239,10 @@ impl Operator for ConnectionOperator {
         self.look_closer(bits, readiness, budget)
     }
 
+    fn id(&self) -> u64 {
+        self.shared.id
+    }
+
     fn is_brief(&self) -> bool {
         self.shared.word.has(BRIEF)
     }

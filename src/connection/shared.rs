@@ -21,7 +21,7 @@ use crate::{
     net::{Address, Socket},
     sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Slot},
 };
-use poller::{Interest, Readiness, Registration};
+use poller::{Interest, Readiness, Registration, Waiter};
 use std::{
     fmt,
     io::{self, IoSlice},
@@ -64,6 +64,30 @@ pub(crate) struct Shared {
 pub(crate) enum For {
     Input,
     Output,
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// What was waited for is there.
+    Ready,
+    /// The deadline has passed.
+    Late,
+    /// Others need the thread: [`Error::Overloaded`](crate::Error::Overloaded).
+    Ended,
+}
+
+impl Waited {
+    fn in_time(ready: bool) -> Self {
+        if ready { Self::Ready } else { Self::Late }
+    }
+}
+
+impl Waiter for Shared {
+    fn wake(&self) {
+        self.ring();
+        self.notify_all();
+    }
 }
 
 impl Contain for Shared {
@@ -340,22 +364,23 @@ impl Shared {
 
     // ---------------------------------------------------------------- waiting
 
-    /// Waits until `ready` is true or the deadline passes; `false` for the deadline.
+    /// Waits until `ready` is true, the deadline passes, or others need the thread.
     ///
     /// `ready` is asked under the waiters' lock, after the wait bit was set: whoever changes
     /// what it looks at must do so before [`Self::notify`].
     pub(crate) fn wait(
-        &self,
+        self: &Arc<Self>,
         what: For,
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
-    ) -> bool {
+    ) -> Waited {
+        let wait = poller::begin_wait(Arc::clone(self) as Arc<dyn Waiter>);
         let waiting = self.waiting();
         let mut waiters = waiting.waiters.lock();
         self.register_waiter(&mut waiters, what);
         let mut in_time = true;
         while !ready() {
-            if !in_time {
+            if !in_time || wait.was_ended() {
                 break;
             }
             match deadline {
@@ -370,7 +395,12 @@ impl Shared {
         }
         let done = in_time || ready();
         self.forget_waiter(&mut waiters, what);
-        done
+        drop(waiters);
+        if wait.finish() {
+            Waited::Ended
+        } else {
+            Waited::in_time(done)
+        }
     }
 
     fn register_waiter(&self, waiters: &mut MutexGuard<'_, Waiters>, what: For) {
@@ -412,20 +442,36 @@ impl Shared {
         self.aside.lock().waiting()
     }
 
-    /// Waits for input on the descriptor itself, until another thread ends the connection, or
-    /// the deadline. `false` for the deadline.
+    /// Waits for input on the descriptor itself, until another thread ends the connection, others need
+    /// this thread, or the deadline.
     pub(crate) fn wait_descriptor(
+        self: &Arc<Self>,
+        fd: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+    ) -> io::Result<Waited> {
+        let wait = poller::begin_wait(Arc::clone(self) as Arc<dyn Waiter>);
+        let ready = match Bell::mine() {
+            Some(bell) => self.wait_with(&bell, &wait, fd, deadline)?,
+            None => self.wait_in_slices(&wait, fd, deadline)?,
+        };
+        Ok(if wait.finish() {
+            Waited::Ended
+        } else {
+            Waited::in_time(ready)
+        })
+    }
+
+    fn wait_with(
         &self,
+        bell: &Arc<Bell>,
+        wait: &poller::Waiting,
         fd: BorrowedFd<'_>,
         deadline: Option<Instant>,
     ) -> io::Result<bool> {
-        let Some(bell) = Bell::mine() else {
-            return self.wait_in_slices(fd, deadline);
-        };
         let waiting = self.waiting();
-        waiting.waiters.lock().bell = Some(Arc::clone(&bell));
-        // Whoever ends the connection from here on sees the bell.
-        let waited = if self.word.has(state::BROKEN) || self.word.ended() {
+        waiting.waiters.lock().bell = Some(Arc::clone(bell));
+        // Whoever ends the connection, or the wait, from here on sees the bell.
+        let waited = if self.is_wait_over(wait) {
             Ok((Readiness::EMPTY, true))
         } else {
             poller::wait_ready_or(fd, Interest::READ, bell.as_fd(), deadline)
@@ -439,20 +485,29 @@ impl Shared {
     }
 
     /// Without a descriptor for a bell the wait looks up now and then.
-    fn wait_in_slices(&self, fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+    fn wait_in_slices(
+        &self,
+        wait: &poller::Waiting,
+        fd: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+    ) -> io::Result<bool> {
         loop {
             let slice = Instant::now() + SLICE;
             let until = deadline.map_or(slice, |deadline| deadline.min(slice));
             if !poller::wait_ready(fd, Interest::READ, Some(until))?.is_empty() {
                 return Ok(true);
             }
-            if self.word.has(state::BROKEN) || self.word.ended() {
+            if self.is_wait_over(wait) {
                 return Ok(true);
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Ok(false);
             }
         }
+    }
+
+    fn is_wait_over(&self, wait: &poller::Waiting) -> bool {
+        self.word.has(state::BROKEN) || self.word.ended() || wait.was_ended()
     }
 
     /// Ends a wait on the descriptor, if there is one.

@@ -5,7 +5,7 @@ use super::{
     operator::Wire,
     output::{Bound, Full, Mark, Sent, Straight, drop_output},
     patience::Patience,
-    shared::{For, Shared},
+    shared::{For, Shared, Waited},
     spare,
     state::{ABORT, BROKEN, CLOSE, CLOSED, OWNED, POISONED, WRITE_SHUT},
 };
@@ -382,29 +382,33 @@ impl Shared {
     }
 
     fn wait_output(
-        &self,
+        self: &Arc<Self>,
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
     ) -> io::Result<()> {
         if poller::must_not_block() || self.is_unwatched() {
             return Err(Error::WouldDeadlock.into());
         }
-        poller::before_blocking();
         // A close too: whoever waits is told at once, what was accepted is still sent.
         let over = ABORT | BROKEN | CLOSE | CLOSED | POISONED;
         // What was true when the wait ended counts: room may have been taken by others since.
         let mut was_ready = false;
-        let in_time = self.wait(For::Output, deadline, || {
+        let waited = self.wait(For::Output, deadline, || {
             was_ready = ready();
             was_ready || self.word.has(over)
         });
-        if was_ready {
-            Ok(())
-        } else if in_time {
-            Err(self.write_error())
-        } else {
-            let (sent, queued) = (self.outbox.bytes_sent(), self.outbox.queued() as u64);
-            Err(Error::WriteTimeout { sent, queued }.into())
+        match waited {
+            Waited::Ended => {
+                // What is queued may have been sent in part, and the peer does not take the rest.
+                self.abort_with(CloseReason::Overload);
+                Err(Error::Overloaded.into())
+            }
+            _ if was_ready => Ok(()),
+            Waited::Ready => Err(self.write_error()),
+            Waited::Late => {
+                let (sent, queued) = (self.outbox.bytes_sent(), self.outbox.queued() as u64);
+                Err(Error::WriteTimeout { sent, queued }.into())
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use crate::{
     connection::{BRIEF, Shared, take_turn},
     foreign::Foreign,
 };
-use poller::{Budget, WorkerPool};
+use poller::{Budget, Holding, WorkerPool};
 use std::{fmt, io, sync::Arc, time::Duration};
 
 /// Where an event loop runs the callbacks of its connections.
@@ -113,12 +113,14 @@ pub(crate) enum Runner {
 }
 
 impl Runner {
-    pub(crate) fn new(dispatch: Dispatch) -> io::Result<Self> {
+    pub(crate) fn new(dispatch: Dispatch, overload_after: Option<Duration>) -> io::Result<Self> {
         Ok(match dispatch {
             Dispatch::Adaptive => Self::Adaptive,
             Dispatch::Inline => Self::Inline,
             Dispatch::Custom(executor) => Self::Custom(Foreign::new(executor)),
-            Dispatch::Workers { max, keep_alive } => Self::Workers(workers::pool(max, keep_alive)?),
+            Dispatch::Workers { max, keep_alive } => {
+                Self::Workers(workers::pool(max, keep_alive, overload_after)?)
+            }
         })
     }
 
@@ -154,6 +156,15 @@ impl Runner {
                     .map_err(|mut refused| refused.shared = None)
                     .is_ok()
             }
+        }
+    }
+
+    /// What has its threads, the longest first; `None` if they are those of the pollers.
+    pub(crate) fn holding(&self) -> Option<Vec<Holding>> {
+        match self {
+            Self::Adaptive | Self::Inline => None,
+            Self::Workers(pool) => Some(pool.holding()),
+            Self::Custom(_) => Some(Vec::new()),
         }
     }
 

@@ -8,7 +8,11 @@ use poller::{Job, Progress, WorkerPool};
 use std::{io, sync::Arc, time::Duration};
 
 /// The pool behind `Dispatch::Workers`.
-pub(super) fn pool(max: usize, keep_alive: Duration) -> io::Result<WorkerPool> {
+pub(super) fn pool(
+    max: usize,
+    keep_alive: Duration,
+    overload_after: Option<Duration>,
+) -> io::Result<WorkerPool> {
     if max == 0 {
         let text = "Dispatch::Workers needs max >= 1: without a thread no handler could run";
         return Err(Error::Unsupported(text).into());
@@ -16,6 +20,7 @@ pub(super) fn pool(max: usize, keep_alive: Duration) -> io::Result<WorkerPool> {
     Ok(WorkerPool::builder()
         .max_threads(max)
         .keep_alive(keep_alive)
+        .overload_after(overload_after)
         .name("netpoll-worker")
         .build())
 }
@@ -31,5 +36,9 @@ impl Job for Shared {
                 return;
             }
         }
+    }
+
+    fn id(&self) -> u64 {
+        self.id
     }
 }

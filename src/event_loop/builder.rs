@@ -16,7 +16,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 const STUCK_AFTER: Duration = Duration::from_millis(500);
 
 /// Builds an [`EventLoop`]. Every option has a default that suits a server of small requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[must_use = "a builder does nothing before `build`"]
 pub struct Builder {
     pollers: Pollers,
@@ -26,6 +26,29 @@ pub struct Builder {
     socket: SocketOptions,
     limits: Limits,
     stuck_after: Option<Duration>,
+    overload_after: Option<Option<Duration>>,
+}
+
+/// How long calls of handlers wait unless the builder is told otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            pollers: Pollers::default(),
+            balance: None,
+            dispatch: Dispatch::default(),
+            max_connections: None,
+            socket: SocketOptions::default(),
+            limits: Limits {
+                read_timeout: Some(PATIENCE),
+                write_timeout: Some(PATIENCE),
+                ..Limits::default()
+            },
+            stuck_after: None,
+            overload_after: None,
+        }
+    }
 }
 
 /// Which pollers a loop uses: a group, or a number of its own.
@@ -64,7 +87,7 @@ impl fmt::Debug for Pollers {
 
 impl Pollers {
     /// The group, and whether it belongs to the loop alone.
-    fn group(self, balance: Option<Balance>) -> io::Result<(PollerGroup, bool)> {
+    fn group(self, balance: Option<Balance>, limits: &Limits) -> io::Result<(PollerGroup, bool)> {
         if balance.is_some() && !matches!(self.0, Choice::Own(_)) {
             let text = "balance is for pollers of the loop's own, pollers(n): a group has its own";
             return Err(Error::Unsupported(text).into());
@@ -72,7 +95,13 @@ impl Pollers {
         match self.0 {
             Choice::Shared => Ok((PollerGroup::global()?.clone(), false)),
             Choice::Group(group) => Ok((group, false)),
-            Choice::Own(n) => Ok((PollerGroup::new(n, balance.unwrap_or_default())?, true)),
+            Choice::Own(n) => {
+                let builder = PollerGroup::builder()
+                    .pollers(n)
+                    .balance(balance.unwrap_or_default());
+                let group = builder.overload_after(limits.overload_after).build()?;
+                Ok((group, true))
+            }
         }
     }
 }
@@ -106,23 +135,39 @@ impl Builder {
         self
     }
 
-    /// How long one reading call of a handler may wait. Default: for ever.
-    pub fn read_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.read_timeout = Some(timeout);
+    /// How long one reading call that waits may wait; `None`: as long as the connection lives. Default:
+    /// 30 s. Of all connections of the loop, those that a callback [took
+    /// out](crate::Connection::hijack) included.
+    pub fn read_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.limits.read_timeout = timeout.into();
         self
     }
 
-    /// How long one flush or blocked send may wait. Default: for ever.
-    pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.write_timeout = Some(timeout);
+    /// How long one flush or blocked send may wait; `None`: as long as the connection lives. Default:
+    /// 30 s. Of all connections of the loop and their handles.
+    pub fn write_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.limits.write_timeout = timeout.into();
         self
     }
 
     /// Closes connections that neither sent nor received anything for this long, whatever is queued and
     /// whoever waits for it: a byte is sent when the kernel takes it. A handler that computes is not
-    /// idle, one that waits for its peer is. Default: never.
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.idle_timeout = Some(timeout);
+    /// idle, one that waits for its peer is. Default (and `None`): never.
+    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.limits.idle_timeout = timeout.into();
+        self
+    }
+
+    /// When all threads are taken and turns have waited for one for this long, waits of handlers inside of
+    /// calls of this crate are ended with [`Error::Overloaded`], the longest first, and what they waited on
+    /// is closed with [`CloseReason::Overload`](crate::CloseReason::Overload). `None`: never. Default:
+    /// 100 ms. Waits that began within the last tenth of this time are left alone.
+    ///
+    /// It is an option of the loop's own [pollers](Self::pollers) and of [`Dispatch::Workers`]. A
+    /// [`PollerGroup`] that is shared with others has
+    /// [one of its own](poller::GroupBuilder::overload_after).
+    pub fn overload_after(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.overload_after = Some(time.into());
         self
     }
 
@@ -189,10 +234,20 @@ impl Builder {
         if self.max_connections == Some(0) {
             return Err(Error::Unsupported("max_connections needs at least 1").into());
         }
-        self.limits.check()?;
-        let (group, own_group) = self.pollers.group(self.balance)?;
-        let runner = Runner::new(self.dispatch)?;
-        let context = Arc::new(Context::new(self.limits, runner, group));
+        let mut limits = self.limits;
+        limits.check()?;
+        if let Some(overload_after) = self.overload_after {
+            let own = matches!(self.pollers.0, Choice::Own(_));
+            if !own && !matches!(self.dispatch, Dispatch::Workers { .. }) {
+                let text = "overload_after is for pollers of the loop's own, pollers(n): a group has \
+                            its own";
+                return Err(Error::Unsupported(text).into());
+            }
+            limits.overload_after = overload_after;
+        }
+        let (group, own_group) = self.pollers.group(self.balance, &limits)?;
+        let runner = Runner::new(self.dispatch, limits.overload_after)?;
+        let context = Arc::new(Context::new(limits, runner, group));
         let max = self.max_connections.unwrap_or(usize::MAX);
         Ok(EventLoop::start(
             context,
@@ -202,5 +257,29 @@ impl Builder {
             own_group,
             self.stuck_after.unwrap_or(STUCK_AFTER),
         ))
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_servers_end_and_those_of_dialers_wait() {
+        let limits = Builder::default().limits;
+        assert_eq!(limits.read_timeout, Some(Duration::from_secs(30)));
+        assert_eq!(limits.write_timeout, Some(Duration::from_secs(30)));
+        assert_eq!(limits.idle_timeout, None);
+        let second = Duration::from_secs(1);
+        let limits = Builder::default()
+            .read_timeout(None)
+            .write_timeout(second)
+            .idle_timeout(Some(second))
+            .limits;
+        assert_eq!(limits.read_timeout, None);
+        assert_eq!(limits.write_timeout, Some(second));
+        assert_eq!(limits.idle_timeout, Some(second));
+        let dialled = Limits::default();
+        assert_eq!((dialled.read_timeout, dialled.write_timeout), (None, None));
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     foreign::Foreign,
     sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
 };
-use poller::coarse_millis;
+use poller::{Waiter, coarse_millis};
 use session::RelaySession;
 use side::{Lane, Returned};
 use std::{
@@ -183,7 +183,8 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// [`Error::WouldDeadlock`] on a poller's thread that must not wait.
+    /// [`Error::WouldDeadlock`] on a poller's thread that must not wait; [`Error::Overloaded`] if the
+    /// calling handler's thread was needed by others.
     pub fn wait(&self) -> io::Result<Outcome> {
         loop {
             if let Some(outcome) = self.core.wait(None)? {
@@ -456,17 +457,20 @@ impl Core {
         }
     }
 
-    fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Outcome>> {
+    fn wait(self: &Arc<Self>, deadline: Option<Instant>) -> io::Result<Option<Outcome>> {
         let mut progress = self.progress.lock();
+        if progress.settled {
+            return Ok(Some(progress.take_outcome()));
+        }
+        drop(progress);
+        if poller::must_not_block() {
+            return Err(Error::WouldDeadlock.into());
+        }
+        let wait = poller::begin_wait(Arc::clone(self) as Arc<dyn Waiter>);
+        progress = self.progress.lock();
         while !progress.settled {
-            if poller::must_not_block() {
-                return Err(Error::WouldDeadlock.into());
-            }
-            drop(progress);
-            poller::before_blocking();
-            progress = self.progress.lock();
-            if progress.settled {
-                break;
+            if wait.was_ended() {
+                return Err(Error::Overloaded.into());
             }
             match deadline {
                 None => self.changed.wait(&mut progress),
@@ -491,6 +495,14 @@ impl Core {
             progress.take_outcome()
         };
         self.lanes[0].call_back(callback, outcome);
+    }
+}
+
+impl Waiter for Core {
+    fn wake(&self) {
+        let progress = self.progress.lock();
+        self.changed.notify_all();
+        drop(progress);
     }
 }
 

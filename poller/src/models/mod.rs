@@ -1,4 +1,4 @@
-//! Loom models of the real role, command queue and worker pool: every interleaving within the
+//! Loom models of the real role, command queue, list of waits and worker pool: every interleaving within the
 //! preemption bound. A lost wake-up shows as a deadlock, which loom reports.
 //!
 //! ```sh
@@ -9,4 +9,5 @@
 mod command;
 mod control;
 mod role;
+mod waits;
 mod workers;
