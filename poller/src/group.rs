@@ -154,6 +154,9 @@ impl PollerGroup {
     /// the group's own threads (in a callback) it only starts this and returns. May be called
     /// again. Scheduled closures that still wait are dropped.
     pub fn close(&self) {
+        if self.is_inherited() {
+            return;
+        }
         let shared = &self.shared;
         shared.close();
         if !shared.workers.is_here() && !shared.reserve.is_here() {
@@ -161,6 +164,14 @@ impl PollerGroup {
             shared.reserve.join_after_close();
             shared.monitor.join();
         }
+    }
+
+    /// Whether this process was forked from the one that made the group. It has none of the group's threads
+    /// then, and what the group watches is the other process's: closing and detaching only let go of what
+    /// is held here, and nothing can be registered.
+    pub fn is_inherited(&self) -> bool {
+        let first = self.shared.handles.first();
+        first.is_some_and(|handle| handle.inner().is_inherited())
     }
 
     /// Whether [`close`](Self::close) was called.
@@ -217,6 +228,9 @@ impl PollerGroup {
 impl Shared {
     fn close(&self) {
         for handle in &self.handles {
+            if handle.inner().is_inherited() {
+                return;
+            }
             handle.inner().close();
         }
     }

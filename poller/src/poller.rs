@@ -14,7 +14,7 @@ use crate::{
     control::Control,
     member::Entry,
     monitor::Monitor,
-    registry::{Registry, Token, closed},
+    registry::{Registry, Token, closed, inherited},
     role::Role,
     schedule::Schedule,
     stats::Counters,
@@ -42,6 +42,8 @@ pub(crate) struct Poller {
     pub(crate) processors: usize,
     /// Runs often wait: the monitor looks more often.
     pub(crate) waiting_often: AtomicBool,
+    /// Of the process that made it.
+    process: u32,
     closing: AtomicBool,
     /// The error that ended the poller, if one did.
     fatal: Mutex<Option<Fatal>>,
@@ -81,6 +83,7 @@ impl Poller {
             monitor,
             processors,
             waiting_often: AtomicBool::new(false),
+            process: std::process::id(),
             closing: AtomicBool::new(false),
             fatal: Mutex::new(None),
             on_end,
@@ -107,11 +110,17 @@ impl Poller {
         if self.is_closing() {
             return Err(closed());
         }
+        if self.is_inherited() {
+            return Err(inherited());
+        }
         self.registry.insert(member, interest)
     }
 
     /// Takes an operator out; the leader tells it so after the present batch.
     pub(crate) fn detach(&self, token: Token) {
+        if self.is_inherited() {
+            return drop(self.registry.abandon(token));
+        }
         if let Some(entry) = self.registry.remove(token) {
             self.push_or(Command::Detached(entry), |command| {
                 if let Command::Detached(entry) = command {
@@ -123,6 +132,9 @@ impl Poller {
 
     /// As [`detach`](Self::detach), on the calling thread.
     pub(crate) fn detach_here(&self, token: Token) {
+        if self.is_inherited() {
+            return drop(self.registry.abandon(token));
+        }
         if let Some(entry) = self.registry.remove(token) {
             self.announce(entry);
         }
@@ -183,6 +195,12 @@ impl Poller {
         if self.role.want_any() {
             self.send_leader();
         }
+    }
+
+    /// Whether this is a process that was forked from the one that made the poller. It has none of the
+    /// threads, and what the system watches is the other process's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        std::process::id() != self.process
     }
 
     pub(crate) fn is_closing(&self) -> bool {

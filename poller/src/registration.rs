@@ -6,7 +6,12 @@ use std::{
     time::Instant,
 };
 
-use crate::{Interest, PollerHandle, command::Command, member::Entry, registry::detached};
+use crate::{
+    Interest, PollerHandle,
+    command::Command,
+    member::Entry,
+    registry::{detached, inherited},
+};
 
 /// A registered operator, as seen by its owner. Dropping it detaches the operator.
 ///
@@ -53,6 +58,9 @@ impl Registration {
     /// (`epoll_ctl(2)`, `kevent(2)`), in which case the previous interest stays.
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
         let member = self.member.upgrade().ok_or_else(detached)?;
+        if self.poller.inner().is_inherited() {
+            return Err(inherited());
+        }
         self.poller
             .inner()
             .registry

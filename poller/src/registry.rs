@@ -168,6 +168,20 @@ impl Registry {
     }
 
     /// Looks up one token.
+    /// Takes an operator out in a process that was forked, and leaves the system's registration alone: it
+    /// is the other process's. Nothing if the lock was held at the fork, for good.
+    pub(crate) fn abandon(&self, token: Token) -> Option<Arc<Entry>> {
+        let mut table = self.table.try_lock()?;
+        table.find(token)?;
+        let vacant = Slot::Vacant {
+            generation: token.generation(),
+        };
+        match std::mem::replace(&mut table.slots[token.index()], vacant) {
+            Slot::Taken(entry) => Some(entry),
+            Slot::Vacant { .. } => None,
+        }
+    }
+
     pub(crate) fn find(&self, token: Token) -> Option<Arc<Entry>> {
         self.table.lock().find(token).cloned()
     }
@@ -228,6 +242,13 @@ pub(crate) fn detached() -> io::Error {
 }
 
 /// The error of everything that needs a poller that is there.
+pub(crate) fn inherited() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "the poller belongs to the process that this one was forked from; make a new group",
+    )
+}
+
 pub(crate) fn closed() -> io::Error {
     io::Error::new(
         io::ErrorKind::NotConnected,

@@ -223,6 +223,13 @@ impl Owner {
         }
     }
 
+    /// Lets go of the descriptor and of nothing else.
+    pub(super) fn leave_behind(self: Box<Self>) {
+        let Self { conn, session, .. } = *self;
+        std::mem::forget(session);
+        drop(conn);
+    }
+
     /// Runs `on_prepare` before anything polls the connection.
     pub(crate) fn prepare(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.conn.rx.shared);

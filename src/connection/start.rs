@@ -206,6 +206,10 @@ fn take_back(wire: &Arc<Wire>) -> Option<Box<Owner>> {
     if shared.word.load() & (OWNED | CLOSED) != OWNED {
         return None;
     }
+    if shared.context.group.is_inherited() {
+        shared.leave_behind();
+        return None;
+    }
     shared.aside.lock().decide(CloseReason::Local);
     let owner = || Box::new(Owner::new(Connection::new(wire), None));
     shared.word.let_go().then(owner)
@@ -256,6 +260,25 @@ impl Shared {
     pub(super) fn is_short(&self) -> bool {
         let after = self.aside.lock().short_after();
         after.is_some_and(|messages| messages == self.outbox.messages())
+    }
+}
+
+impl Shared {
+    /// Lets go of the descriptor in a process that was forked, and of nothing else: the connection is the
+    /// other process's, which goes on with it. No callback is called, and no state of a handler is dropped.
+    pub(crate) fn leave_behind(&self) {
+        // A lock that was held at the fork stays so.
+        let wire = self
+            .aside
+            .try_lock()
+            .and_then(|mut aside| aside.wire.take());
+        if let Some(registration) = self.registration() {
+            registration.detach();
+        }
+        if let Some(owner) = self.owner.take() {
+            owner.leave_behind();
+        }
+        drop(wire);
     }
 }
 

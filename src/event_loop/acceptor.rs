@@ -124,6 +124,13 @@ impl Acceptor {
         self.ended.notify_all();
     }
 
+    /// Lets go of the listener in a process that was forked.
+    pub(crate) fn leave_behind(&self) {
+        if let Some(registration) = self.registration.get() {
+            registration.detach();
+        }
+    }
+
     /// What ends it from here on is no failure.
     pub(crate) fn say_stopped(&self) {
         self.end.lock().stopped = true;

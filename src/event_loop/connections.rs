@@ -127,6 +127,14 @@ impl Connections {
         }
     }
 
+    /// All of them, taken out in a process that was forked; none if the lock was held at the fork.
+    pub(crate) fn leave_behind(&self) -> Vec<Arc<Shared>> {
+        let table = self.table.try_lock();
+        table.map_or_else(Vec::new, |mut table| {
+            table.entries.drain().map(|entry| entry.shared).collect()
+        })
+    }
+
     /// Connections that hold a descriptor.
     pub(crate) fn len(&self) -> usize {
         self.table.lock().entries.len()

@@ -187,6 +187,9 @@ impl EventLoop {
     /// Waits until the listeners are closed: for accepting that is under way (an `on_prepare`, for
     /// example), one second at most. In a callback it does not wait, and they are closed soon.
     pub fn stop_accepting(&self) {
+        if self.inner.check_own().is_err() {
+            return;
+        }
         self.inner.stop_accepting();
     }
 
@@ -207,6 +210,7 @@ impl EventLoop {
     /// [`Executor::execute`](crate::Executor::execute), for example): the shutdown has begun, wait for
     /// it elsewhere.
     pub fn shutdown(&self, grace: Duration) -> io::Result<()> {
+        self.inner.check_own()?;
         let deadline = Instant::now().checked_add(grace);
         self.inner.drain(deadline);
         if must_not_wait() {
@@ -477,8 +481,38 @@ fn await_closed(closing: &[Arc<Closed>], deadline: Option<Instant>) {
     }
 }
 
+impl Inner {
+    /// In a process that was forked: closes the descriptors and does nothing else, for the loop is the
+    /// other process's. Locks that were held at the fork stay so.
+    fn leave_behind(&self) {
+        if let Some(mut phase) = self.phase.try_lock() {
+            for acceptor in phase.acceptors.drain(..) {
+                acceptor.leave_behind();
+            }
+        }
+        for shared in self.context.connections.leave_behind() {
+            shared.leave_behind();
+            // Its books are of no more use here.
+            std::mem::forget(shared);
+        }
+    }
+
+    /// The error of what a process that was forked cannot do.
+    fn check_own(&self) -> io::Result<()> {
+        if self.context.group.is_inherited() {
+            let text =
+                "this process was forked from the one that made the event loop: drop its copy";
+            return Err(Error::Unsupported(text).into());
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.context.group.is_inherited() {
+            return self.leave_behind();
+        }
         if self.phase.lock().drained {
             return;
         }

@@ -31,6 +31,8 @@ pub(super) struct OwnedPath {
     path: PathBuf,
     file: FileId,
     keep: bool,
+    /// Of the process that bound it: one that was forked since does not remove it.
+    process: u32,
 }
 
 impl OwnedPath {
@@ -41,6 +43,7 @@ impl OwnedPath {
             path: std::path::absolute(path)?,
             file: FileId::of(path)?,
             keep: false,
+            process: process::id(),
         })
     }
 
@@ -83,7 +86,8 @@ impl OwnedPath {
 
 impl Drop for OwnedPath {
     fn drop(&mut self) {
-        if self.keep || !FileId::of(&self.path).is_ok_and(|file| file == self.file) {
+        let inherited = self.process != process::id();
+        if self.keep || inherited || !FileId::of(&self.path).is_ok_and(|file| file == self.file) {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {
