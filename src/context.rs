@@ -20,6 +20,8 @@ pub(crate) struct Context {
     pub(crate) counters: Counters,
     /// Where the millisecond clocks of the connections start.
     pub(crate) epoch: Instant,
+    /// A dialer's, whose connections have asked and answer nothing.
+    pub(crate) is_client: bool,
     draining: AtomicBool,
 }
 
@@ -36,8 +38,15 @@ impl Context {
             connections: Connections::default(),
             counters: Counters::default(),
             epoch: Instant::now(),
+            is_client: false,
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// That of a dialer.
+    pub(crate) fn of_client(mut self) -> Self {
+        self.is_client = true;
+        self
     }
 
     /// From now on every new connection is closed as soon as nothing is in flight.

@@ -3,19 +3,20 @@
 mod support;
 
 use netpoll::{
-    Address, Dialer, Error, EventLoop, Listener, PollerGroup, SocketOptions, handler_fn,
+    Address, CloseReason, Connection, Dialer, Error, EventLoop, Listener, PollerGroup,
+    SocketOptions, State, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
     net::TcpListener,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::net::UnixStream},
     thread,
     time::{Duration, Instant},
 };
 use support::{
-    Case, Gate, Kind, LIMIT, Log, Mute, OpenOnDrop, Script, Transport, bounded, closed_port,
-    descriptors, echo, echo_frames, eventually, every, frame, in_child, loopback,
-    settled_descriptors,
+    Case, Gate, Kind, LIMIT, Log, Mute, OpenOnDrop, Peer, Script, Server, Transport, bounded,
+    closed_port, descriptors, echo, echo_frames, eventually, every, frame, in_child, loopback,
+    settled_descriptors, socket_pair,
 };
 
 const SHORT: Duration = Duration::from_millis(60);
@@ -472,5 +473,195 @@ fn a_peer_that_answers_byte_by_byte_is_a_peer() {
         conn.flush().unwrap();
         assert_eq!(conn.next(104).unwrap(), out);
         serving.join().unwrap();
+    });
+}
+
+/// Where a connection of one's own comes from.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    Dialled,
+    Adopted,
+    /// Taken from the handler of a server.
+    Taken,
+}
+
+/// A connection in its owner's hands, its peer, and the server that it was taken from.
+fn owned(origin: Origin, idle_timeout: Option<Duration>) -> (Connection, Peer, Option<Server>) {
+    let dialer = Dialer::new().read_timeout(LIMIT).write_timeout(LIMIT);
+    let (mut conn, peer, server) = match origin {
+        Origin::Dialled => {
+            let (conn, peer) = socket_pair(|to| dialer.dial_connection(to));
+            (conn, peer, None)
+        }
+        Origin::Adopted => {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let peer = Peer::Unix(theirs);
+            peer.set_limit(Some(LIMIT));
+            (dialer.adopt(ours).unwrap(), peer, None)
+        }
+        Origin::Taken => {
+            let taken = Log::new();
+            let given = taken.clone();
+            let script = Script::new().connect(move |conn| {
+                given.push(conn.hijack()?);
+                Ok(())
+            });
+            let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(script);
+            let peer = server.connect();
+            eventually("it is taken", || taken.len() == 1);
+            (taken.take().remove(0), peer, Some(server))
+        }
+    };
+    conn.set_idle_timeout(idle_timeout);
+    (conn, peer, server)
+}
+
+/// What the peer of `conn` sees, and its owner's handle and callbacks tell, while the owner does
+/// nothing with it.
+fn ends_while_idle(origin: Origin, how: &'static str) {
+    let idle_timeout = (how == "idle").then(|| Duration::from_millis(50));
+    let (mut conn, mut peer, server) = owned(origin, idle_timeout);
+    let handle = conn.handle();
+    let ends = Log::new();
+    let log = ends.clone();
+    conn.on_close(move |reason| log.push(reason));
+    // What the owner has received stays its own.
+    peer.write_all(b"before").unwrap();
+    conn.fill(3).unwrap();
+    let here = conn.available();
+    conn.write_str("last words").unwrap();
+    conn.flush().unwrap();
+    let mut words = [0; 10];
+    peer.read_exact(&mut words).unwrap();
+    let tcp = !matches!(origin, Origin::Adopted);
+    let mut forced = Ok(0);
+    match how {
+        "close" => handle.close(),
+        "abort" => handle.abort(),
+        "forced" => {
+            forced = server
+                .as_ref()
+                .unwrap()
+                .event_loop
+                .shutdown_forced(Duration::ZERO)
+        }
+        "reset" => peer.try_clone().reset(),
+        "fin" => peer.shutdown_write(),
+        _ => {}
+    }
+    if how == "reset" {
+        drop(peer);
+    } else if how == "fin" {
+        // Only the input has ended before; now everything.
+        peer.expect_end();
+    } else {
+        match (how, tcp) {
+            ("abort" | "forced", true) => {
+                let end = peer.read(&mut [0]).expect_err("a reset");
+                assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+            }
+            _ => peer.expect_gone(),
+        }
+    }
+    let done = handle.done().wait_timeout(LIMIT).expect("an end");
+    let reason = ends.wait_len(1)[0];
+    match how {
+        "close" => assert_eq!(reason, CloseReason::Local),
+        "abort" => assert_eq!(reason, CloseReason::Abort),
+        "forced" => assert_eq!(reason, CloseReason::Shutdown),
+        "idle" => assert_eq!(reason, CloseReason::IdleTimeout),
+        "fin" => assert_eq!(reason, CloseReason::Peer),
+        _ => assert!(
+            matches!(reason, CloseReason::Error(_) | CloseReason::Peer),
+            "{reason:?}"
+        ),
+    }
+    assert_eq!(done.is_ok(), matches!(how, "close" | "abort"), "{done:?}");
+    assert_eq!(forced.unwrap(), usize::from(how == "forced"));
+    assert_eq!(handle.state(), State::Disconnected);
+    // The owner's value is of no use but for what it has.
+    assert_eq!(conn.next(here).unwrap(), &b"before"[..here]);
+    assert!(conn.fill(7).is_err());
+    assert!(conn.write_str("x").and_then(|()| conn.flush()).is_err());
+    assert!(conn.attach(echo()).is_err());
+    assert_eq!(ends.len(), 1);
+    if let Some(server) = server {
+        server.stop();
+    }
+}
+
+#[test]
+fn a_connection_of_ones_own_ends_while_its_owner_is_idle() {
+    for origin in [Origin::Dialled, Origin::Adopted, Origin::Taken] {
+        for how in ["close", "abort", "idle", "reset"] {
+            if how == "reset" && matches!(origin, Origin::Adopted) {
+                continue;
+            }
+            bounded(&format!("{origin:?}, {how}"), move || {
+                ends_while_idle(origin, how);
+            });
+        }
+    }
+    bounded("forced", || ends_while_idle(Origin::Taken, "forced"));
+    for origin in [Origin::Dialled, Origin::Adopted] {
+        bounded("fin", move || ends_while_idle(origin, "fin"));
+    }
+}
+
+#[test]
+fn an_owner_may_send_after_its_peer_has_ended() {
+    bounded("half-close", || {
+        let (mut conn, mut peer, _) = owned(Origin::Dialled, None);
+        let handle = conn.handle();
+        peer.write_all(b"all").unwrap();
+        peer.shutdown_write();
+        assert_eq!(conn.next(3).unwrap(), b"all");
+        assert_eq!(conn.read(&mut [0; 1]).unwrap(), 0);
+        conn.write_str("answer").unwrap();
+        conn.flush().unwrap();
+        // A promise, or the two halves, keep it open for as long as they live.
+        let hold = handle.hold();
+        assert!(
+            handle
+                .done()
+                .wait_timeout(Duration::from_millis(1500))
+                .is_none()
+        );
+        conn.write_str(" and more").unwrap();
+        conn.flush().unwrap();
+        let (reading, mut writing) = conn.into_split();
+        drop(hold);
+        assert!(
+            handle
+                .done()
+                .wait_timeout(Duration::from_millis(1500))
+                .is_none()
+        );
+        writing.write_str(" to the end").unwrap();
+        writing.flush().unwrap();
+        drop((reading, writing));
+        assert_eq!(peer.rest().unwrap(), b"answer and more to the end");
+    });
+}
+
+#[test]
+fn a_write_that_is_given_up_is_the_end_of_an_own_connection() {
+    bounded("write timeout", || {
+        let dialer = Dialer::new().write_timeout(Duration::from_millis(30));
+        let (mut conn, mut peer) = socket_pair(|to| dialer.dial_connection(to));
+        let handle = conn.handle();
+        conn.write_bytes(vec![0; 24 << 20].into()).unwrap();
+        let error = conn.flush().unwrap_err();
+        assert!(matches!(
+            Error::from_io(&error),
+            Some(Error::WriteTimeout { .. })
+        ));
+        let done = handle.done().wait_timeout(LIMIT).expect("an end");
+        let reason = Some(Error::Closed(CloseReason::WriteTimeout));
+        assert_eq!(Error::from_io(&done.unwrap_err()), reason);
+        // What was cut does not look complete.
+        assert!(peer.rest().is_err());
+        let error = conn.write_str("x").unwrap_err();
+        assert_eq!(Error::from_io(&error), Some(Error::Poisoned));
     });
 }

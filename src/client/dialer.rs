@@ -275,7 +275,7 @@ impl Dialer {
             None => PollerGroup::global()?.clone(),
         };
         let runner = Runner::new(self.dispatch.clone(), self.limits.overload_after)?;
-        let context = Arc::new(Context::new(self.limits.clone(), runner, group));
+        let context = Arc::new(Context::new(self.limits.clone(), runner, group).of_client());
         Ok(Arc::clone(self.context.get_or_init(|| context)))
     }
 

@@ -26,6 +26,10 @@ use std::time::{Duration, Instant};
 /// The pause after the kernel had no memory for our output, in milliseconds.
 const STARVED: u64 = 10;
 
+/// How long nothing moves on a connection whose peer has ended its side before its owner counts as idle,
+/// in milliseconds.
+const QUIET: u64 = 1000;
+
 /// The longest pause between two looks at what a peer has acknowledged, in milliseconds.
 const LONGEST_PAUSE: u64 = 50;
 
@@ -172,6 +176,27 @@ impl Shared {
         false
     }
 
+    /// Whether no byte has moved for a while on a connection whose peer has ended its side; otherwise
+    /// that is looked at again when it may be so.
+    pub(super) fn is_quiet(&self) -> bool {
+        let since = coarse_millis().saturating_sub(self.last_active());
+        if since > QUIET {
+            return true;
+        }
+        self.look_at_end_again();
+        false
+    }
+
+    /// Has the poller look again whether the end of a connection in its owner's hands is due.
+    pub(super) fn look_at_end_again(&self) {
+        let since = coarse_millis().saturating_sub(self.last_active());
+        let left = QUIET.saturating_sub(since).max(QUIET / 4) + COARSE;
+        let at = self.milliseconds(Instant::now()) + left;
+        let mut aside = self.aside.lock();
+        aside.deadlines_mut().rest_at = at;
+        self.arm_for(&aside);
+    }
+
     /// Sets when the connection ends unless the kernel takes output before.
     pub(super) fn stalls_at(&self, until: Instant) {
         let now = Instant::now();
@@ -228,7 +253,7 @@ impl Shared {
         drop(aside);
         let bits = self.word.load();
         let waits = bits & READ_WAIT != 0 || bits & (WRITE_WAIT | QUEUED) == WRITE_WAIT | QUEUED;
-        let busy = bits & READABLE != 0 || (bits & RUNNING != 0 && !waits);
+        let busy = bits & READABLE != 0 || (bits & (RUNNING | OWNED) == RUNNING && !waits);
         if busy && self.idle_timeout() != 0 {
             // A handler computes, or will see what has arrived.
             self.touch();
@@ -240,7 +265,7 @@ impl Shared {
     /// Whether no byte has moved for the idle timeout.
     pub(super) fn is_idle(&self) -> bool {
         let timeout = self.idle_timeout();
-        timeout != 0 && !self.word.has(CLOSE | OWNED) && self.idle_left(timeout) == 0
+        timeout != 0 && !self.word.has(CLOSE) && self.idle_left(timeout) == 0
     }
 
     /// Sets the timer to the nearest deadline.
@@ -261,7 +286,7 @@ impl Shared {
             .min()
             .and_then(|at| self.context.epoch.checked_add(Duration::from_millis(at)));
         let timeout = self.idle_timeout();
-        if timeout != 0 && !self.word.has(CLOSE | OWNED) {
+        if timeout != 0 && !self.word.has(CLOSE) {
             let left = Duration::from_millis(self.idle_left(timeout));
             let idle = Instant::now().checked_add(left);
             nearest = match (nearest, idle) {

@@ -57,11 +57,13 @@ impl Shared {
                     self.reset(&socket);
                 }
             }
+            self.attend(0);
             if before & state::OWNED != 0 {
                 self.ring();
                 self.tell_keeper();
+                // The owner may do nothing with it: its poller ends it.
+                self.wake_poller();
             }
-            self.attend(0);
         }
         self.notify_all();
     }

@@ -261,6 +261,9 @@ impl Drop for Hold {
         let awaited = state::PEER_CLOSED | state::DRAIN | state::FAILED;
         if before == 1 && self.shared.word.has(awaited) {
             self.shared.attend(0);
+            if self.shared.word.has(state::OWNED) {
+                self.shared.wake_poller();
+            }
         }
     }
 }
@@ -275,6 +278,15 @@ impl Shared {
     pub(crate) fn is_active(&self) -> bool {
         let gone = state::PEER_CLOSED | state::BROKEN | state::CLOSE | state::ABORT | state::CLOSED;
         !self.word.has(gone)
+    }
+
+    /// Whether the owner of a connection whose peer has ended its side may have something to send: an
+    /// answer that is promised, or, on a connection that was taken from a server's handler, one to what
+    /// came before.
+    pub(crate) fn may_still_send(&self) -> bool {
+        self.context.limits.half_open
+            || self.holds.load(Ordering::Acquire) > 0
+            || (!self.context.is_client && self.bytes_in.load(Ordering::Relaxed) > 0)
     }
 
     pub(crate) fn stats(&self) -> ConnectionStats {

@@ -24,7 +24,7 @@ use super::{
     patience::Patience,
     shared::{For, Shared, Waited},
     spare,
-    state::{BROKEN, OWNED, PEER_CLOSED, READABLE, URGENT},
+    state::{BRIEF, BROKEN, OWNED, PEER_CLOSED, READABLE, URGENT},
 };
 use crate::{
     error::{CloseReason, Error},
@@ -367,7 +367,7 @@ impl Rx {
                 break;
             }
         }
-        if self.len() == 0 && self.end == Some(End::Eof) && !self.shared.word.ended() {
+        if self.len() == 0 && self.end == Some(End::Eof) && self.check_open().is_ok() {
             // The end between two messages: nothing is missing, and nothing more will come.
             return Ok(false);
         }
@@ -439,14 +439,27 @@ impl Rx {
 
     /// Nothing more is received on a connection that we have closed, however much there is: a peer
     /// that never pauses would keep its reader for ever.
-    fn check_open(&self) -> io::Result<()> {
+    fn check_open(&mut self) -> io::Result<()> {
         if self.shared.word.ended() {
-            return Err(self.shared.closed_error());
+            if !self.is_over_by_peer() {
+                return Err(self.shared.closed_error());
+            }
+            // The poller ended it when all was received.
+            self.end.get_or_insert(End::Eof);
         }
         Ok(())
     }
 
-    fn check_end(&self, wanted: usize) -> io::Result<()> {
+    /// Whether the connection was taken out of its owner's hands because its peer has ended: to the
+    /// owner that is the end of input.
+    fn is_over_by_peer(&self) -> bool {
+        let bits = self.shared.word.load();
+        bits & BRIEF != 0
+            && bits & OWNED == 0
+            && self.shared.aside.lock().reason() == Some(CloseReason::Peer)
+    }
+
+    fn check_end(&mut self, wanted: usize) -> io::Result<()> {
         self.check_open()?;
         match self.end {
             None => Ok(()),
@@ -505,7 +518,12 @@ impl Rx {
     pub(crate) fn finish(&mut self, end: End) {
         self.readable = false;
         self.end = Some(end);
-        self.shared.word.set(PEER_CLOSED);
+        if self.shared.word.set(PEER_CLOSED) & OWNED != 0 {
+            if let End::Failed(kind) = end {
+                // To its owner this was the end of all.
+                self.shared.fail(CloseReason::Error(kind));
+            }
+        }
     }
 
     /// Whether what is missing gets a chunk of its own, or belongs into one.

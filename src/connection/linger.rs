@@ -16,7 +16,7 @@ use super::{
     input::End,
     operator::ConnectionOperator,
     shared::Shared,
-    state::{self, ABORT, OWNED},
+    state::{self, ABORT, BRIEF, OWNED},
 };
 use crate::{net::Socket, sync::Ordering, trace};
 use poller::{Interest, Progress, Readiness};
@@ -55,7 +55,7 @@ pub(super) fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool) {
     if let (Some(true), Some(registration), false) = (farewell, registration, linger.is_zero()) {
         shared.begin_to_linger();
         shared.word.set(state::LINGER);
-        let watched = if shared.word.has(OWNED) {
+        let watched = if shared.word.has(OWNED | BRIEF) {
             registration.set_interest(Interest::READ | Interest::HANGUP)
         } else {
             Ok(())
@@ -102,6 +102,10 @@ impl ConnectionOperator {
         }
         let waits_for_peer = matches!(found, Found::TooMuch) || shared.context.is_draining();
         if waits_for_peer && self.has_delivered() {
+            if matches!(found, Found::TooMuch) {
+                // The close would do it, but its owner may keep the socket.
+                shared.reset(self);
+            }
             return Progress::Detach;
         }
         if shared.close_is_due(self) == Some(true) {

@@ -6,8 +6,8 @@ use super::{
     process,
     shared::{For, Shared},
     state::{
-        ABORT, ATTEND, BRIEF, CLOSED, DRAIN, HUNG_UP, LINGER, OWNED, PEER_CLOSED, PIPED, QUEUED,
-        READ_WAIT, READABLE, SEALED, URGENT, WRITABLE, WRITE_SHUT,
+        ABORT, ATTEND, BRIEF, BROKEN, CLOSE, CLOSED, DRAIN, HUNG_UP, LINGER, OWNED, PEER_CLOSED,
+        PIPED, QUEUED, READ_WAIT, READABLE, SEALED, URGENT, WRITABLE, WRITE_SHUT,
     },
 };
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
 };
 use poller::{Budget, Member, Operator, Progress, Readiness};
 use std::{
+    io,
     ops::Deref,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
@@ -84,6 +85,10 @@ impl ConnectionOperator {
             shared.aside.lock().decide(CloseReason::WriteTimeout);
             news |= ABORT | ATTEND;
         }
+        if due.idle && shared.word.has(OWNED) && self.peek_state() == Peek::Data {
+            // Its owner has not seen yet what came.
+            shared.touch();
+        }
         if due.idle && shared.is_idle() {
             if queued {
                 // It has stood still for so long that no close waits for it.
@@ -148,6 +153,8 @@ impl ConnectionOperator {
         if readiness.contains(Readiness::TIMER) {
             shared.arm();
         }
+        let taken =
+            taken || (bits & OWNED != 0 && self.is_due(before | news) && shared.take_over());
         let progress = if taken {
             if before & DRAIN != 0 {
                 self.part_if_idle();
@@ -157,6 +164,39 @@ impl ConnectionOperator {
             Progress::Drained
         };
         if more { Progress::Yield } else { progress }
+    }
+
+    /// Whether the end of a connection in its owner's hands is due. What the peer sent before its end is
+    /// read first, unless this side ended it. After a FIN the owner may still send: it has a while to
+    /// begin, and more as long as it goes on.
+    #[cold]
+    fn is_due(&self, bits: u32) -> bool {
+        let shared = &self.shared;
+        if bits & (PEER_CLOSED | BROKEN | ABORT | CLOSE) == 0 || shared.is_kept() {
+            // A pool lets go of what it keeps by itself.
+            return false;
+        }
+        if bits & (ABORT | CLOSE) != 0 {
+            return true;
+        }
+        let kind = match self.peek_state() {
+            Peek::Data => {
+                shared.look_at_end_again();
+                return false;
+            }
+            Peek::Err(kind) => Some(kind),
+            _ if bits & BROKEN != 0 => Some(io::ErrorKind::BrokenPipe),
+            _ if bits & HUNG_UP != 0 => self.take_error().ok().flatten().map(|error| error.kind()),
+            _ if shared.may_still_send() || !shared.is_quiet() => return false,
+            _ => None,
+        };
+        let reason = kind.map_or(CloseReason::Peer, CloseReason::Error);
+        if kind.is_some() {
+            shared.aside.lock().decide(reason);
+            shared.word.set(BROKEN);
+        }
+        shared.close_with(reason);
+        true
     }
 
     /// Tells whoever waits for the news. `true`: more is queued than one turn sends.
@@ -257,7 +297,7 @@ impl Operator for ConnectionOperator {
         if !shared.word.has(CLOSED) {
             // The poller goes away under a live connection.
             shared.fail(CloseReason::Poller);
-            if shared.word.acquire() {
+            if shared.take_over() || shared.word.acquire() {
                 process::take_turn(shared);
             }
         }

@@ -21,7 +21,7 @@ use super::{
     shared::Shared,
     state::{
         ABORT, ATTEND, BEGIN, BRIEF, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, FAILED, GONE, HUNG_UP,
-        POISONED, READABLE, SEALED, URGENT, WROTE,
+        PEER_CLOSED, POISONED, READABLE, SEALED, URGENT, WROTE,
     },
 };
 use crate::{
@@ -606,6 +606,9 @@ impl Owner {
             super::start::give_up(shared, self);
         } else if meanwhile & BEGIN != 0 {
             super::start::begin(shared);
+        } else if meanwhile & (CLOSE | ABORT | BROKEN | PEER_CLOSED) != 0 {
+            // What ended it while the callback ran has been left to us.
+            shared.wake_poller();
         }
     }
 

@@ -339,9 +339,15 @@ impl Shared {
         self.attend(state::BROKEN | state::PEER_CLOSED);
         if self.word.has(state::OWNED) {
             self.ring();
+            self.wake_poller();
             self.tell_keeper();
         }
         self.notify_all();
+    }
+
+    /// Whether a pool keeps the connection.
+    pub(super) fn is_kept(&self) -> bool {
+        self.word.has(state::OWNED) && self.aside.lock().hooks.is_some()
     }
 
     /// A connection in its caller's hands has ended: tells the pool that may keep it, on a thread of

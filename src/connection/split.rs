@@ -2,7 +2,7 @@
 
 use super::{
     Connection, Guard,
-    handle::ConnectionHandle,
+    handle::{ConnectionHandle, Hold},
     input::Rx,
     reader::{Line, reading, reading_traits},
     tx::Tx,
@@ -32,18 +32,28 @@ pub struct WriteHalf<'a> {
 /// The reading side of a connection: see [`Connection::into_split`].
 pub struct OwnedReadHalf {
     rx: Rx,
-    _guard: Arc<Guard>,
+    _guard: Arc<Both>,
 }
 
 /// The writing side of a connection: see [`Connection::into_split`].
 pub struct OwnedWriteHalf {
     tx: Tx,
-    _guard: Arc<Guard>,
+    _guard: Arc<Both>,
+}
+
+/// What the halves have in common.
+struct Both {
+    /// The end of one direction is not that of the other: the connection ends with the halves.
+    _open: Hold,
+    _guard: Guard,
 }
 
 pub(super) fn into_split(conn: Connection) -> (OwnedReadHalf, OwnedWriteHalf) {
     let Connection { rx, tx, guard, .. } = conn;
-    let guard = Arc::new(guard);
+    let guard = Arc::new(Both {
+        _open: ConnectionHandle::new(Arc::clone(&rx.shared)).hold(),
+        _guard: guard,
+    });
     (
         OwnedReadHalf {
             rx,

@@ -87,6 +87,9 @@ pub(crate) fn dialled(
     let wire = insert(context, socket, peer, RUNNING | OWNED | CONNECTED);
     let conn = Connection::new(&wire);
     register(wire, Interest::HANGUP)?;
+    if context.limits.idle_timeout.is_some() {
+        conn.shared().arm();
+    }
     Ok(conn)
 }
 
@@ -107,10 +110,13 @@ pub(crate) fn attach(
     conn.rx.readable = true;
     let mut owner = Box::new(Owner::new(conn, Some(session)));
     owner.prepare()?;
+    if !shared.word.hand_on() {
+        // It has ended meanwhile.
+        return Err(shared.closed_error());
+    }
     shared.set_hooks(hooks);
     shared.set_short(false);
     shared.owner.put(owner);
-    shared.word.clear(OWNED);
     if let Some(registration) = shared.registration() {
         if let Err(error) = registration.set_interest(Interest::READ | Interest::WRITE) {
             let owner = shared.owner.take();
@@ -166,10 +172,20 @@ pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> 
     }
     conn.rx.socket.keep_mode()?;
     let fd = conn.rx.socket.as_fd().try_clone_to_owned()?;
+    // Inside of the callback that gave it away it ends when that returns.
+    let inside = shared.word.has(BUSY);
+    if !inside && !shared.word.take_back() {
+        return Err(shared.closed_error());
+    }
     conn.rx.socket.hand_out();
     let rest = conn.rx.take();
     // Without its socket the connection ends and leaves the descriptor's state alone.
     shared.drop_socket();
+    if !inside {
+        let owner = Owner::new(Connection::new(&conn.rx.socket), None);
+        shared.aside.lock().decide(CloseReason::Local);
+        give_up(&shared, Box::new(owner));
+    }
     drop(conn);
     Ok((fd, rest))
 }
@@ -249,6 +265,28 @@ pub(super) fn give_up(shared: &Arc<Shared>, owner: Box<Owner>) {
 }
 
 impl Shared {
+    /// Takes a connection whose end is due out of its owner's hands; its calls fail from then on. The
+    /// caller, who is the poller, has the owner's role then, and there is a turn to be run.
+    pub(super) fn take_over(self: &Arc<Self>) -> bool {
+        let Some(wire) = self.socket() else {
+            return false;
+        };
+        if !self.word.take_back() {
+            return false;
+        }
+        self.owner
+            .put(Box::new(Owner::new(Connection::new(&wire), None)));
+        if let Some(registration) = self.registration() {
+            let interest = Interest::READ | Interest::WRITE;
+            if let Err(error) = registration.set_interest(interest) {
+                self.aside.lock().decide(CloseReason::Error(error.kind()));
+                self.word.set(BROKEN);
+            }
+        }
+        self.word.set(ATTEND | WRITABLE);
+        true
+    }
+
     /// Says whether the peer lacks something that it was to get. Unless more is sent its owner's close or
     /// drop of the connection is a reset then.
     pub(crate) fn set_short(&self, short: bool) {

@@ -247,9 +247,22 @@ impl Word {
     }
 
     /// The user lets go. `false`: a callback is still running and ends the connection when it
-    /// returns.
+    /// returns, or the connection was taken back.
     pub(crate) fn let_go(&self) -> bool {
-        !self.defer(GONE)
+        !self.defer(GONE) && self.take_back()
+    }
+
+    /// Takes the connection out of the user's hands: of those who want it one gets it, with the owner's
+    /// role. `false`: it is not there any more, or the callback that gave it away still runs.
+    pub(crate) fn take_back(&self) -> bool {
+        self.update(|bits| (bits & (OWNED | BUSY) == OWNED).then_some(bits & !OWNED))
+            .is_ok()
+    }
+
+    /// As [`take_back`](Self::take_back), for a new handler, and also while that callback runs.
+    pub(crate) fn hand_on(&self) -> bool {
+        self.update(|bits| (bits & OWNED != 0).then_some(bits & !OWNED))
+            .is_ok()
     }
 
     /// A new handler may begin. `false`: a callback is still running and has it begin when it

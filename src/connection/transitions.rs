@@ -173,14 +173,20 @@ fn who_queues_flushes_unless_somebody_does_or_waits() {
 
 #[test]
 fn a_callback_under_way_is_left_a_note() {
-    let word = Word::new(FACTS);
+    let facts = FACTS & !OWNED;
+    let word = Word::new(facts | OWNED);
     assert!(word.let_go() && word.may_begin());
-    assert_eq!(word.load(), FACTS);
-    word.set(BUSY);
+    assert_eq!(word.load(), facts);
+    // It is in no hands any more.
+    assert!(!word.let_go() && !word.take_back() && !word.hand_on());
+    word.set(BUSY | OWNED);
+    assert!(!word.take_back());
     assert!(!word.let_go());
-    assert_eq!(word.load(), FACTS | BUSY | GONE);
+    assert_eq!(word.load(), facts | OWNED | BUSY | GONE);
     assert!(!word.may_begin());
-    assert_eq!(word.load(), FACTS | BUSY | GONE | BEGIN);
+    assert_eq!(word.load(), facts | OWNED | BUSY | GONE | BEGIN);
+    assert!(word.hand_on());
+    assert_eq!(word.load(), facts | BUSY | GONE | BEGIN);
 }
 
 #[test]

@@ -228,7 +228,9 @@ impl Shared {
 
     #[cold]
     fn why_not_writable(&self, bits: u32) -> io::Result<()> {
-        if bits & POISONED != 0 && bits & CLOSED == 0 {
+        let over = bits & CLOSED != 0;
+        let timeout = || self.aside.lock().reason() == Some(CloseReason::WriteTimeout);
+        if bits & POISONED != 0 && (!over || timeout()) {
             return Err(Error::Poisoned.into());
         }
         if bits & WRITE_SHUT != 0 && bits & (ABORT | BROKEN | CLOSED) == 0 {
@@ -375,6 +377,10 @@ impl Shared {
                 self.word.set(POISONED);
                 self.discard_output();
                 self.notify(For::Output);
+                if self.word.has(OWNED) {
+                    // Of no more use, whatever its owner does: a handler's would end with its error.
+                    self.abort_with(CloseReason::WriteTimeout);
+                }
             }
             _ => {}
         }
