@@ -88,45 +88,41 @@ impl Rx {
     /// A line without its end, and whether only its first part fitted into `max` bytes.
     pub(crate) fn read_line(&mut self, max: usize) -> io::Result<Line> {
         let (mut scanned, mut until) = (0, None);
-        let n = loop {
+        loop {
             if let Some(n) = self.find_here(b'\n', &mut scanned) {
-                break n;
+                let text = self.line_text(n)?;
+                if text > max {
+                    return self.line(max, 0, true);
+                }
+                return self.line(text, n - text, false);
             }
-            if scanned > max {
-                break max + 2;
+            // One byte more may be the begin of the line's end, whether or not that came in one piece.
+            let may_end =
+                scanned == max.saturating_add(1) && self.buffer().index_of(b'\r', max) == Some(max);
+            if scanned > max && !may_end {
+                return self.line(max, 0, true);
             }
             match self.fill_by(scanned + 1, &mut until) {
                 Ok(()) => {}
                 // The last line may lack its end.
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && scanned > 0 => {
-                    let data = self.buffer().slice(scanned)?;
-                    return Ok(Line {
-                        data,
-                        is_prefix: false,
-                    });
+                    return self.line(scanned.min(max), 0, scanned > max);
                 }
                 Err(e) => return Err(e),
             }
-        };
-        let text = self.line_text(n)?;
-        if text > max {
-            let data = self.buffer().slice(max)?;
-            return Ok(Line {
-                data,
-                is_prefix: true,
-            });
         }
+    }
+
+    /// Takes a line's text, and drops its end.
+    fn line(&mut self, text: usize, end: usize, is_prefix: bool) -> io::Result<Line> {
         let data = self.buffer().slice(text)?;
-        self.buffer().skip(n - text)?;
-        Ok(Line {
-            data,
-            is_prefix: false,
-        })
+        self.buffer().skip(end)?;
+        Ok(Line { data, is_prefix })
     }
 
     /// Length of a line of `n` bytes without `\n` or `\r\n`.
     fn line_text(&mut self, n: usize) -> io::Result<usize> {
-        if n < 2 || n > self.len() {
+        if n < 2 {
             return Ok(n - 1);
         }
         let line = self.buffer().peek(n)?;
