@@ -4,7 +4,7 @@ mod support;
 
 use netpoll::{
     Builder, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, Error, EventLoop,
-    Handler, LinkBuffer, OnFull, PollerGroup, RelayEnd, relay,
+    Handler, LinkBuffer, OnFull, PollerGroup, Pool, RelayEnd, relay,
 };
 use std::{
     io::{self, Read, Write},
@@ -627,6 +627,29 @@ fn handlers_that_wait_for_a_relay_end_for_others() {
         far_ends.lock().unwrap().clear();
         drop(waiting);
         capped.stop();
+    });
+}
+
+#[test]
+fn handlers_that_wait_for_a_pool_end_for_others() {
+    on_our_threads(|place, transport| {
+        let backend = Server::start(transport, EventLoop::builder(), Script::new());
+        let pool = Pool::builder(Dialer::new())
+            .max_total(1)
+            .wait(LIMIT)
+            .build()
+            .unwrap();
+        let taken = pool.get(&backend.address).unwrap();
+        let (ends, own, to) = (Ends::new(), pool.clone(), backend.address.clone());
+        let script = ends.script(move |_| own.get(&to).map(drop));
+        let capped = place.serve_in_haste(transport, script, |builder| builder);
+        let waiting = ends.flood(&capped);
+        ends.expect_overload();
+        drop(taken);
+        drop(waiting);
+        capped.stop();
+        pool.close();
+        backend.stop();
     });
 }
 

@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     sync::{AtomicU64, Condvar, Mutex, Ordering},
 };
-use poller::coarse_millis;
+use poller::{Waiter, coarse_millis};
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
@@ -142,6 +142,14 @@ struct Seat<C> {
     changed: Condvar,
 }
 
+impl<C: Send + 'static> Waiter for Seat<C> {
+    fn wake(&self) {
+        let given = self.given.lock();
+        self.changed.notify_all();
+        drop(given);
+    }
+}
+
 /// What a caller gets who waited.
 enum Given<C> {
     Kept(Idle<C>),
@@ -170,7 +178,7 @@ enum Found<C> {
     Nothing,
 }
 
-impl<K: Clone + Eq + Hash, C: Keep> Shelf<K, C> {
+impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
     pub(super) fn new(options: Options, alarm: Alarm) -> Self {
         Self {
             options,
@@ -253,17 +261,22 @@ impl<K: Clone + Eq + Hash, C: Keep> Shelf<K, C> {
         seat: &Arc<Seat<C>>,
         until: Option<Instant>,
     ) -> io::Result<Given<C>> {
+        let wait = poller::begin_wait(Arc::clone(seat) as Arc<dyn Waiter>);
         let mut given = seat.given.lock();
         let mut in_time = true;
         loop {
             if let Some(given) = given.take() {
                 return Ok(given);
             }
-            if !in_time {
+            let ended = wait.was_ended();
+            if ended || !in_time {
                 drop(given);
-                return self
-                    .stand_up(slot, seat)
-                    .ok_or_else(|| Error::PoolExhausted.into());
+                let error = if ended {
+                    Error::Overloaded
+                } else {
+                    Error::PoolExhausted
+                };
+                return self.stand_up(slot, seat).ok_or_else(|| error.into());
             }
             match until {
                 None => seat.changed.wait(&mut given),
