@@ -93,7 +93,9 @@ fn backends_are_taken_in_turn_and_the_next_one_if_one_refuses() {
     let (code, statistics) = end(proxy);
     assert_eq!(code, 0);
     assert_eq!(figure(&statistics, "refused"), 3, "{statistics}");
-    assert_eq!(figure(&statistics, "finished"), 9, "{statistics}");
+    // The signal may have been faster than the end of the last client.
+    let ended = figure(&statistics, "finished") + figure(&statistics, "drained");
+    assert_eq!(ended, 9, "{statistics}");
 }
 
 #[test]
