@@ -38,6 +38,8 @@ pub(crate) struct Limits {
     pub(crate) linger_bytes: usize,
     /// Whether the end of input leaves the connection open until the handler closes it.
     pub(crate) half_open: bool,
+    /// Input and output that all connections may hold together; `usize::MAX` for no limit.
+    pub(crate) memory: usize,
 }
 
 /// What may be queued behind a full socket.
@@ -95,6 +97,7 @@ impl Default for Limits {
             linger: Duration::from_secs(5),
             linger_bytes: 256 << 10,
             half_open: false,
+            memory: usize::MAX,
         }
     }
 }

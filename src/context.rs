@@ -4,6 +4,7 @@ use crate::{
     config::Limits,
     dispatch::Runner,
     event_loop::Connections,
+    memory::Memory,
     stats::{Counters, Stats},
     sync::{AtomicBool, Ordering},
     trace,
@@ -18,6 +19,7 @@ pub(crate) struct Context {
     pub(crate) group: PollerGroup,
     pub(crate) connections: Connections,
     pub(crate) counters: Counters,
+    pub(crate) memory: Memory,
     /// Where the millisecond clocks of the connections start.
     pub(crate) epoch: Instant,
     /// A dialer's, whose connections have asked and answer nothing.
@@ -31,12 +33,14 @@ impl Context {
         if let Runner::Workers(pool) = &runner {
             group.look_after(pool);
         }
+        let memory_limit = limits.memory;
         Self {
             limits,
             runner,
             group,
             connections: Connections::default(),
             counters: Counters::default(),
+            memory: Memory::new(memory_limit),
             epoch: Instant::now(),
             is_client: false,
             draining: AtomicBool::new(false),
@@ -62,6 +66,7 @@ impl Context {
         let holding = self.runner.holding();
         Stats {
             active: self.connections.len(),
+            held: self.memory.held(),
             holding: holding.unwrap_or_else(|| self.group.stats().holding),
             ..self.counters.snapshot()
         }

@@ -70,6 +70,7 @@ pub mod dispatch {}
 #[doc = include_str!("../docs/guide/backpressure.md")]
 ///
 /// [`Builder::input_limits`]: crate::Builder::input_limits
+/// [`Builder::memory_limit`]: crate::Builder::memory_limit
 /// [`Builder::output_limit`]: crate::Builder::output_limit
 /// [`Error::InputLimit`]: crate::Error::InputLimit
 /// [`Error::WriteTimeout`]: crate::Error::WriteTimeout

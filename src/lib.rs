@@ -89,6 +89,7 @@ mod handler;
 #[cfg(netpoll_leaks)]
 #[cfg_attr(docsrs, doc(cfg(netpoll_leaks)))]
 pub mod leak;
+mod memory;
 mod net;
 mod relay;
 #[cfg(feature = "signals")]

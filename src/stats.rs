@@ -46,6 +46,9 @@ pub struct Stats {
     /// Connections that were closed before their peers had everything that was flushed, because they
     /// took it too slowly: nothing of it for the linger time or the write timeout, for example.
     pub cut: u64,
+    /// Bytes of input and output that connections keep beyond their turns, within an eighth. 0 where
+    /// there is no [`memory_limit`](crate::Builder::memory_limit).
+    pub held: usize,
     /// Panics in handlers and callbacks, all contained.
     pub panics: u64,
     /// Failed accepts by error number, most frequent first.
@@ -89,6 +92,7 @@ impl Counters {
             connected: self.connected.load(Ordering::Relaxed),
             disconnected: self.disconnected.load(Ordering::Relaxed),
             closed: self.closed.load(Ordering::Relaxed),
+            held: 0,
             overloaded: self.overloaded.load(Ordering::Relaxed),
             cut: self.cut.load(Ordering::Relaxed),
             panics: self.panics.load(Ordering::Relaxed),

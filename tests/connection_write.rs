@@ -2,7 +2,9 @@
 
 mod support;
 
-use netpoll::{Bytes, Error, LinkBuffer, OnFull, SocketOptions};
+use netpoll::{
+    Bytes, CloseReason, Connection, Error, LinkBuffer, OnFull, SocketOptions, Writer, handler_fn,
+};
 use std::{
     io::{self, IoSlice, Read, Write},
     panic,
@@ -706,6 +708,148 @@ fn output_of_one_connection_does_not_wait_for_another() {
         assert!(handle.stats().queued > 0);
         handle.abort();
         drop((stuck, other));
+        server.stop();
+    });
+}
+
+/// A connection of which a handler may write no more than this before it flushes.
+const UNFLUSHED: usize = 100_000;
+
+type Write10k = fn(&mut Connection) -> io::Result<()>;
+
+/// Each writes 10,000 bytes.
+const WAYS: [(&str, Write10k); 12] = [
+    ("write_slice", |conn| conn.write_slice(&[1; 10_000])),
+    ("write_str", |conn| conn.write_str(&"x".repeat(10_000))),
+    ("write_bytes", |conn| {
+        conn.write_bytes(vec![1; 10_000].into())
+    }),
+    ("malloc", |conn| conn.malloc(10_000).map(drop)),
+    ("append", |conn| conn.append(vec![1; 10_000].into())),
+    ("append unflushed", |conn| {
+        let mut other = LinkBuffer::new();
+        other.write_slice(&[1; 10_000]);
+        conn.append(other)
+    }),
+    ("write_direct", |conn| {
+        let remain = conn.malloc_len().min(5);
+        conn.write_direct(vec![1; 10_000].into(), remain)
+    }),
+    ("reserve_slot", |conn| {
+        conn.reserve_slot::<10_000>().map(drop)
+    }),
+    ("forward", |conn| {
+        conn.fill(10_000)?;
+        conn.forward(10_000)
+    }),
+    ("Writer::write_slice", |conn| {
+        Writer::write_slice(conn, &[1; 10_000])
+    }),
+    ("Writer::append", |conn| {
+        Writer::append(conn, vec![1; 10_000].into())
+    }),
+    ("Writer::malloc", |conn| {
+        Writer::malloc(conn, 10_000).map(drop)
+    }),
+];
+
+#[test]
+fn unflushed_output_is_bounded_by_the_output_limit() {
+    on_tcp(&[Kind::Adaptive, Kind::Inline], |case| {
+        for (what, write) in WAYS {
+            let (seen, ends) = (Log::new(), Log::new());
+            let (log, over) = (seen.clone(), ends.clone());
+            let builder = case.builder().output_limit(UNFLUSHED, OnFull::Error);
+            let server = case.serve_with(
+                builder,
+                Script::new()
+                    .request(move |conn| {
+                        if conn.try_fill(250_000)? {
+                            for _ in 0..10 {
+                                write(conn)?;
+                            }
+                            let error = write(conn).unwrap_err();
+                            log.push((conn.malloc_len(), Error::from_io(&error)));
+                            conn.flush()?;
+                            write(conn)?;
+                            for _ in 0..10 {
+                                write(conn)?;
+                            }
+                        }
+                        Ok(())
+                    })
+                    .disconnect(move |_, reason| over.push(reason)),
+            );
+            let mut peer = server.connect();
+            peer.write_all(&vec![1; 250_000]).unwrap();
+            let full = Error::OutputFull {
+                queued: UNFLUSHED,
+                limit: UNFLUSHED,
+            };
+            let (unflushed, error) = seen.wait_len(1)[0];
+            assert_eq!((unflushed, error), (UNFLUSHED, Some(full)), "{what}");
+            peer.read_exact(&mut vec![0; UNFLUSHED]).unwrap();
+            // An error that a handler passes on is the reason of the end.
+            assert_eq!(ends.wait_len(1), [CloseReason::OutputFull], "{what}");
+            drop(peer);
+            server.stop();
+        }
+    });
+}
+
+#[test]
+fn one_piece_of_any_length_may_be_unflushed() {
+    every(|case| {
+        let builder = case.builder().output_limit(UNFLUSHED, OnFull::Error);
+        let server = case.serve_with(
+            builder,
+            handler_fn(|conn: &mut Connection| {
+                conn.skip(conn.available())?;
+                conn.write_slice(&pattern(3, 10 * UNFLUSHED))?;
+                let more = conn.write_u8(1).unwrap_err();
+                assert!(matches!(
+                    Error::from_io(&more),
+                    Some(Error::OutputFull { .. })
+                ));
+                conn.flush()
+            }),
+        );
+        let mut peer = server.connect();
+        peer.write_all(b"x").unwrap();
+        let mut got = vec![0; 10 * UNFLUSHED];
+        peer.read_exact(&mut got).unwrap();
+        assert!(got == pattern(3, 10 * UNFLUSHED));
+        drop(peer);
+        server.stop();
+    });
+}
+
+#[test]
+fn writing_as_to_a_file_flushes_at_the_limit() {
+    const LEN: usize = 50 * UNFLUSHED;
+    every_blocking(|case| {
+        let builder = case.builder().output_limit(UNFLUSHED, OnFull::Error);
+        let server = case.serve_with(
+            builder,
+            handler_fn(|conn: &mut Connection| {
+                conn.skip(conn.available())?;
+                let all = pattern(3, LEN);
+                conn.write_all(&all[..LEN / 2])?;
+                assert!(conn.malloc_len() <= UNFLUSHED);
+                for part in all[LEN / 2..].chunks(7000) {
+                    conn.write_all(part)?;
+                    assert!(conn.malloc_len() <= UNFLUSHED);
+                }
+                assert!(conn.malloc_len() <= UNFLUSHED);
+                conn.flush()
+            }),
+        );
+        let mut peer = server.connect();
+        peer.write_all(b"x").unwrap();
+        let mut got = vec![0; LEN];
+        peer.read_exact(&mut got).unwrap();
+        assert!(got == pattern(3, LEN));
+        drop(peer);
         server.stop();
     });
 }

@@ -8,9 +8,10 @@ mod support;
 static ALLOCATOR: counting::Counting = counting::Counting;
 
 use netpoll::{Bytes, Connection, Error, LinkBuffer, OnFull, linkbuffer::ChunkPool};
-use std::io::Write;
+use std::{io::Write, thread};
 use support::{
-    Case, Kind, Log, Peer, Script, Transport, counting, eventually, in_child, one_thread,
+    Case, Gate, Kind, Log, OpenOnDrop, Peer, Script, Transport, counting, eventually, in_child,
+    one_thread,
 };
 
 /// What a connection of these tests may have queued.
@@ -222,5 +223,66 @@ fn unread_input_holds_little_more_than_itself() {
         drop((slow, other));
         server.stop();
         group.close();
+    });
+}
+
+/// A handler that never returns collects parts of messages, and flushes none of them.
+fn collect(way: Way, view: usize, frame: usize, most: usize) {
+    let full = Log::new();
+    let log = full.clone();
+    let gate = Gate::new();
+    let _open = OpenOnDrop(gate.clone());
+    let held = gate.clone();
+    let case = Case::new(Transport::Unix, Kind::Adaptive);
+    let server = case.serve_with(
+        case.builder().output_limit(QUEUE, OnFull::Error),
+        Script::new().request(move |conn| {
+            loop {
+                conn.fill(frame)?;
+                let part = way.take(conn, view, frame);
+                if let Err(error) = conn.append(part) {
+                    log.push(Error::from_io(&error));
+                    held.pass();
+                    return Err(error);
+                }
+            }
+        }),
+    );
+    let peer = server.connect();
+    let mut feeder = peer.try_clone();
+    let message = vec![7; frame];
+    let before = live();
+    // Ends with the connection.
+    let feeding = thread::spawn(move || while feeder.write_all(&message).is_ok() {});
+    assert!(matches!(
+        full.wait_len(1)[0],
+        Some(Error::OutputFull { .. })
+    ));
+    let what = format!("{way:?} of {view} in {frame} hold {most} bytes at most");
+    eventually(&what, || live().saturating_sub(before) <= most);
+    println!("{way:?} of {view} in {frame}: {} held", live() - before);
+    gate.open();
+    feeding.join().unwrap();
+    drop(peer);
+    server.stop();
+}
+
+#[test]
+fn unflushed_output_holds_no_more_than_its_limit() {
+    in_child("unflushed_output_holds_no_more_than_its_limit", || {
+        for way in Way::ALL {
+            for (view, frame) in [
+                (40, 300),
+                (512, 64 << 10),
+                (5000, 64 << 10),
+                (20_000, 300_000),
+                (70_000, 1 << 20),
+            ] {
+                // What has come of the next messages, with the room for their rest, and the chunks
+                // that the thread keeps.
+                let input = 3 * frame + (256 << 10);
+                collect(way, view, frame, QUEUE / 4 * 5 + SLACK + input);
+            }
+        }
     });
 }

@@ -143,19 +143,21 @@ impl LinkBuffer {
         buf
     }
 
-    /// Readable bytes.
+    /// Readable bytes. What was written or [appended](Self::append) and not flushed does not count: a bound
+    /// on all that is here compares [`total_len`](Self::total_len).
     #[inline]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is readable; there may be unflushed bytes.
+    /// Whether nothing is readable; there may be unflushed bytes, which [`total_len`](Self::total_len)
+    /// counts too.
     #[inline]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes written and not flushed yet.
+    /// Bytes written and not flushed yet; [`len`](Self::len) does not count them.
     #[inline]
     pub const fn malloc_len(&self) -> usize {
         self.pending

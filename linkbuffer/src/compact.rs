@@ -40,7 +40,17 @@ impl LinkBuffer {
         sum
     }
 
-    /// Readable and unflushed bytes together: all that was put into this buffer and not consumed.
+    /// Readable and unflushed bytes together: all that was put into this buffer and not consumed. This is
+    /// the length for a bound on what is collected in a buffer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::LinkBuffer;
+    /// let mut body = LinkBuffer::new();
+    /// body.append(LinkBuffer::from("not flushed"));
+    /// assert_eq!((body.len(), body.malloc_len(), body.total_len()), (0, 11, 11));
+    /// ```
     #[inline]
     pub const fn total_len(&self) -> usize {
         self.len + self.pending
@@ -59,23 +69,12 @@ impl LinkBuffer {
             return self.release();
         }
         self.settle();
-        if self.is_compact() {
-            // More than half of its chunk was consumed since: so each byte is copied once at most.
-            if self
-                .front
-                .chunk()
-                .is_some_and(|size| size / 2 > self.unread(0))
-            {
-                self.copy_node(0, 0);
-            }
-            return;
-        }
-        if total <= SMALL {
+        if total > SMALL {
+            self.copy_loose(total);
+        } else if !self.is_compact() {
             self.copy_all(total);
-        } else {
-            self.copy_loose();
+            self.compacted = self.written;
         }
-        self.compacted = self.written;
     }
 
     /// This buffer, [compacted](Self::compact): for what outlives its connection or its request.
@@ -92,6 +91,21 @@ impl LinkBuffer {
     pub fn into_owned(mut self) -> Self {
         self.compact();
         self
+    }
+
+    /// Whether it may be worth to [compact](Self::compact) unflushed output before more is linked: it has
+    /// so many pieces, or the last one is a small part of a large chunk. A look at the last piece, if there
+    /// is more than one.
+    #[inline]
+    pub fn is_loose(&self, pieces: usize) -> bool {
+        let Some(links) = &self.rest else {
+            return false;
+        };
+        let Some(last) = links.nodes.iter().rev().find(|node| node.len() > 0) else {
+            return false;
+        };
+        let is_part = |size| size > BULKY && size / 2 > last.len();
+        links.nodes.len() >= pieces || last.chunk().is_some_and(is_part)
     }
 
     /// What the first chunk keeps alive beyond its unread bytes: what was consumed of it, and room.
@@ -143,8 +157,7 @@ impl LinkBuffer {
 
     /// Copies the loose nodes among those that came since the last time.
     #[inline(never)]
-    fn copy_loose(&mut self) {
-        let total = self.total_len();
+    fn copy_loose(&mut self, total: usize) {
         let fresh = match self.written.checked_sub(self.compacted) {
             Some(fresh) if self.compacted != NEVER => usize::try_from(fresh).unwrap_or(total),
             _ => total,
@@ -157,13 +170,14 @@ impl LinkBuffer {
         }
         let mut vacated = false;
         for i in first..count {
-            if self.is_loose(i, count) {
-                // Room for the loose ones that follow, or for a few that may come later.
+            if self.node_is_loose(i, count) {
+                // Room for the loose ones that follow, or for a few of the same length.
                 let following = if i + 1 < count {
-                    let loose = (i + 1..count).take_while(|&k| self.is_loose(k, count));
+                    let loose = (i + 1..count).take_while(|&k| self.node_is_loose(k, count));
                     loose.map(|k| self.unread(k)).sum()
                 } else {
-                    (total / 16).min(GROWTH)
+                    let len = self.unread(i);
+                    (total / 16).min(GROWTH) / len * len
                 };
                 vacated |= self.copy_node(i, following);
             }
@@ -173,6 +187,20 @@ impl LinkBuffer {
                 links.nodes.retain(|node| !matches!(node, Node::Vacant));
             }
         }
+        // More than half of the first chunk was consumed since: so each byte is copied once at most.
+        if first > 0
+            && self
+                .front
+                .chunk()
+                .is_some_and(|size| size / 2 > self.unread(0))
+        {
+            self.copy_node(0, 0);
+        }
+        // The last node is looked at again when it is not the last any more.
+        let last = 1 + self.rest.as_ref().map_or(0, |links| links.nodes.len());
+        let room = self.node_is_loose(last - 1, last + 1);
+        let len = if room { self.unread(last - 1) } else { 0 };
+        self.compacted = self.written.checked_sub(len as u64).unwrap_or(NEVER);
     }
 
     /// Moves node `i` into room behind the one before it, or into a chunk of its own with some room.
@@ -207,7 +235,7 @@ impl LinkBuffer {
 
     /// Whether node `i` keeps more alive than it should. A little room for the next write at the very
     /// end is part of the content.
-    fn is_loose(&self, i: usize, count: usize) -> bool {
+    fn node_is_loose(&self, i: usize, count: usize) -> bool {
         let (node, len) = (self.node(i), self.unread(i));
         let room = if i + 1 == count { node.spare() } else { 0 };
         len > 0 && node.chunk().unwrap_or(0) > len + len / 8 + room.min(self.total_len() / 8) + UNIT
@@ -270,6 +298,8 @@ pub fn compact(view: Bytes) -> Bytes {
 const SMALL: usize = 4096;
 /// Chunks made here are a multiple of this.
 const UNIT: usize = 64;
+/// Chunks above this size are not for many messages.
+const BULKY: usize = 256 << 10;
 /// Most room for more that a chunk made here has.
 const GROWTH: usize = 16 << 10;
 /// Largest chunk that copies are collected in.

@@ -85,7 +85,8 @@ impl LinkBuffer {
     }
 
     /// Appends everything in `other`, readable and unflushed, as unflushed bytes, without copying
-    /// more than a few. Slots of `other` end.
+    /// more than a few. Slots of `other` end. Until the next flush [`len`](Self::len) does not count these
+    /// bytes; [`total_len`](Self::total_len) does.
     #[inline]
     pub fn append(&mut self, mut other: Self) {
         let n = other.len + other.pending;

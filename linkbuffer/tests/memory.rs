@@ -732,3 +732,18 @@ fn what_goes_back_counts_with_what_was_consumed_of_it() {
         assert_eq!(buf, behind);
     }
 }
+
+#[test]
+fn what_was_put_in_front_is_compacted_too() {
+    let pool = ChunkPool::new();
+    let (piece, _) = piece_of_a_chunk(&pool, 40_000);
+    let mut buf = LinkBuffer::with_pool(&pool);
+    buf.push_front(piece);
+    assert!(buf.pinned() > buf.len() * 3 / 2);
+    buf.compact();
+    assert!(buf.pinned() <= buf.len() * 9 / 8 + 64, "{buf:?}");
+    buf.write_slice(&[1; 5000]);
+    buf.compact();
+    buf.flush();
+    assert_eq!((buf.len(), buf.next(40_000).unwrap()[39_999]), (45_000, 7));
+}

@@ -17,7 +17,9 @@
 use super::{
     aside::Aside,
     shared::Shared,
-    state::{CLOSE, GATED, OWNED, QUEUED, READ_WAIT, READABLE, RUNNING, WRITE_WAIT},
+    state::{
+        CLOSE, FLUSHING, GATED, HELD, OWNED, QUEUED, READ_WAIT, READABLE, RUNNING, WRITE_WAIT,
+    },
 };
 use crate::{net::Socket, sync::Ordering};
 use poller::coarse_millis;
@@ -253,9 +255,11 @@ impl Shared {
         drop(aside);
         let bits = self.word.load();
         let waits = bits & READ_WAIT != 0 || bits & (WRITE_WAIT | QUEUED) == WRITE_WAIT | QUEUED;
-        let busy = bits & READABLE != 0 || (bits & (RUNNING | OWNED) == RUNNING && !waits);
+        let busy = bits & READABLE != 0
+            || (bits & (RUNNING | OWNED) == RUNNING && !waits)
+            || bits & (FLUSHING | HELD) == FLUSHING;
         if busy && self.idle_timeout() != 0 {
-            // A handler computes, or will see what has arrived.
+            // A handler computes, or will see what has arrived, or a thread hands output over.
             self.touch();
         }
         due.idle = self.is_idle();

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     error::{CloseReason, Error},
+    memory::Charge,
     net::Received,
     sync::Ordering,
 };
@@ -86,6 +87,7 @@ pub(crate) struct Rx {
     /// Receives of this turn.
     reads: u8,
     pub(crate) patience: Patience,
+    charge: Charge,
     /// Up to this stream offset there is no such byte.
     scan_upto: u64,
     scan_for: u8,
@@ -119,6 +121,7 @@ impl Rx {
             bulk: 0,
             reads: 0,
             patience: Patience::default(),
+            charge: Charge::default(),
             scan_upto: 0,
             scan_for: 0,
         }
@@ -163,6 +166,15 @@ impl Rx {
                 self.buffer = Some(self.settled(buffer));
             }
         }
+        self.weigh();
+    }
+
+    /// Charges the connection for what is here.
+    #[inline]
+    fn weigh(&mut self) {
+        let kept = self.buffer.as_ref().filter(|buffer| !buffer.is_empty());
+        let delta = self.charge.follow(kept.map_or(0, |buffer| buffer.pinned()));
+        self.shared.weigh(delta);
     }
 
     #[inline(never)]
@@ -206,7 +218,7 @@ impl Rx {
     /// Receives until `target` bytes are here, the kernel has no more, or the turn's share is
     /// used up; in the last case `readable` stays set.
     pub(crate) fn receive(&mut self, target: usize) {
-        if !self.readable || self.end.is_some() {
+        if !self.readable || self.end.is_some() || self.shared.is_heavy() {
             return;
         }
         // Buffers of the user's own connections are kept, those of others wait for another round when
@@ -255,7 +267,12 @@ impl Rx {
     /// As [`Self::receive`], whatever is here; `reads` receives were made already.
     #[inline(never)]
     fn receive_more(&mut self, target: usize, mut reads: u32) {
-        while self.readable && self.end.is_none() && self.len() < target && reads < TURN_READS {
+        while self.readable
+            && self.end.is_none()
+            && self.len() < target
+            && reads < TURN_READS
+            && !self.shared.is_heavy()
+        {
             reads += 1;
             self.reads = self.reads.saturating_add(1);
             let missing = self.mark.saturating_sub(self.len());
@@ -318,7 +335,7 @@ impl Rx {
                 return Ok(());
             }
             self.check_end(n)?;
-            if !self.readable {
+            if !self.readable || self.shared.is_heavy() {
                 if last_look {
                     return Err(self.shared.closed_error());
                 }
@@ -476,8 +493,10 @@ impl Rx {
         if poller::must_not_block() || self.shared.is_unwatched() {
             return Err(Error::WouldDeadlock.into());
         }
+        self.weigh();
         let shared = &self.shared;
-        let waited = if shared.word.has(OWNED) {
+        let owned = shared.word.has(OWNED);
+        let waited = if owned && !shared.is_heavy() {
             // Our own descriptor: no other thread takes part. Room for a large message is made when its
             // begin is here, so that is polled for.
             let left = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -490,8 +509,10 @@ impl Rx {
             }
             shared.wait_descriptor(self.socket.as_fd(), deadline)?
         } else {
+            let look = owned || self.readable;
             shared.wait(For::Input, deadline, || {
-                shared.word.has(READABLE | BROKEN) || shared.word.ended()
+                let readable = look || shared.word.has(READABLE);
+                (readable && !shared.is_heavy()) || shared.word.has(BROKEN) || shared.word.ended()
             })
         };
         match waited {
@@ -574,6 +595,9 @@ impl Rx {
                 self.fresh = true;
                 self.owed = false;
                 add(&self.shared.bytes_in, received.n);
+                if self.charge.is_behind(self.len()) {
+                    self.weigh();
+                }
                 if self.shared.word.has(OWNED) {
                     // Of others the poller knows.
                     self.shared.touch();
@@ -670,5 +694,6 @@ impl Drop for Rx {
             }
             spare::put_input(buffer);
         }
+        self.weigh();
     }
 }

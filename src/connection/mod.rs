@@ -291,7 +291,7 @@ impl Connection {
                 return Ok(());
             }
         }
-        let output = self.tx.raw_buffer();
+        let output = self.tx.room_for_link(n)?;
         self.rx.buffer().forward(n, output)
     }
 

@@ -21,6 +21,7 @@
 use super::state::{ABORT, BROKEN, CLOSED, FLUSHING, GATED, POISONED, QUEUED, WRITABLE, Word};
 use crate::{
     foreign,
+    memory::Charge,
     net::is_shortage,
     sync::{AtomicU64, Mutex, Ordering},
 };
@@ -47,11 +48,17 @@ const UNCOUNTED: usize = 8 << 10;
 /// Ends of messages for which an empty queue keeps room.
 const KEPT_ENDS: usize = 64;
 
-/// Runs what may drop a payload of the user's, whose own drop may panic. `false`: it did.
-///
-/// No lock is held around it, for the payload may use its connection.
+/// What the queue asks of its connection.
 pub(crate) trait Contain {
+    /// Runs what may drop a payload of the user's, whose own drop may panic. `false`: it did.
+    ///
+    /// No lock is held around it, for the payload may use its connection.
     fn contain(&self, code: impl FnOnce()) -> bool;
+
+    /// The queue keeps so many KiB more, or less. Called without a lock.
+    fn weigh(&self, delta: i32) {
+        let _ = delta;
+    }
 }
 
 /// Where the flusher's bytes go: a socket, or a script in tests.
@@ -105,6 +112,7 @@ struct Queue {
     ends: VecDeque<i64>,
     /// Bytes and messages that were accepted and then dropped.
     lost: Loss,
+    charge: Charge,
 }
 
 /// What became of a [straight send](Outbox::send_whole).
@@ -357,13 +365,16 @@ impl Outbox {
     /// Drops what is queued because sending is over. What a flusher holds right now it drops
     /// itself when it sees the word.
     pub(crate) fn discard(&self, word: &Word, guard: &impl Contain) {
-        let chain = self
+        let discarded = self
             .queue
             .lock()
             .as_mut()
-            .and_then(|queue| queue.discard(word, 0));
-        if let Some(mut chain) = chain {
-            drop_output(guard, &mut chain);
+            .map(|queue| (queue.discard(word, 0), queue.recount()));
+        if let Some((chain, delta)) = discarded {
+            if let Some(mut chain) = chain {
+                drop_output(guard, &mut chain);
+            }
+            guard.weigh(delta);
         }
     }
 
@@ -403,7 +414,9 @@ impl Outbox {
         queue.ends.push_front(mark.0);
         queue.put_back(chain);
         word.set(QUEUED);
+        let delta = queue.recount();
         drop(locked);
+        sink.weigh(delta);
         let sent = match end {
             Sent::Parked => self.park(word, sink),
             Sent::Starved => self.starve(word, sink),
@@ -439,7 +452,9 @@ impl Outbox {
         tail.flush();
         queue.chain = Some(tail);
         let flusher = word.queue_and_try_flush();
+        let delta = queue.recount();
         drop(locked);
+        guard.weigh(delta);
         // Empty unless it was copied. Its payloads are dropped without the lock.
         let left = chain.len();
         consume(guard, chain, left);
@@ -478,7 +493,9 @@ impl Outbox {
             if !chain.is_empty() {
                 queue.put_back(&mut chain);
             }
+            let delta = queue.recount();
             drop(locked);
+            sink.weigh(delta);
             match end {
                 Sent::All if share >= TURN_BYTES => {
                     word.clear(FLUSHING);
@@ -519,14 +536,14 @@ impl Outbox {
     /// Sending is over: said before the role is free, so that no message follows a cut one.
     fn fail(&self, word: &Word, guard: &impl Contain, end: Sent) -> Sent {
         word.set(BROKEN);
-        let chain = self
-            .queue
-            .lock()
-            .get_or_insert_default()
-            .discard(word, FLUSHING);
+        let mut locked = self.queue.lock();
+        let queue = locked.get_or_insert_default();
+        let (chain, delta) = (queue.discard(word, FLUSHING), queue.recount());
+        drop(locked);
         if let Some(mut chain) = chain {
             drop_output(guard, &mut chain);
         }
+        guard.weigh(delta);
         end
     }
 
@@ -587,7 +604,9 @@ fn consume(guard: &impl Contain, chain: &mut LinkBuffer, mut n: usize) {
 /// Copies what would keep more memory alive than itself. A payload that panics when it is dropped is
 /// gone by then.
 fn compact(guard: &impl Contain, chain: &mut LinkBuffer) {
-    while !guard.contain(|| chain.compact()) {}
+    if !guard.contain(|| chain.compact()) {
+        guard.contain(|| chain.compact());
+    }
 }
 
 /// Drops what will not be sent, payload by payload.
@@ -627,6 +646,11 @@ impl Queue {
         let excess = self.chain.as_ref().map_or(0, |chain| chain.excess());
         let besides = excess + self.ends.len() * MESSAGE;
         self.bytes() + besides.saturating_sub(UNCOUNTED)
+    }
+
+    fn recount(&mut self) -> i32 {
+        let held = self.held();
+        self.charge.follow(held)
     }
 
     fn room(&self, len: usize, bound: Bound) -> Result<(), Full> {

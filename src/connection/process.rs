@@ -135,6 +135,7 @@ pub(crate) fn run(shared: &Arc<Shared>) -> Progress {
             Turn::More => {
                 // It waits for its next round without a chunk.
                 owner.conn.rx.settle();
+                owner.conn.tx.settle();
                 shared.owner.put(owner);
                 return Progress::Yield;
             }
@@ -368,6 +369,9 @@ impl Owner {
     /// Receives one share of input; the mark may ask for more than that. `false`: none is wanted.
     fn take_input(&mut self, pause_at: usize) -> bool {
         let conn = &mut self.conn;
+        if conn.shared().is_heavy() {
+            return false;
+        }
         let mut share = pause_at;
         if let Some(session) = self.session.as_mut().filter(|_| self.steered) {
             share = match session.input_share(pause_at) {
@@ -437,7 +441,7 @@ impl Owner {
         // Asked anew: the callback or the pump may have changed its mind.
         let session = self.session.as_ref().filter(|_| self.steered);
         let wanted = || session.is_none_or(|s| s.input_share(limits.pause_at) > 0);
-        if rx.readable && rx.end.is_none() && wanted() {
+        if rx.readable && rx.end.is_none() && !shared.is_heavy() && wanted() {
             let paused = available >= limits.pause_at.max(rx.mark);
             return if paused {
                 self.fail(shared, CloseReason::InputLimit)

@@ -18,8 +18,9 @@ use crate::{
     error::CloseReason,
     foreign::Foreign,
     handler::Hooks,
+    memory::HEAVY,
     net::{Address, Socket},
-    sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Slot},
+    sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, Slot},
 };
 use poller::{Interest, Readiness, Registration, Waiter};
 use std::{
@@ -39,8 +40,9 @@ const SLICE: Duration = Duration::from_millis(25);
 #[repr(C)]
 pub(crate) struct Shared {
     pub(crate) word: Word,
-    /// Guards that promise later output: see `ConnectionHandle::hold`.
-    pub(crate) holds: AtomicU32,
+    /// What the connection is charged for, in KiB, and whether it is [`HEAVY`]: see
+    /// [`memory`](crate::memory).
+    pub(crate) held: AtomicU32,
     /// When bytes last moved, by the coarse clock.
     pub(super) last_active: AtomicU64,
     /// Only who receives counts them.
@@ -57,6 +59,8 @@ pub(crate) struct Shared {
     key: u32,
     /// See [`alarms`].
     pub(super) idle_timeout: AtomicU32,
+    /// Guards that promise later output: see `ConnectionHandle::hold`.
+    pub(crate) holds: AtomicU32,
 }
 
 /// What a thread waits for.
@@ -94,6 +98,10 @@ impl Contain for Shared {
     fn contain(&self, code: impl FnOnce()) -> bool {
         Self::contain(self, "drop of a payload", code).is_some()
     }
+
+    fn weigh(&self, delta: i32) {
+        Self::weigh(self, delta);
+    }
 }
 
 /// The way to the peer.
@@ -105,6 +113,10 @@ pub(crate) struct Line<'a> {
 impl Contain for Line<'_> {
     fn contain(&self, code: impl FnOnce()) -> bool {
         Contain::contain(self.shared, code)
+    }
+
+    fn weigh(&self, delta: i32) {
+        self.shared.weigh(delta);
     }
 }
 
@@ -160,6 +172,7 @@ impl Shared {
             holds: AtomicU32::new(0),
             key: u32::try_from(key).expect("more connections than descriptors"),
             idle_timeout: AtomicU32::new(alarms::steps(context.limits.idle_timeout)),
+            held: AtomicU32::new(0),
             last_active: AtomicU64::new(poller::coarse_millis()),
             id,
             peer,
@@ -366,6 +379,22 @@ impl Shared {
         registration
             .poller()
             .schedule(Instant::now(), move || hooks.ended(&shared));
+    }
+
+    /// Whether nothing is read because memory is short. What a peer that is gone has left is read all the
+    /// same: its end comes behind it.
+    #[inline]
+    pub(crate) fn is_heavy(&self) -> bool {
+        self.held.load(Ordering::Acquire) & HEAVY != 0
+            && !self.word.has(state::PEER_CLOSED | state::BROKEN)
+    }
+
+    /// The connection may be read again.
+    pub(crate) fn lighten(&self) {
+        if self.held.fetch_and(!HEAVY, Ordering::AcqRel) & HEAVY != 0 {
+            self.attend(0);
+            self.notify(For::Input);
+        }
     }
 
     // ---------------------------------------------------------------- waiting

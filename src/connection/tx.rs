@@ -12,6 +12,7 @@ use super::{
 use crate::{
     config::OnFull,
     error::{CloseReason, Error},
+    memory::Charge,
     net::Socket,
 };
 use linkbuffer::LinkBuffer;
@@ -24,6 +25,7 @@ pub(crate) struct Tx {
     pub(crate) socket: Arc<Wire>,
     pub(super) buffer: Option<Box<LinkBuffer>>,
     pub(crate) patience: Patience,
+    charge: Charge,
     /// A flush in a callback left more than the low mark in the queue: the owner waits until that
     /// is sent before it receives more and runs the handler again.
     pub(super) gated: bool,
@@ -39,6 +41,7 @@ impl Tx {
             socket: Arc::clone(socket),
             buffer: None,
             patience: Patience::default(),
+            charge: Charge::default(),
             gated: false,
             spent: false,
         }
@@ -49,6 +52,61 @@ impl Tx {
     pub(crate) fn buffer(&mut self) -> io::Result<&mut LinkBuffer> {
         self.check()?;
         Ok(self.buffer.get_or_insert_with(spare::output))
+    }
+
+    /// The output buffer with room for `n` more bytes, if the connection may still write.
+    #[inline]
+    pub(crate) fn room(&mut self, n: usize) -> io::Result<&mut LinkBuffer> {
+        self.check()?;
+        if n.saturating_add(self.pending()) > UNCHECKED {
+            self.check_room(n)?;
+        }
+        Ok(self.buffer.get_or_insert_with(spare::output))
+    }
+
+    /// As [`Self::room`] for bytes that are linked. Pieces of many chunks would keep them all alive.
+    #[inline]
+    pub(crate) fn room_for_link(&mut self, n: usize) -> io::Result<&mut LinkBuffer> {
+        self.room(n)?;
+        let buffer = self.buffer.get_or_insert_with(spare::output);
+        if buffer.total_len() > 0 {
+            // A fourth of the limit, in chunks that small messages are received into.
+            let fourth = self.shared.context.limits.output.bytes / 4;
+            if buffer.is_loose((fourth / spare::ROOM).clamp(1, LINKS)) {
+                buffer.compact();
+            }
+        }
+        Ok(buffer)
+    }
+
+    /// Whether `n` more bytes fit.
+    #[inline]
+    pub(crate) fn has_room(&self, n: usize) -> bool {
+        let all = n.saturating_add(self.pending());
+        all <= UNCHECKED || all <= self.limit()
+    }
+
+    /// How much may be unflushed.
+    pub(crate) fn limit(&self) -> usize {
+        self.shared.output_limits().bytes.max(UNCHECKED)
+    }
+
+    /// The output limit holds before the flush too. As in the queue, one piece of any length has room.
+    #[inline(never)]
+    fn check_room(&mut self, n: usize) -> io::Result<()> {
+        let (queued, limit) = (self.pending(), self.limit());
+        if queued > 0 && queued.saturating_add(n) > limit {
+            return Err(Error::OutputFull { queued, limit }.into());
+        }
+        if self.charge.is_behind(queued) {
+            self.weigh(queued);
+        }
+        Ok(())
+    }
+
+    fn weigh(&mut self, held: usize) {
+        let delta = self.charge.follow(held);
+        self.shared.weigh(delta);
     }
 
     /// The output buffer whatever the connection's state: for operations on what is there.
@@ -183,17 +241,22 @@ impl Tx {
         self.shared.check_writable()
     }
 
-    /// Gives an empty buffer back to the thread.
+    /// Gives an empty buffer back to the thread. What stays unflushed keeps little more than itself.
     pub(crate) fn settle(&mut self) {
-        if self
-            .buffer
-            .as_ref()
-            .is_some_and(|b| b.is_empty() && b.malloc_len() == 0)
-        {
-            if let Some(buffer) = self.buffer.take() {
+        let held = match self.buffer.take() {
+            None => 0,
+            Some(buffer) if buffer.total_len() == 0 => {
                 spare::put_output(buffer);
+                0
             }
-        }
+            Some(mut buffer) => {
+                buffer.compact();
+                let held = buffer.pinned();
+                self.buffer = Some(buffer);
+                held
+            }
+        };
+        self.weigh(held);
     }
 }
 
@@ -204,8 +267,14 @@ impl Drop for Tx {
         if let Some(mut buffer) = self.buffer.take() {
             drop_output(&*self.shared, &mut buffer);
         }
+        self.weigh(0);
     }
 }
+
+/// Less output than this is not looked at before it is flushed.
+const UNCHECKED: usize = 4096;
+/// From so many pieces on, at the latest, each one is looked at.
+const LINKS: usize = 32;
 
 #[cold]
 fn spent() -> io::Error {

@@ -53,7 +53,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-            Writer::malloc(self.tx.buffer()?, n)
+            Writer::malloc(self.tx.room(n)?, n)
         }
 
         /// Keeps the first `n` unflushed bytes and drops the rest.
@@ -80,7 +80,7 @@ macro_rules! writing {
         /// after the sending side was shut down, `OutOfMemory` if the allocator has no room for more
         /// than 1 MiB.
         pub fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
-            Writer::write_slice(self.tx.buffer()?, data)
+            Writer::write_slice(self.tx.room(data.len())?, data)
         }
 
         /// Writes `data`, linked without a copy from 4 KiB up.
@@ -89,7 +89,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn write_bytes(&mut self, data: Bytes) -> io::Result<()> {
-            self.tx.buffer()?.write_bytes(data);
+            self.tx.room_for_link(data.len())?.write_bytes(data);
             Ok(())
         }
 
@@ -99,7 +99,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn write_u8(&mut self, byte: u8) -> io::Result<()> {
-            self.tx.buffer()?.write_u8(byte);
+            self.tx.room(1)?.write_u8(byte);
             Ok(())
         }
 
@@ -109,7 +109,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn write_str(&mut self, text: &str) -> io::Result<()> {
-            Writer::write_str(self.tx.buffer()?, text)
+            Writer::write_str(self.tx.room(text.len())?, text)
         }
 
         /// Links `data` in before the last `remain` unflushed bytes.
@@ -119,7 +119,7 @@ macro_rules! writing {
         /// `InvalidInput` if fewer than `remain` bytes are unflushed; otherwise as
         /// [`Self::write_slice`].
         pub fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
-            Writer::write_direct(self.tx.buffer()?, data, remain)
+            Writer::write_direct(self.tx.room_for_link(data.len())?, data, remain)
         }
 
         /// Links everything in `other`, flushed or not, behind what was written.
@@ -128,7 +128,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn append(&mut self, other: LinkBuffer) -> io::Result<()> {
-            self.tx.buffer()?.append(other);
+            self.tx.room_for_link(other.total_len())?.append(other);
             Ok(())
         }
 
@@ -138,7 +138,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>> {
-            Writer::reserve_slot(self.tx.buffer()?)
+            Writer::reserve_slot(self.tx.room(N)?)
         }
 
         /// Fills a slot of this connection's unflushed output.
@@ -230,7 +230,7 @@ macro_rules! writing_traits {
     ($($name:tt)+) => {
         impl linkbuffer::Writer for $($name)+ {
             fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-                Writer::malloc(self.tx.buffer()?, n)
+                Writer::malloc(self.tx.room(n)?, n)
             }
 
             fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
@@ -242,23 +242,23 @@ macro_rules! writing_traits {
             }
 
             fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
-                Writer::write_slice(self.tx.buffer()?, data)
+                Writer::write_slice(self.tx.room(data.len())?, data)
             }
 
             fn write_bytes(&mut self, data: Bytes) -> io::Result<()> {
-                Writer::write_bytes(self.tx.buffer()?, data)
+                Writer::write_bytes(self.tx.room_for_link(data.len())?, data)
             }
 
             fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
-                Writer::write_direct(self.tx.buffer()?, data, remain)
+                Writer::write_direct(self.tx.room_for_link(data.len())?, data, remain)
             }
 
             fn append(&mut self, other: LinkBuffer) -> io::Result<()> {
-                Writer::append(self.tx.buffer()?, other)
+                Writer::append(self.tx.room_for_link(other.total_len())?, other)
             }
 
             fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
-                Writer::reserve_raw(self.tx.buffer()?, len)
+                Writer::reserve_raw(self.tx.room(len)?, len)
             }
 
             fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
@@ -270,10 +270,16 @@ macro_rules! writing_traits {
             }
         }
 
-        /// `write` copies into the unflushed output, `flush` sends it.
+        /// `write` copies into the unflushed output, no more than the output limit at once; `flush` sends
+        /// it. A `write` that would take the output above its limit flushes first, as
+        /// [`std::io::BufWriter`] does; slots end then.
         impl io::Write for $($name)+ {
             fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                Writer::write_slice(self.tx.buffer()?, data)?;
+                if !self.tx.has_room(data.len()) {
+                    self.tx.flush()?;
+                }
+                let data = &data[..data.len().min(self.tx.limit())];
+                Writer::write_slice(self.tx.room(data.len())?, data)?;
                 Ok(data.len())
             }
 

@@ -64,10 +64,10 @@ pub enum Error {
         /// Bytes allowed.
         limit: usize,
     },
-    /// The output queue has no room for the message; nothing of it was taken.
-    /// Kind: `QuotaExceeded`.
+    /// The output queue has no room for the message, or the unflushed output for what was to be written;
+    /// nothing of it was taken. Kind: `QuotaExceeded`.
     OutputFull {
-        /// Bytes waiting in the queue.
+        /// Bytes waiting in the queue, or for the flush.
         queued: usize,
         /// Bytes allowed.
         limit: usize,
@@ -195,7 +195,7 @@ impl fmt::Display for Error {
             ),
             Self::OutputFull { queued, limit } => write!(
                 f,
-                "{queued} of {limit} bytes of output are queued and the message does not fit: \
+                "{queued} of {limit} bytes of output wait and what was to follow does not fit: flush, \
                  send it later, or raise the output limit"
             ),
             Self::Poisoned => {

@@ -7,6 +7,7 @@ use crate::{
     dispatch::{Dispatch, Runner},
     error::Error,
     handler::{Handler, sessions},
+    memory::half_of_what_there_is,
     net::SocketOptions,
 };
 use poller::{Balance, PollerGroup};
@@ -14,6 +15,8 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 /// How long none of the callbacks that a forced end waits for returns before they count as stuck.
 const STUCK_AFTER: Duration = Duration::from_millis(500);
+/// A memory limit of less would be about single connections.
+const LEAST_MEMORY: usize = 1 << 20;
 
 /// Builds an [`EventLoop`]. Every option has a default that suits a server of small requests.
 #[derive(Debug)]
@@ -23,6 +26,7 @@ pub struct Builder {
     balance: Option<Balance>,
     dispatch: Dispatch,
     max_connections: Option<usize>,
+    memory_limit: Option<usize>,
     socket: SocketOptions,
     limits: Limits,
     stuck_after: Option<Duration>,
@@ -39,6 +43,7 @@ impl Default for Builder {
             balance: None,
             dispatch: Dispatch::default(),
             max_connections: None,
+            memory_limit: None,
             socket: SocketOptions::default(),
             limits: Limits {
                 read_timeout: Some(PATIENCE),
@@ -194,6 +199,22 @@ impl Builder {
         self
     }
 
+    /// How many bytes of input and output all connections may hold together: what stays unread when a
+    /// turn ends or a handler waits, what is not flushed then, and what is queued. Default: half of the
+    /// memory that the process may use, which is its control group's limit or the machine's memory
+    /// where that is less; no limit where the system does not tell. `usize::MAX` is no limit. Each loop
+    /// has a limit of its own. Views that handlers keep, and the kernel's buffers, do not count.
+    ///
+    /// Above three fourths the connections that hold most are not read until the sum has fallen; a
+    /// handler that waits for one of them waits as long as its timeout. Above the limit those that hold
+    /// most are closed, with [`CloseReason::Overload`](crate::CloseReason::Overload), until the sum is a
+    /// sixteenth below it. [`Stats::held`](crate::Stats::held) tells the sum and
+    /// [`Stats::overloaded`](crate::Stats::overloaded) how many were closed.
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
     /// After a close: for how long the peer may take nothing of the output before it is cut, and how many
     /// unwanted bytes are read and dropped meanwhile; more stay with the peer. One that reads slowly gets
     /// everything as long as it reads. Default 5 s and 256 KiB; zero closes at once.
@@ -234,7 +255,11 @@ impl Builder {
         if self.max_connections == Some(0) {
             return Err(Error::Unsupported("max_connections needs at least 1").into());
         }
+        if self.memory_limit.is_some_and(|bytes| bytes < LEAST_MEMORY) {
+            return Err(Error::Unsupported("memory_limit needs at least 1 MiB").into());
+        }
         let mut limits = self.limits;
+        limits.memory = self.memory_limit.unwrap_or_else(half_of_what_there_is);
         limits.check()?;
         if let Some(overload_after) = self.overload_after {
             let own = matches!(self.pollers.0, Choice::Own(_));

@@ -3,7 +3,8 @@
 use crate::{
     connection::{Shared, Wire},
     context::Context,
-    sync::{Condvar, Mutex, MutexGuard},
+    memory::HEAVY,
+    sync::{Condvar, Mutex, MutexGuard, Ordering},
 };
 use slab::Slab;
 use std::{
@@ -148,6 +149,17 @@ impl Connections {
             .iter()
             .map(|(_, entry)| Arc::clone(&entry.shared))
             .collect()
+    }
+
+    /// Those that hold memory or are heavy, and how much they hold in KiB.
+    pub(crate) fn holders(&self) -> Vec<(u32, Arc<Shared>)> {
+        let table = self.table.lock();
+        let all = table.entries.iter().map(|(_, entry)| &entry.shared);
+        all.filter_map(|shared| {
+            let held = shared.held.load(Ordering::Relaxed);
+            (held > 0).then(|| (held & !HEAVY, Arc::clone(shared)))
+        })
+        .collect()
     }
 
     /// Keeps a place for one more connection. `None` if `max` is reached: then what `callback` makes
@@ -299,7 +311,7 @@ impl fmt::Debug for Connections {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::sync::{AtomicUsize, Ordering};
+    use crate::sync::AtomicUsize;
 
     #[test]
     fn reserved_places_count_until_they_are_given_back() {

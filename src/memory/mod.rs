@@ -1,0 +1,272 @@
+//! What the connections of one loop hold together, and what happens when that is too much.
+//!
+//! Counted is what stays: input that stays unread when a turn ends or a handler waits, output that is
+//! not flushed then, output behind a full socket. A request that comes and goes within its turn is not
+//! counted, and costs no atomic operation.
+//!
+//! Each part of a connection that can hold memory has a [`Charge`], which follows what is held in steps
+//! of an eighth. The changes add up in the connection (`Shared::held`) and in the loop's [`Memory`]. The
+//! thread whose charge takes the sum over a mark looks at all connections, one thread at a time:
+//!
+//! * above the mark of three fourths the connections that hold most become [`HEAVY`], which means that
+//!   they are not read, so many of them that what the others hold fits into the room that is left;
+//! * above the limit the largest are aborted until the sum is a sixteenth below it;
+//! * below eleven sixteenths none is heavy any more.
+//!
+//! Between two looks the sum grows by a sixty-fourth of the limit, so their number is small however much
+//! goes on.
+
+mod system;
+
+pub(crate) use system::half_of_what_there_is;
+
+use crate::{
+    connection::{ABORT, Shared},
+    context::Context,
+    error::CloseReason,
+    sync::{AtomicBool, AtomicUsize, Ordering},
+    trace,
+};
+use std::sync::Arc;
+
+/// The sum of one loop, in KiB.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    limit: usize,
+    total: AtomicUsize,
+    /// At this sum the connections are looked at.
+    next_look: AtomicUsize,
+    /// Some connection may be heavy.
+    heavy: AtomicBool,
+    /// A thread looks.
+    looking: AtomicBool,
+}
+
+impl Memory {
+    /// `usize::MAX` bytes are no limit.
+    pub(crate) fn new(bytes: usize) -> Self {
+        let limit = if bytes == usize::MAX {
+            usize::MAX
+        } else {
+            bytes >> KIB
+        };
+        Self {
+            limit,
+            total: AtomicUsize::new(0),
+            next_look: AtomicUsize::new(mark(limit)),
+            heavy: AtomicBool::new(false),
+            looking: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes held now, within an eighth.
+    pub(crate) fn held(&self) -> usize {
+        self.total.load(Ordering::Relaxed) << KIB
+    }
+
+    /// Whether there is no limit, so that nothing need be counted.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.limit == usize::MAX
+    }
+
+    /// Adds a change. `true`: the connections must be looked at.
+    fn add(&self, delta: i32) -> bool {
+        let change = delta.unsigned_abs() as usize;
+        if delta >= 0 {
+            let total = self.total.fetch_add(change, Ordering::SeqCst) + change;
+            total >= self.next_look.load(Ordering::SeqCst)
+        } else {
+            let total = self.total.fetch_sub(change, Ordering::SeqCst) - change;
+            if total < self.limit && self.next_look.load(Ordering::SeqCst) > self.limit {
+                // Those that were closed are gone.
+                self.next_look.store(self.limit, Ordering::SeqCst);
+            }
+            self.heavy.load(Ordering::SeqCst) && total < low(self.limit)
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let total = self.total.load(Ordering::SeqCst);
+        total >= self.next_look.load(Ordering::SeqCst)
+            || (self.heavy.load(Ordering::SeqCst) && total < low(self.limit))
+    }
+}
+
+/// What one part of a connection is charged for, in KiB.
+#[derive(Debug, Default)]
+pub(crate) struct Charge(u32);
+
+impl Charge {
+    /// Follows what is held. Returns the change, 0 if it is not worth one.
+    #[inline]
+    pub(crate) fn follow(&mut self, bytes: usize) -> i32 {
+        let now = u32::try_from(bytes >> KIB).unwrap_or(MOST).min(MOST);
+        let step = self.0 / 8;
+        if now != 0 && now.abs_diff(self.0) <= step {
+            return 0;
+        }
+        let delta = now as i32 - self.0 as i32;
+        self.0 = now;
+        delta
+    }
+
+    /// Whether so many bytes are much more than what is charged.
+    #[inline]
+    pub(crate) fn is_behind(&self, bytes: usize) -> bool {
+        bytes >> KIB > (self.0 as usize) + STEP
+    }
+}
+
+impl Shared {
+    /// Adds a change of what this connection holds. No lock may be held.
+    #[inline]
+    pub(crate) fn weigh(&self, delta: i32) {
+        if delta != 0 {
+            self.weigh_in(delta);
+        }
+    }
+
+    #[cold]
+    fn weigh_in(&self, delta: i32) {
+        let memory = &self.context.memory;
+        if memory.is_endless() {
+            return;
+        }
+        // Two's complement: what is taken off was put on before.
+        let before = self.held.fetch_add(delta as u32, Ordering::AcqRel);
+        let look = memory.add(delta);
+        let now = before.wrapping_add_signed(delta);
+        if delta < 0 && now & HEAVY != 0 && now & !HEAVY < LIGHT {
+            self.lighten();
+        }
+        if look {
+            self.context.relieve();
+        }
+    }
+}
+
+impl Context {
+    /// Does what the sum asks for, unless another thread is at it, which looks again then.
+    fn relieve(&self) {
+        let memory = &self.memory;
+        while memory.is_due() && !memory.looking.swap(true, Ordering::SeqCst) {
+            self.look();
+            memory.looking.store(false, Ordering::SeqCst);
+        }
+    }
+
+    fn look(&self) {
+        let memory = &self.memory;
+        let limit = memory.limit;
+        let mut all = self.connections.holders();
+        let total = memory.total.load(Ordering::SeqCst);
+        if total < low(limit) {
+            memory.heavy.store(false, Ordering::SeqCst);
+            memory.next_look.store(mark(limit), Ordering::SeqCst);
+            all.iter().for_each(|(_, shared)| shared.lighten());
+            return;
+        }
+        all.sort_unstable_by_key(|&(held, _)| held);
+        // What is aborted already is on its way out.
+        let ending: usize = all
+            .iter()
+            .filter(|(_, shared)| shared.word.has(ABORT))
+            .map(|&(held, _)| held as usize)
+            .sum();
+        all.retain(|(_, shared)| !shared.word.has(ABORT));
+        let mut left = total.saturating_sub(ending);
+        if left > limit {
+            left = close_largest(&mut all, left, limit);
+        }
+        if left > mark(limit) {
+            memory.heavy.store(true, Ordering::SeqCst);
+            pause_largest(&all, limit.saturating_sub(left));
+        }
+        let next = total + (limit / 64).max(1);
+        let next = if total < limit { next.min(limit) } else { next };
+        memory
+            .next_look
+            .store(next.max(mark(limit)), Ordering::SeqCst);
+    }
+}
+
+/// Aborts the largest until the sum is a sixteenth below the limit. Returns the sum then.
+fn close_largest(all: &mut Vec<(u32, Arc<Shared>)>, mut left: usize, limit: usize) -> usize {
+    let mut closed = 0;
+    while left > limit - limit / 16 {
+        let Some((held, shared)) = all.pop() else {
+            break;
+        };
+        left = left.saturating_sub(held as usize);
+        closed += 1;
+        shared.abort_with(CloseReason::Overload);
+    }
+    trace::warn!("memory limit of {limit} KiB: {closed} connections that held most were closed");
+    left
+}
+
+/// Of connections in the order of what they hold: the last ones become heavy, so that what the first
+/// ones hold fits into this room. So they may hold twice as much before the limit is reached.
+fn pause_largest(all: &[(u32, Arc<Shared>)], room: usize) {
+    let mut light = 0;
+    for (held, shared) in all {
+        light += *held as usize;
+        if light > room {
+            shared.held.fetch_or(HEAVY, Ordering::AcqRel);
+        } else {
+            shared.lighten();
+        }
+    }
+}
+
+fn mark(limit: usize) -> usize {
+    limit / 4 * 3
+}
+
+fn low(limit: usize) -> usize {
+    limit / 16 * 11
+}
+
+/// In what a connection holds: it is one of those that hold most, and not read.
+pub(crate) const HEAVY: u32 = 1 << 31;
+
+const KIB: u32 = 10;
+/// A charge is no more than that, half a TiB, so that all charges of a connection fit.
+const MOST: u32 = 1 << 29;
+/// In KiB: what grows within a turn is charged in steps of this.
+const STEP: usize = 256;
+/// In KiB: a connection that holds less is not heavy.
+const LIGHT: u32 = 64;
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_charge_follows_in_steps_of_an_eighth() {
+        let mut charge = Charge::default();
+        assert_eq!(charge.follow(1023), 0);
+        assert_eq!(charge.follow(1024), 1);
+        assert_eq!(charge.follow(800 << 10), 799);
+        assert_eq!(charge.follow(900 << 10), 0);
+        assert_eq!(charge.follow(700 << 10), 0);
+        assert_eq!(charge.follow(901 << 10), 101);
+        assert!(!charge.is_behind(1100 << 10) && charge.is_behind(1200 << 10));
+        assert_eq!(charge.follow(1), -901);
+        assert_eq!(charge.follow(0), 0);
+        assert_eq!(charge.follow(usize::MAX), 1 << 29);
+        assert_eq!(charge.follow(0), -(1 << 29));
+    }
+
+    #[test]
+    fn a_look_is_due_above_the_mark_and_when_little_is_left() {
+        let memory = Memory::new(1 << 20);
+        assert!(!memory.add(700) && memory.add(70) && memory.is_due());
+        memory.next_look.store(900, Ordering::SeqCst);
+        memory.heavy.store(true, Ordering::SeqCst);
+        assert!(!memory.add(30) && !memory.add(-40) && !memory.is_due());
+        assert!(memory.add(-60) && memory.is_due());
+        assert_eq!(memory.held(), 700 << 10);
+        assert!(Memory::new(usize::MAX).is_endless());
+    }
+}
