@@ -8,8 +8,8 @@ mod support;
 static ALLOCATOR: counting::Counting = counting::Counting;
 
 use netpoll::{
-    Builder, CloseReason, Connection, ConnectionHandle, Error, EventLoop, OnFull, handler_fn,
-    linkbuffer::ChunkPool,
+    Builder, CloseReason, Connection, ConnectionHandle, Error, EventLoop, OnFull, SocketOptions,
+    handler_fn, linkbuffer::ChunkPool,
 };
 use std::{
     io::{self, Read, Write},
@@ -37,7 +37,9 @@ impl Stalled {
     fn new(server: &Server, handles: &Log<ConnectionHandle>, count: usize) -> Self {
         let (mut peers, mut stalled) = (Vec::new(), Vec::new());
         for _ in 0..count {
-            let (peer, handle) = server.connect_given(handles);
+            let peer = Peer::connect_small(&server.address).unwrap();
+            let handle = handles.wait_len(1).remove(0);
+            handles.take();
             while handle.stats().queued == 0 {
                 handle.send_bytes(vec![0; 64 << 10].into()).unwrap();
             }
@@ -61,7 +63,9 @@ impl Stalled {
 }
 
 fn limited(case: Case, limit: usize) -> Builder {
+    // What a socket takes stays the same.
     case.builder()
+        .socket(SocketOptions::new().send_buffer(64 << 10))
         .memory_limit(limit)
         .output_limit(usize::MAX, OnFull::Error)
 }

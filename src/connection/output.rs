@@ -55,7 +55,12 @@ pub(crate) trait Contain {
     /// No lock is held around it, for the payload may use its connection.
     fn contain(&self, code: impl FnOnce()) -> bool;
 
-    /// The queue keeps so many KiB more, or less. Called without a lock.
+    /// The queue keeps so many KiB more, or less: noted under its lock.
+    fn charge(&self, delta: i32) {
+        let _ = delta;
+    }
+
+    /// The same, without a lock: there may be something to do about it.
     fn weigh(&self, delta: i32) {
         let _ = delta;
     }
@@ -369,12 +374,12 @@ impl Outbox {
             .queue
             .lock()
             .as_mut()
-            .map(|queue| (queue.discard(word, 0), queue.recount()));
+            .map(|queue| (queue.discard(word, 0), queue.recount(guard)));
         if let Some((chain, delta)) = discarded {
             if let Some(mut chain) = chain {
                 drop_output(guard, &mut chain);
             }
-            guard.weigh(delta);
+            weigh(guard, delta);
         }
     }
 
@@ -414,9 +419,9 @@ impl Outbox {
         queue.ends.push_front(mark.0);
         queue.put_back(chain);
         word.set(QUEUED);
-        let delta = queue.recount();
+        let delta = queue.recount(sink);
         drop(locked);
-        sink.weigh(delta);
+        weigh(sink, delta);
         let sent = match end {
             Sent::Parked => self.park(word, sink),
             Sent::Starved => self.starve(word, sink),
@@ -452,9 +457,9 @@ impl Outbox {
         tail.flush();
         queue.chain = Some(tail);
         let flusher = word.queue_and_try_flush();
-        let delta = queue.recount();
+        let delta = queue.recount(guard);
         drop(locked);
-        guard.weigh(delta);
+        weigh(guard, delta);
         // Empty unless it was copied. Its payloads are dropped without the lock.
         let left = chain.len();
         consume(guard, chain, left);
@@ -493,9 +498,9 @@ impl Outbox {
             if !chain.is_empty() {
                 queue.put_back(&mut chain);
             }
-            let delta = queue.recount();
+            let delta = queue.recount(sink);
             drop(locked);
-            sink.weigh(delta);
+            weigh(sink, delta);
             match end {
                 Sent::All if share >= TURN_BYTES => {
                     word.clear(FLUSHING);
@@ -538,12 +543,12 @@ impl Outbox {
         word.set(BROKEN);
         let mut locked = self.queue.lock();
         let queue = locked.get_or_insert_default();
-        let (chain, delta) = (queue.discard(word, FLUSHING), queue.recount());
+        let (chain, delta) = (queue.discard(word, FLUSHING), queue.recount(guard));
         drop(locked);
         if let Some(mut chain) = chain {
             drop_output(guard, &mut chain);
         }
-        guard.weigh(delta);
+        weigh(guard, delta);
         end
     }
 
@@ -601,6 +606,12 @@ fn consume(guard: &impl Contain, chain: &mut LinkBuffer, mut n: usize) {
     while !guard.contain(|| chain.consume(std::mem::take(&mut n))) {}
 }
 
+fn weigh(guard: &impl Contain, delta: i32) {
+    if delta != 0 {
+        guard.weigh(delta);
+    }
+}
+
 /// Copies what would keep more memory alive than itself. A payload that panics when it is dropped is
 /// gone by then.
 fn compact(guard: &impl Contain, chain: &mut LinkBuffer) {
@@ -648,9 +659,13 @@ impl Queue {
         self.bytes() + besides.saturating_sub(UNCOUNTED)
     }
 
-    fn recount(&mut self) -> i32 {
+    fn recount(&mut self, guard: &impl Contain) -> i32 {
         let held = self.held();
-        self.charge.follow(held)
+        let delta = self.charge.follow(held);
+        if delta != 0 {
+            guard.charge(delta);
+        }
+        delta
     }
 
     fn room(&self, len: usize, bound: Bound) -> Result<(), Full> {

@@ -99,8 +99,12 @@ impl Contain for Shared {
         Self::contain(self, "drop of a payload", code).is_some()
     }
 
+    fn charge(&self, delta: i32) {
+        Self::charge(self, delta);
+    }
+
     fn weigh(&self, delta: i32) {
-        Self::weigh(self, delta);
+        self.weigh_in(delta);
     }
 }
 
@@ -115,8 +119,12 @@ impl Contain for Line<'_> {
         Contain::contain(self.shared, code)
     }
 
+    fn charge(&self, delta: i32) {
+        self.shared.charge(delta);
+    }
+
     fn weigh(&self, delta: i32) {
-        self.shared.weigh(delta);
+        self.shared.weigh_in(delta);
     }
 }
 

@@ -61,7 +61,7 @@ impl Memory {
 
     /// Bytes held now, within an eighth.
     pub(crate) fn held(&self) -> usize {
-        self.total.load(Ordering::Relaxed) << KIB
+        self.total() << KIB
     }
 
     /// Whether there is no limit, so that nothing need be counted.
@@ -69,26 +69,28 @@ impl Memory {
         self.limit == usize::MAX
     }
 
+    /// What is taken off may come before what was put on: then the sum is below zero for a moment.
+    fn total(&self) -> usize {
+        usize::try_from(self.total.load(Ordering::SeqCst) as isize).unwrap_or(0)
+    }
+
     /// Adds a change. `true`: the connections must be looked at.
     fn add(&self, delta: i32) -> bool {
-        let change = delta.unsigned_abs() as usize;
-        if delta >= 0 {
-            let total = self.total.fetch_add(change, Ordering::SeqCst) + change;
-            total >= self.next_look.load(Ordering::SeqCst)
-        } else {
-            let total = self.total.fetch_sub(change, Ordering::SeqCst) - change;
-            if total < self.limit && self.next_look.load(Ordering::SeqCst) > self.limit {
-                // Those that were closed are gone.
-                self.next_look.store(self.limit, Ordering::SeqCst);
-            }
-            self.heavy.load(Ordering::SeqCst) && total < low(self.limit)
+        self.total.fetch_add(delta as usize, Ordering::SeqCst);
+        if delta < 0
+            && self.next_look.load(Ordering::SeqCst) > self.limit
+            && self.total() < self.limit
+        {
+            // Those that were closed are gone.
+            self.next_look.store(self.limit, Ordering::SeqCst);
         }
+        self.is_due()
     }
 
     fn is_due(&self) -> bool {
-        let total = self.total.load(Ordering::SeqCst);
+        let total = self.total();
         total >= self.next_look.load(Ordering::SeqCst)
-            || (self.heavy.load(Ordering::SeqCst) && total < low(self.limit))
+            || (total < low(self.limit) && self.heavy.load(Ordering::SeqCst))
     }
 }
 
@@ -122,21 +124,30 @@ impl Shared {
     #[inline]
     pub(crate) fn weigh(&self, delta: i32) {
         if delta != 0 {
+            self.charge(delta);
             self.weigh_in(delta);
         }
     }
 
+    /// The part of [`weigh`](Self::weigh) that is about this connection. Changes of one part of it come
+    /// in their order, so the sum is never below zero: a lock may be held.
+    #[inline]
+    pub(crate) fn charge(&self, delta: i32) {
+        if !self.context.memory.is_endless() {
+            self.held.fetch_add(delta as u32, Ordering::AcqRel);
+        }
+    }
+
+    /// The part that is about the loop. No lock may be held.
     #[cold]
-    fn weigh_in(&self, delta: i32) {
+    pub(crate) fn weigh_in(&self, delta: i32) {
         let memory = &self.context.memory;
         if memory.is_endless() {
             return;
         }
-        // Two's complement: what is taken off was put on before.
-        let before = self.held.fetch_add(delta as u32, Ordering::AcqRel);
         let look = memory.add(delta);
-        let now = before.wrapping_add_signed(delta);
-        if delta < 0 && now & HEAVY != 0 && now & !HEAVY < LIGHT {
+        let held = self.held.load(Ordering::Acquire);
+        if delta < 0 && held & HEAVY != 0 && held & !HEAVY < LIGHT {
             self.lighten();
         }
         if look {
@@ -159,7 +170,7 @@ impl Context {
         let memory = &self.memory;
         let limit = memory.limit;
         let mut all = self.connections.holders();
-        let total = memory.total.load(Ordering::SeqCst);
+        let total = memory.total();
         if total < low(limit) {
             memory.heavy.store(false, Ordering::SeqCst);
             memory.next_look.store(mark(limit), Ordering::SeqCst);
@@ -268,5 +279,14 @@ mod tests {
         assert!(memory.add(-60) && memory.is_due());
         assert_eq!(memory.held(), 700 << 10);
         assert!(Memory::new(usize::MAX).is_endless());
+    }
+
+    #[test]
+    fn what_is_taken_off_before_it_was_put_on_is_nothing() {
+        let memory = Memory::new(1 << 20);
+        assert!(!memory.add(-800));
+        assert_eq!(memory.held(), 0);
+        assert!(!memory.add(800));
+        assert_eq!(memory.held(), 0);
     }
 }
