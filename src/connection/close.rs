@@ -7,8 +7,8 @@
 use super::{
     aside::Callback,
     linger,
-    output::Loss,
     process::{Inside, Owner},
+    queue::Loss,
     shared::{For, Shared, Waited},
     state::{self, State},
 };

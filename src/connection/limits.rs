@@ -1,7 +1,8 @@
 //! What one connection may queue: what its loop or dialer allows, unless it was given limits of its own.
 
 use super::{
-    output::{Bound, Bounds},
+    output::Bounds,
+    queue::Bound,
     shared::{For, Shared},
     state::TAILORED,
 };

@@ -16,6 +16,7 @@ mod operator;
 mod output;
 mod patience;
 mod process;
+mod queue;
 mod reader;
 #[cfg(all(test, shuttle))]
 mod scenarios;

@@ -1,7 +1,8 @@
 //! Loom models of the real state word and outbox.
 
 use super::{
-    output::{Bound, Contain, Gate, Outbox, Sent, Sink, Straight},
+    output::{Contain, Gate, Outbox, Sent, Sink, Straight},
+    queue::Bound,
     state::{ATTEND, GATED, QUEUED, READABLE, RUNNING, WRITABLE, Word},
 };
 use crate::sync::{AtomicU32, Mutex, Ordering, thread};

@@ -13,24 +13,22 @@
 //!
 //! What waits is bounded by the memory it keeps alive. So a few bytes are copied into the queue, and what
 //! would keep more of a chunk alive than itself is copied out of it before; a message counts
-//! [`MESSAGE`] bytes more than it has.
+//! some bytes more than it has.
 //!
 //! Progress is counted in queue offsets. A directly sent rest that must be queued *before*
 //! what is there already moves the `sent` mark back, so offsets that others wait for stay true.
 
-use super::state::{ABORT, BROKEN, CLOSED, FLUSHING, GATED, POISONED, QUEUED, WRITABLE, Word};
+use super::{
+    queue::{Bound, Full, Loss, Queue},
+    state::{ABORT, BROKEN, CLOSED, FLUSHING, GATED, POISONED, QUEUED, WRITABLE, Word},
+};
 use crate::{
-    foreign,
-    memory::Charge,
     net::is_shortage,
     sync::{AtomicU64, Mutex, Ordering},
 };
 use bytes::Buf;
 use linkbuffer::LinkBuffer;
-use std::{
-    collections::VecDeque,
-    io::{self, IoSlice},
-};
+use std::io::{self, IoSlice};
 
 /// Nothing is sent any more.
 const OVER: u32 = ABORT | BROKEN | POISONED | CLOSED;
@@ -41,13 +39,6 @@ const TURN_BYTES: u64 = 1 << 20;
 
 /// Messages shorter than this are copied into the queue.
 const COPIED: usize = 4096;
-/// What the queue holds for a message besides its bytes.
-const MESSAGE: usize = 2 * size_of::<i64>();
-/// So much of what the queue holds besides bytes does not count, lest small limits be a matter of chunks.
-const UNCOUNTED: usize = 8 << 10;
-/// Ends of messages for which an empty queue keeps room.
-const KEPT_ENDS: usize = 64;
-
 /// What the queue asks of its connection.
 pub(crate) trait Contain {
     /// Runs what may drop a payload of the user's, whose own drop may panic. `false`: it did.
@@ -103,23 +94,6 @@ pub(crate) struct Outbox {
     direct: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    /// Bytes nobody is sending yet.
-    chain: Option<Box<LinkBuffer>>,
-    /// Queue offset behind the last accepted byte.
-    accepted: i64,
-    /// Queue offset behind the last byte the sink took.
-    sent: i64,
-    /// Messages that were queued.
-    messages: u64,
-    /// Offsets behind each queued message, oldest first.
-    ends: VecDeque<i64>,
-    /// Bytes and messages that were accepted and then dropped.
-    lost: Loss,
-    charge: Charge,
-}
-
 /// What became of a [straight send](Outbox::send_whole).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Straight {
@@ -142,22 +116,6 @@ pub(crate) enum Gate {
     Shut,
 }
 
-/// Accepted output that will never be sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Loss {
-    pub(crate) bytes: u64,
-    pub(crate) messages: u64,
-}
-
-/// How much may wait.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bound {
-    pub(crate) bytes: usize,
-    pub(crate) messages: usize,
-    /// A queue of at most so many bytes takes one message of any length.
-    pub(crate) low: usize,
-}
-
 /// Tells how much may wait when that matters: most messages are sent without.
 pub(crate) trait Bounds {
     fn bound(&self) -> Bound;
@@ -172,10 +130,6 @@ impl Bounds for Bound {
 /// A place in the queue: everything before it has been sent once `sent` has passed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mark(i64);
-
-/// The queue has no room; the bytes that wait in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Full(pub(crate) usize);
 
 impl Outbox {
     /// Sends `chain` (its flushed bytes), or queues it behind others.
@@ -637,80 +591,4 @@ fn hand_over(sink: &impl Sink, chain: &LinkBuffer) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); SLICES];
     let count = chain.io_slices(&mut slices);
     sink.send(&slices[..count])
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        // Usually the end of the connection has taken it.
-        foreign::drop_foreign(self.chain.take());
-    }
-}
-
-impl Queue {
-    fn bytes(&self) -> usize {
-        let lost = self.lost.bytes as i64;
-        usize::try_from(self.accepted - self.sent - lost).unwrap_or(0)
-    }
-
-    /// Bytes of memory that the queue keeps alive, within an eighth.
-    fn held(&self) -> usize {
-        let excess = self.chain.as_ref().map_or(0, |chain| chain.excess());
-        let besides = excess + self.ends.len() * MESSAGE;
-        self.bytes() + besides.saturating_sub(UNCOUNTED)
-    }
-
-    fn recount(&mut self, guard: &impl Contain) -> i32 {
-        let held = self.held();
-        let delta = self.charge.follow(held);
-        if delta != 0 {
-            guard.charge(delta);
-        }
-        delta
-    }
-
-    fn room(&self, len: usize, bound: Bound) -> Result<(), Full> {
-        let queued = self.bytes();
-        let fits =
-            self.held().saturating_add(len) <= bound.bytes && self.ends.len() < bound.messages;
-        if fits || queued <= bound.low {
-            Ok(())
-        } else {
-            Err(Full(queued))
-        }
-    }
-
-    /// Lets go of what many messages or bytes needed.
-    fn fall_empty(&mut self) {
-        if self.ends.capacity() > KEPT_ENDS {
-            self.ends = VecDeque::new();
-        }
-        if let Some(chain) = &mut self.chain {
-            chain.release();
-        }
-    }
-
-    fn progress(&mut self, n: usize) {
-        self.sent += n as i64;
-        while self.ends.front().is_some_and(|&end| end <= self.sent) {
-            self.ends.pop_front();
-        }
-    }
-
-    fn put_back(&mut self, chain: &mut LinkBuffer) {
-        let rest = chain.take_filled();
-        self.chain.get_or_insert_default().push_front(rest);
-    }
-
-    fn discard(&mut self, word: &Word, role: u32) -> Option<Box<LinkBuffer>> {
-        let chain = self.chain.take();
-        let len = chain.as_ref().map_or(0, |chain| chain.len());
-        // Messages before the chain are in a flusher's hands, who may still send all of them.
-        let start = self.accepted - self.lost.bytes as i64 - len as i64;
-        let kept = self.ends.partition_point(|&end| end <= start);
-        self.lost.bytes += len as u64;
-        self.lost.messages += (self.ends.len() - kept) as u64;
-        self.ends.truncate(kept);
-        word.clear(QUEUED | role);
-        chain
-    }
 }

@@ -2,7 +2,8 @@
 //! each does and what it leaves alone. How threads meet in them is checked by loom (`models.rs`).
 
 use super::{
-    output::{Bound, Contain, Full, Loss, Outbox, Sent, Sink},
+    output::{Contain, Outbox, Sent, Sink},
+    queue::{Bound, Full, Loss},
     state::*,
 };
 use crate::sync::Mutex;

@@ -3,8 +3,9 @@
 use super::{
     limits::{Allowance, Manner, Sender},
     operator::Wire,
-    output::{Bound, Full, Mark, Sent, Straight, drop_output},
+    output::{Mark, Sent, Straight, drop_output},
     patience::Patience,
+    queue::{Bound, Full},
     shared::{For, Shared, Waited},
     spare,
     state::{ABORT, BROKEN, CLOSE, CLOSED, OWNED, POISONED, WRITE_SHUT},
