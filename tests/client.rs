@@ -188,7 +188,7 @@ fn a_dial_is_repeated_while_a_server_starts() {
                 .read_timeout(LIMIT)
                 .dial_connection(to)
         });
-        let event_loop = netpoll::EventLoop::builder()
+        let event_loop = EventLoop::builder()
             .pollers(1)
             .build(echo())
             .unwrap();
@@ -383,9 +383,9 @@ fn a_dial_inside_a_handler_that_gets_no_answer_holds_nobody_up() {
         let dialer = Dialer::new()
             .pollers(group.clone())
             .connect_timeout(Duration::from_millis(400));
-        let server = support::Server::start(
+        let server = Server::start(
             Transport::Tcp,
-            netpoll::EventLoop::builder().pollers(group.clone()),
+            EventLoop::builder().pollers(group.clone()),
             handler_fn(move |conn| {
                 if conn.try_peek(5)?.is_some_and(|head| head[4] == b'd') {
                     assert!(dialer.dial_connection(to).is_err());

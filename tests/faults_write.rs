@@ -366,6 +366,8 @@ fn row_047_a_flush_that_races_with_a_close_returns() {
             }
             drop(peer);
         }
+        // What their closes cut is none of the shutdown's.
+        eventually("the ends", || server.event_loop.stats().active == 0);
         server.stop();
     });
 }

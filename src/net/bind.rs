@@ -489,7 +489,7 @@ mod tests {
         let link = dir.join("link");
         let stale = dir.join("stale");
         drop(UnixListener::bind(&stale).unwrap());
-        std::os::unix::fs::symlink(&stale, &link).unwrap();
+        symlink(&stale, &link).unwrap();
         for path in [&file, &sub, &link] {
             let error = failure(Listener::bind(path.as_path()));
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
