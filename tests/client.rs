@@ -188,10 +188,7 @@ fn a_dial_is_repeated_while_a_server_starts() {
                 .read_timeout(LIMIT)
                 .dial_connection(to)
         });
-        let event_loop = EventLoop::builder()
-            .pollers(1)
-            .build(echo())
-            .unwrap();
+        let event_loop = EventLoop::builder().pollers(1).build(echo()).unwrap();
         event_loop
             .serve_in_background(Listener::bind(address).unwrap())
             .unwrap();
