@@ -437,7 +437,7 @@ fn connections_end_when_their_pollers_do() {
         let error = handle.done().wait().unwrap_err();
         assert_eq!(
             Error::from_io(&error),
-            Some(Error::Closed(netpoll::CloseReason::Poller)),
+            Some(Error::Closed(CloseReason::Poller)),
             "{error:?}"
         );
         drop(own);

@@ -426,7 +426,7 @@ impl Handler for Fragile {
         if conn.peek(1)? == b"!" {
             // Two handlers and two states from here on.
             conn.skip(1)?;
-            return conn.set_handler(Fragile(self.0.clone()));
+            return conn.set_handler(Self(self.0.clone()));
         }
         echo_frames(conn)
     }

@@ -244,7 +244,6 @@ fn timers_go_on_while_every_thread_is_taken() {
         for (n, handle) in handles.take().into_iter().enumerate() {
             let tell = tell.clone();
             let _ = handle.after(Duration::from_millis(n as u64), move |conn| {
-                let tell = tell.clone();
                 let _ = conn.after(Duration::from_millis(1), move |conn| {
                     tell.send(conn.send(frame(b"on time")).is_ok()).unwrap();
                 });

@@ -138,8 +138,9 @@ fn panic_text(f: impl FnOnce()) -> String {
 #[test]
 fn what_has_no_error_panics_and_leaves_the_process_alone() {
     let data = vec![1; 3 * MIB];
-    let ways: [(&str, &dyn Fn(&mut LinkBuffer)); 5] = [
-        ("malloc", &|buf| drop(buf.malloc(1 << 50).len())),
+    type Way<'a> = (&'a str, &'a dyn Fn(&mut LinkBuffer));
+    let ways: [Way<'_>; 5] = [
+        ("malloc", &|buf| buf.malloc(1 << 50).fill(1)),
         ("write_slice", &|buf| buf.write_slice(&data)),
         ("reserve_raw", &|buf| drop(buf.reserve_raw(2 * MIB))),
         ("write_with", &|buf| buf.write_with(2 * MIB, |_| ())),

@@ -10,6 +10,10 @@ use std::{
 const NESTED: usize = 32;
 
 /// Runs `code`; a panic ends here.
+///
+/// # Errors
+///
+/// What the code threw, if it panicked.
 #[inline]
 pub fn contained<T>(code: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|payload| Panicked(Some(payload)))

@@ -506,7 +506,7 @@ impl<'a> Leader<'a> {
         for command in poller.commands.close() {
             match command {
                 Command::Detached(entry) => remains.detached.push(entry),
-                Command::Guest(guest) => remains.guests.push(guest),
+                Command::Guest(guest) => remains.guests.push(*guest),
                 _ => {}
             }
         }
@@ -520,7 +520,7 @@ impl<'a> Leader<'a> {
             });
         }
         for guest in remains.guests {
-            run_guest(*guest);
+            run_guest(guest);
         }
         for call in poller.schedule.close() {
             poller.contain(|| drop(call));

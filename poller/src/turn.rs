@@ -60,7 +60,7 @@ pub(crate) struct Remains {
     pub(crate) detached: Vec<Arc<Entry>>,
     /// Those whose run was asked for and has not begun.
     pub(crate) runs: Vec<Arc<Entry>>,
-    pub(crate) guests: Vec<Box<Guest>>,
+    pub(crate) guests: Vec<Guest>,
 }
 
 /// One thing to do.
@@ -127,7 +127,7 @@ impl Core {
         while let Some(work) = self.work.pop() {
             match work {
                 Work::Run(entry, _) => remains.runs.push(entry),
-                Work::Guest(guest) => remains.guests.push(guest),
+                Work::Guest(guest) => remains.guests.push(*guest),
                 Work::Ready(..) | Work::Timer(..) | Work::Call(_) => {}
             }
         }

@@ -318,26 +318,23 @@ fn brief_runs_and_closures_do_not_wait_for_a_thread() {
     let (group, handle, release, slow) = taken();
     let (ours, mut peer) = pair();
     let io = ours.try_clone().unwrap();
-    let left = Arc::new(AtomicUsize::new(0));
+    let left = AtomicUsize::new(0);
     let brief = probe(ours)
         .on_ready(|_, _, budget| {
             budget.request_run();
             Progress::Drained
         })
-        .on_run({
-            let left = left.clone();
-            move |_| {
-                assert!(!must_not_block());
-                let mut bytes = [0; 64];
-                while let Ok(n @ 1..) = (&io).read(&mut bytes) {
-                    left.fetch_add(n, Ordering::SeqCst);
-                }
-                match left.load(Ordering::SeqCst) {
-                    0 => Progress::Drained,
-                    // Once more for each.
-                    _ if left.fetch_sub(1, Ordering::SeqCst) > 1 => Progress::Yield,
-                    _ => Progress::Drained,
-                }
+        .on_run(move |_| {
+            assert!(!must_not_block());
+            let mut bytes = [0; 64];
+            while let Ok(n @ 1..) = (&io).read(&mut bytes) {
+                left.fetch_add(n, Ordering::SeqCst);
+            }
+            match left.load(Ordering::SeqCst) {
+                0 => Progress::Drained,
+                // Once more for each.
+                _ if left.fetch_sub(1, Ordering::SeqCst) > 1 => Progress::Yield,
+                _ => Progress::Drained,
             }
         })
         .build();

@@ -230,9 +230,12 @@ impl Shared {
     }
 }
 
+/// Close callbacks that wait for the present one to return.
+type Deferred = VecDeque<(Arc<Shared>, Callback)>;
+
 thread_local! {
     /// `Some`: this thread calls close callbacks, and these are due when the present one has returned.
-    static DUE: RefCell<Option<VecDeque<(Arc<Shared>, Callback)>>> = const { RefCell::new(None) };
+    static DUE: RefCell<Option<Deferred>> = const { RefCell::new(None) };
 }
 
 /// This thread calls close callbacks. Those that become due meanwhile, because a callback adds them, are

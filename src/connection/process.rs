@@ -225,8 +225,8 @@ impl Owner {
     }
 
     /// Lets go of the descriptor and of nothing else.
-    pub(super) fn leave_behind(self: Box<Self>) {
-        let Self { conn, session, .. } = *self;
+    pub(super) fn leave_behind(self) {
+        let Self { conn, session, .. } = self;
         std::mem::forget(session);
         drop(conn);
     }

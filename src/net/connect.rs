@@ -300,7 +300,7 @@ impl Race<'_> {
         let single = self.failed.len() + self.pending.len() + self.waiting.len() == 1;
         if single {
             let alone = self.failed.pop().map(|(_, failed)| failed);
-            return error.or(alone).unwrap_or_else(|| no_such_host());
+            return error.or(alone).unwrap_or_else(no_such_host);
         }
         let mut tried: Vec<_> = self
             .failed
