@@ -140,9 +140,18 @@ fn every_line_about_a_connection_has_its_number() {
         let lines = lines();
         for line in &lines {
             let known = number(line).is_some_and(|id| ids.contains(&id));
-            assert!(known || line.starts_with("accept: "), "{line:?}");
+            let of_a_listener = line.starts_with("accept: ") || line.starts_with("listening at ");
+            assert!(known || of_a_listener, "{line:?}");
         }
-        for part in ["on purpose", "panic in", "refused", "closed: ", "too late"] {
+        for part in [
+            "on purpose",
+            "panic in",
+            "refused",
+            "closed: ",
+            "too late",
+            "listening at 127.",
+            "it has a handler",
+        ] {
             assert!(
                 lines.iter().any(|line| line.contains(part)),
                 "{part}: {lines:?}"

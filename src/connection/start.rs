@@ -50,6 +50,12 @@ pub(crate) fn accepted(
 ) -> io::Result<ConnectionHandle> {
     let wire = insert(context, socket, peer, RUNNING | ATTEND);
     let shared = Arc::clone(&wire.shared);
+    let way = if context.is_client { "to" } else { "from" };
+    trace::debug!(
+        "connection {} {way} {}: it has a handler",
+        shared.id,
+        shared.peer
+    );
     let hooks = session.hooks();
     let conn = Connection::new(&wire);
     let mut owner = Box::new(Owner::new(conn, Some(session)));
@@ -86,6 +92,11 @@ pub(crate) fn dialled(
 ) -> io::Result<Connection> {
     let wire = insert(context, socket, peer, RUNNING | OWNED | CONNECTED);
     let conn = Connection::new(&wire);
+    trace::debug!(
+        "connection {} to {}: its owner has it",
+        conn.id(),
+        conn.peer_addr()
+    );
     register(wire, Interest::HANGUP)?;
     if context.limits.idle_timeout.is_some() {
         conn.shared().arm();

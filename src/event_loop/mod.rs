@@ -332,6 +332,7 @@ impl EventLoop {
         if phase.stopping {
             return Err(Error::ShuttingDown.into());
         }
+        let address = listener.local_addr();
         let acceptor = Acceptor::start(
             listener,
             &inner.socket,
@@ -340,6 +341,9 @@ impl EventLoop {
             inner.max_connections,
         )?;
         phase.acceptors.push(Arc::clone(&acceptor));
+        if let Ok(address) = address {
+            trace::debug!("listening at {address}");
+        }
         Ok(acceptor)
     }
 
