@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, Builder, CloseReason, Dispatch, Error, EventLoop, Executor, OnFull, PollerGroup,
-    SocketOptions, Task, handler_fn,
+    Address, Builder, CloseReason, ConnectionHandle, Dispatch, Error, EventLoop, Executor, OnFull,
+    PollerGroup, SocketOptions, Task, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -533,15 +533,14 @@ fn answering(case: Case, builder: Builder, answer: usize, waits: bool) -> Server
 
 /// A peer that has asked and reads nothing; the server has handed the whole answer to its kernel.
 fn asking(server: &Server, answer: usize) -> Peer {
-    let before = server.event_loop.stats().active;
+    let before = server.event_loop.stats().connected;
     let mut peer = Peer::connect_small(&server.address).unwrap();
     peer.write_all(b"?").unwrap();
-    let connections = || server.event_loop.connections();
+    // One that is over already is not listed.
+    let handed_over = |conn: &ConnectionHandle| conn.stats().bytes_out >= answer as u64;
     eventually("the answer is handed over", || {
-        connections().len() > before
-            && connections()
-                .iter()
-                .all(|conn| conn.stats().bytes_out >= answer as u64)
+        server.event_loop.stats().connected > before
+            && server.event_loop.connections().iter().all(handed_over)
     });
     peer
 }
@@ -583,7 +582,9 @@ fn a_shutdown_that_cuts_a_peer_says_so() {
         for (answer, waits) in [(150_000, true), (24 << 20, false), (24 << 20, true)] {
             for forced in [false, true] {
                 let soon = Duration::from_millis(50);
-                let builder = case.builder().linger(soon, 1 << 10).write_timeout(soon);
+                // The shutdown has begun before this has passed.
+                let builder = case.builder().write_timeout(soon * 10);
+                let builder = builder.linger(soon, 1 << 10);
                 let builder = builder.output_limit(64 << 20, OnFull::Error);
                 let server = answering(case, builder, answer, waits);
                 let mut peer = asking(&server, 1);
