@@ -146,8 +146,8 @@ fn room_that_cannot_be_had_is_an_error() {
         for n in [1 << 45, 1 << 60, isize::MAX as usize, usize::MAX] {
             let kinds = [
                 conn.malloc(n).map(drop),
-                netpoll::Writer::malloc(&mut conn, n).map(drop),
-                netpoll::Writer::reserve_raw(&mut conn, n).map(drop),
+                Writer::malloc(&mut conn, n).map(drop),
+                Writer::reserve_raw(&mut conn, n).map(drop),
             ]
             .map(|result| result.unwrap_err().kind());
             assert_eq!(kinds, [io::ErrorKind::OutOfMemory; 3], "{n}");
@@ -668,7 +668,7 @@ fn a_reader_that_is_slow_gets_everything() {
 
 #[test]
 fn codecs_write_a_connection_through_the_trait() {
-    fn encode(writer: &mut dyn netpoll::Writer, body: &[u8]) -> io::Result<()> {
+    fn encode(writer: &mut dyn Writer, body: &[u8]) -> io::Result<()> {
         writer
             .malloc(4)?
             .copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
