@@ -60,7 +60,11 @@ pub(crate) fn serve(
     loop {
         match told.recv() {
             Ok(News::Listener(Ok(()))) => {}
-            Ok(News::Listener(Err(error))) => return Err(error),
+            Ok(News::Listener(Err(error))) => match Error::from_io(&error) {
+                // The drain gave up on handlers, and says of how many.
+                Some(Error::ShutdownIncomplete { .. }) => {}
+                _ => return Err(error),
+            },
             Ok(News::Drained(Ok(cut))) => return Ok(cut),
             Ok(News::Drained(Err(error))) => match Error::from_io(&error) {
                 // Handlers that are still busy end with the process.
