@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Kind, Server, Transport, decode, eventually, every, every_blocking, frame, in_child,
-    pattern, read_frame, settled_descriptors, settled_threads,
+    Case, Kind, Server, Transport, decode, eventually, eventually_or, every, every_blocking, frame,
+    in_child, pattern, read_frame, settled_descriptors, settled_threads,
 };
 
 /// A small generator: the same seed, the same story.
@@ -272,9 +272,12 @@ fn chaos(case: Case, threads: u64, stories: u64) {
     }
     let event_loop = server.event_loop.clone();
     // A peer may be done before it was accepted.
-    eventually("the ends", || {
+    let ended = || {
         let stats = event_loop.stats();
         stats.active == 0 && stats.accepted == threads * stories && stats.closed == stats.accepted
+    };
+    eventually_or("the ends", ended, || {
+        format!("{case:?}: {:?}", event_loop.stats())
     });
     Arc::into_inner(server).expect("the peers are over").stop();
     let stats = event_loop.stats();

@@ -37,10 +37,22 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` holds.
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_or(what, condition, String::new);
+}
+
+/// As [`eventually`]; if it fails, the message ends with what is `seen` then.
+#[track_caller]
+pub(crate) fn eventually_or(
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+    seen: impl FnOnce() -> String,
+) {
     let deadline = Instant::now() + LIMIT;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited {LIMIT:?} for: {what}");
+        if Instant::now() >= deadline {
+            panic!("waited {LIMIT:?} for: {what} {}", seen());
+        }
         thread::sleep(Duration::from_millis(1));
     }
 }
