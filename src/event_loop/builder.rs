@@ -208,7 +208,7 @@ impl Builder {
     /// Above three fourths the connections that hold most are not read until the sum has fallen; a
     /// handler that waits for one of them waits as long as its timeout. Above the limit those that hold
     /// most are closed, with [`CloseReason::Overload`](crate::CloseReason::Overload), until the sum is a
-    /// sixteenth below it. [`Stats::held`](crate::Stats::held) tells the sum and
+    /// sixteenth below it. They are also closed if others have not been read for five seconds. [`Stats::held`](crate::Stats::held) tells the sum and
     /// [`Stats::overloaded`](crate::Stats::overloaded) how many were closed.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);

@@ -6,6 +6,7 @@ use crate::{
     memory::HEAVY,
     sync::{Condvar, Mutex, MutexGuard, Ordering},
 };
+use poller::PollerHandle;
 use slab::Slab;
 use std::{
     fmt,
@@ -149,6 +150,13 @@ impl Connections {
             .iter()
             .map(|(_, entry)| Arc::clone(&entry.shared))
             .collect()
+    }
+
+    /// The poller of one of them.
+    pub(crate) fn some_poller(&self) -> Option<PollerHandle> {
+        let table = self.table.lock();
+        let mut all = table.entries.iter().map(|(_, entry)| &entry.shared);
+        all.find_map(|shared| Some(shared.registration()?.poller().clone()))
     }
 
     /// Those that hold memory or are heavy, and how much they hold in KiB.

@@ -13,6 +13,9 @@
 //! * above the limit the largest are aborted until the sum is a sixteenth below it;
 //! * below eleven sixteenths none is heavy any more.
 //!
+//! Connections that are not read cannot finish what they have begun, so a shortage might last. If it does for
+//! five seconds, the largest are aborted until none has to be heavy.
+//!
 //! Between two looks the sum grows by a sixty-fourth of the limit, so their number is small however much
 //! goes on.
 
@@ -27,7 +30,10 @@ use crate::{
     sync::{AtomicBool, AtomicUsize, Ordering},
     trace,
 };
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// The sum of one loop, in KiB.
 #[derive(Debug)]
@@ -158,7 +164,7 @@ impl Shared {
 
 impl Context {
     /// Does what the sum asks for, unless another thread is at it, which looks again then.
-    fn relieve(&self) {
+    fn relieve(self: &Arc<Self>) {
         let memory = &self.memory;
         while memory.is_due() && !memory.looking.swap(true, Ordering::SeqCst) {
             self.look();
@@ -166,7 +172,7 @@ impl Context {
         }
     }
 
-    fn look(&self) {
+    fn look(self: &Arc<Self>) {
         let memory = &self.memory;
         let limit = memory.limit;
         let mut all = self.connections.holders();
@@ -177,20 +183,14 @@ impl Context {
             all.iter().for_each(|(_, shared)| shared.lighten());
             return;
         }
-        all.sort_unstable_by_key(|&(held, _)| held);
-        // What is aborted already is on its way out.
-        let ending: usize = all
-            .iter()
-            .filter(|(_, shared)| shared.word.has(ABORT))
-            .map(|&(held, _)| held as usize)
-            .sum();
-        all.retain(|(_, shared)| !shared.word.has(ABORT));
-        let mut left = total.saturating_sub(ending);
+        let mut left = total.saturating_sub(sort(&mut all));
         if left > limit {
-            left = close_largest(&mut all, left, limit);
+            left = close_largest(&mut all, left, limit - limit / 16);
         }
         if left > mark(limit) {
-            memory.heavy.store(true, Ordering::SeqCst);
+            if !memory.heavy.swap(true, Ordering::SeqCst) {
+                self.end_shortage_later();
+            }
             pause_largest(&all, limit.saturating_sub(left));
         }
         let next = total + (limit / 64).max(1);
@@ -201,10 +201,52 @@ impl Context {
     }
 }
 
-/// Aborts the largest until the sum is a sixteenth below the limit. Returns the sum then.
-fn close_largest(all: &mut Vec<(u32, Arc<Shared>)>, mut left: usize, limit: usize) -> usize {
+impl Context {
+    fn end_shortage_later(self: &Arc<Self>) {
+        let Some(poller) = self.connections.some_poller() else {
+            return;
+        };
+        let context = Arc::downgrade(self);
+        poller.schedule(Instant::now() + SHORTAGE, move || {
+            if let Some(context) = context.upgrade() {
+                context.end_shortage();
+            }
+        });
+    }
+
+    /// Connections have been heavy for long: closes the largest unless another thread looks.
+    fn end_shortage(self: &Arc<Self>) {
+        let memory = &self.memory;
+        let most = low(memory.limit) - 1;
+        if memory.heavy.load(Ordering::SeqCst) && !memory.looking.swap(true, Ordering::SeqCst) {
+            let mut all = self.connections.holders();
+            let left = memory.total().saturating_sub(sort(&mut all));
+            if left > most {
+                close_largest(&mut all, left, most);
+            }
+            memory.looking.store(false, Ordering::SeqCst);
+        }
+        self.relieve();
+        if memory.heavy.load(Ordering::SeqCst) {
+            self.end_shortage_later();
+        }
+    }
+}
+
+/// Puts them in the order of what they hold, without those that are aborted and on their way out. Returns
+/// what these hold.
+fn sort(all: &mut Vec<(u32, Arc<Shared>)>) -> usize {
+    let ending = all.iter().filter(|(_, shared)| shared.word.has(ABORT));
+    let ending = ending.map(|&(held, _)| held as usize).sum();
+    all.retain(|(_, shared)| !shared.word.has(ABORT));
+    all.sort_unstable_by_key(|&(held, _)| held);
+    ending
+}
+
+/// Aborts the largest until the sum is not above that. Returns the sum then.
+fn close_largest(all: &mut Vec<(u32, Arc<Shared>)>, mut left: usize, most: usize) -> usize {
     let mut closed = 0;
-    while left > limit - limit / 16 {
+    while left > most {
         let Some((held, shared)) = all.pop() else {
             break;
         };
@@ -212,7 +254,9 @@ fn close_largest(all: &mut Vec<(u32, Arc<Shared>)>, mut left: usize, limit: usiz
         closed += 1;
         shared.abort_with(CloseReason::Overload);
     }
-    trace::warn!("memory limit of {limit} KiB: {closed} connections that held most were closed");
+    trace::warn!(
+        "memory limit: {closed} connections that held most were closed, {left} KiB are left"
+    );
     left
 }
 
@@ -240,6 +284,9 @@ fn low(limit: usize) -> usize {
 
 /// In what a connection holds: it is one of those that hold most, and not read.
 pub(crate) const HEAVY: u32 = 1 << 31;
+
+/// How long connections may be heavy before the largest are closed for it.
+const SHORTAGE: Duration = Duration::from_secs(5);
 
 const KIB: u32 = 10;
 /// A charge is no more than that, half a TiB, so that all charges of a connection fit.
