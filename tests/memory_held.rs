@@ -150,7 +150,7 @@ fn what_many_send_is_held_once() {
         let server = case.serve(support::giving(&stalled));
         let peers: Vec<_> = (0..20).map(|_| server.connect()).collect();
         let handles = stalled.wait_len(peers.len());
-        let payload = Bytes::from(vec![1; 20_000]);
+        let payload = Bytes::from_static(&[1; 20_000]);
         // Until nothing goes into the sockets.
         for handle in &handles {
             while handle.stats().queued == 0 {
