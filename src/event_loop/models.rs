@@ -85,6 +85,7 @@ impl World {
                 usize::MAX,
                 SocketOptions::default(),
                 false,
+                Duration::from_millis(500),
             ),
             context,
             sessions,
