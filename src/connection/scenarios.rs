@@ -88,6 +88,8 @@ impl Link {
                 let last = link.over.load(Ordering::Acquire);
                 let shared = &link.shared;
                 match peer.read(&mut piece) {
+                    // An abort is on the wire at once.
+                    Ok(0) => return got,
                     Ok(n) => got.extend_from_slice(&piece[..n]),
                     Err(e) if e.kind() == ErrorKind::WouldBlock => {
                         if last && shared.outbox.queued() == 0 {
