@@ -10,8 +10,8 @@ static ALLOCATOR: counting::Counting = counting::Counting;
 use netpoll::{Bytes, Connection, Error, LinkBuffer, OnFull, linkbuffer::ChunkPool};
 use std::{io::Write, thread};
 use support::{
-    Case, Gate, Kind, Log, OpenOnDrop, Peer, Script, Transport, counting, eventually, in_child,
-    one_thread,
+    Case, Gate, Kind, Log, OpenOnDrop, Peer, Script, Transport, counting, eventually, frame,
+    in_child, one_thread, read_frame,
 };
 
 /// What a connection of these tests may have queued.
@@ -284,5 +284,54 @@ fn unflushed_output_holds_no_more_than_its_limit() {
                 collect(way, view, frame, QUEUE / 4 * 5 + SLACK + input);
             }
         }
+    });
+}
+
+/// A large message has a chunk of its own, of which a little room is left behind it.
+#[test]
+fn a_thread_keeps_no_chunk_of_a_large_message() {
+    in_child("a_thread_keeps_no_chunk_of_a_large_message", || {
+        const LARGE: usize = 1_000_000;
+        let group = one_thread();
+        let case = Case::new(Transport::Tcp, Kind::Inline);
+        let server = case.serve_with(
+            case.builder().pollers(group.clone()),
+            Script::new().request(|conn| {
+                while let Some(head) = conn.try_peek(4)? {
+                    let len = u32::from_be_bytes(head.try_into().unwrap()) as usize;
+                    let Some(message) = conn.try_slice(4 + len)? else {
+                        break;
+                    };
+                    conn.append(message)?;
+                    conn.flush()?;
+                }
+                Ok(())
+            }),
+        );
+        // One message after the other, of a connection.
+        let echo = |lens: &[usize]| {
+            let mut peer = server.connect();
+            for &len in lens {
+                let mut feeder = peer.try_clone();
+                let message = frame(&vec![7; len]);
+                let feeding = thread::spawn(move || feeder.write_all(&message).unwrap());
+                assert_eq!(read_frame(&mut peer).unwrap().len(), len);
+                feeding.join().unwrap();
+            }
+        };
+        // All that a thread keeps for small ones is there from here on.
+        echo(&[100, 60_000]);
+        eventually("it is gone", || server.event_loop.stats().active == 0);
+        let before = live();
+        for _ in 0..20 {
+            echo(&[100, 60_000, 400_000, LARGE]);
+        }
+        eventually("all are gone", || server.event_loop.stats().active == 0);
+        println!("{} bytes", live().saturating_sub(before));
+        eventually("no chunk is left", || {
+            live().saturating_sub(before) <= LARGE / 2
+        });
+        server.stop();
+        group.close();
     });
 }

@@ -60,7 +60,9 @@ pub(crate) fn refit(buffer: &mut Box<LinkBuffer>) {
     if buffer.keeps(ROOM) {
         return;
     }
-    let before = std::mem::replace(buffer, input());
+    let mut before = std::mem::replace(buffer, input());
+    // It may have the rest of a chunk in which a large message was received.
+    before.release();
     Spare::add(&OUTPUT, before);
 }
 
