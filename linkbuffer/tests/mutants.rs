@@ -32,10 +32,11 @@ fn no_capacity_is_no_chunk() {
 }
 
 #[test]
-fn what_compaction_copies_ends_at_4_kib() {
+fn what_compaction_copies_ends_at_eight_ninths_of_a_chunk() {
     const CHUNK: usize = 64 << 10;
-    for (n, copied) in [(4096, true), (4097, false)] {
-        let mut chunk = BytesMut::with_capacity(CHUNK);
+    for (n, copied) in [(4096, true), (57_000, true), (60_000, false)] {
+        let pool = ChunkPool::new();
+        let mut chunk = pool.take(CHUNK);
         let mut buf = LinkBuffer::new();
         chunk.resize(n, 7);
         buf.push_chunk(chunk.split());
