@@ -335,3 +335,54 @@ fn a_thread_keeps_no_chunk_of_a_large_message() {
         group.close();
     });
 }
+
+/// A server that keeps a value of each message of many connections, and drops the rest of it.
+#[test]
+fn kept_views_hold_little_more_than_themselves() {
+    in_child("kept_views_hold_little_more_than_themselves", || {
+        const PEERS: usize = 50;
+        const MESSAGES: usize = 40 * PEERS;
+        for (value, frame, times) in [
+            (600, 64 << 10, 1),
+            (600, 2000, 1),
+            (4000, 64 << 10, 1),
+            (4000, 20_000, 16),
+            (4096, 64 << 10, 16),
+        ] {
+            let group = one_thread();
+            let (kept, seen) = (Log::<Bytes>::new(), Log::new());
+            let (log, count) = (kept.clone(), seen.clone());
+            let case = Case::new(Transport::Unix, Kind::Inline);
+            let server = case.serve_with(
+                case.builder().pollers(group.clone()),
+                Script::new().request(move |conn| {
+                    while conn.try_fill(frame)? {
+                        log.push(conn.next_bytes(value)?);
+                        conn.skip(frame - value)?;
+                        count.push(());
+                    }
+                    Ok(())
+                }),
+            );
+            let message = vec![7; frame];
+            let mut peers: Vec<_> = (0..PEERS).map(|_| server.connect()).collect();
+            for peer in &mut peers {
+                peer.write_all(&message).unwrap();
+            }
+            seen.wait_len(PEERS);
+            let before = live();
+            for i in PEERS..MESSAGES {
+                peers[i % PEERS].write_all(&message).unwrap();
+            }
+            seen.wait_len(MESSAGES);
+            let all = (MESSAGES - PEERS) * value;
+            let most = all * times + all / 2 + SLACK;
+            let what = format!("{all} bytes in values of {value} hold {most} at most");
+            eventually(&what, || live().saturating_sub(before) <= most);
+            println!("{} bytes for {all} kept of {frame}", live() - before);
+            drop(peers);
+            server.stop();
+            group.close();
+        }
+    });
+}

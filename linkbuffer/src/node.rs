@@ -73,6 +73,16 @@ impl Node {
         }
     }
 
+    /// Whether such a view of this node would keep more than sixteen times itself alive.
+    #[inline]
+    pub(crate) fn is_large_for(&self, view: &[u8]) -> bool {
+        let chunk = match self {
+            Self::Own(_, class) if *class != Class::UNPOOLED => class.size(),
+            _ => place::chunk_of(view).unwrap_or(0),
+        };
+        view.len() < chunk / 16
+    }
+
     /// Bytes of memory that this handle keeps alive, as far as is known.
     #[inline]
     pub(crate) fn pins(&self) -> usize {

@@ -60,9 +60,10 @@ impl LinkBuffer {
 
     /// The next `n` bytes as an owned view.
     ///
-    /// From 512 bytes on nothing is copied if they lie in one chunk: the view shares it, and keeps
-    /// it alive. Fewer bytes are copied, which is as cheap and pins nothing; bytes that lie in
-    /// several chunks are copied together (see [`slice`](Self::slice)).
+    /// A view of a sixteenth of its chunk or more shares it, and keeps it alive; so does one of 512 bytes
+    /// or more of memory that did not come from a [`ChunkPool`](crate::ChunkPool). Fewer bytes are
+    /// copied: what is kept of them keeps nothing else, and a view keeps at most 16 times itself.
+    /// Bytes that lie in several chunks are copied together. [`slice`](Self::slice) never copies.
     ///
     /// # Errors
     ///
@@ -86,11 +87,15 @@ impl LinkBuffer {
         if front.len() - start < n {
             return self.view_across(n);
         }
-        self.len -= n;
         if n < COPY_BELOW {
+            self.len -= n;
             self.off += n;
             return Ok(Bytes::copy_from_slice(&front[start..start + n]));
         }
+        if self.front.is_large_for(&front[start..start + n]) {
+            return self.copy_vec(n).map(Bytes::from);
+        }
+        self.len -= n;
         Ok(self.view_front(n))
     }
 
@@ -232,7 +237,8 @@ impl LinkBuffer {
     #[inline(never)]
     fn view_across(&mut self, n: usize) -> io::Result<Bytes> {
         self.settle();
-        if n < COPY_BELOW || self.front.len() - self.off < n {
+        let view = self.front.as_slice()[self.off..].get(..n);
+        if n < COPY_BELOW || view.is_none_or(|view| self.front.is_large_for(view)) {
             return self.copy_vec(n).map(Bytes::from);
         }
         self.len -= n;

@@ -96,6 +96,16 @@ impl Source {
         }
     }
 
+    /// Views of less than a sixteenth of their chunk are copies, with an allocation for the bytes and one
+    /// for sharing them when the head is cut off. Those of less than 512 bytes are decoded in place here.
+    fn copies(body: usize) -> usize {
+        if (512..Self::CHUNK / 16).contains(&(4 + body)) {
+            2 * MESSAGES
+        } else {
+            0
+        }
+    }
+
     fn receive(&mut self, buf: &mut LinkBuffer, packet: usize) {
         for part in self.message.chunks(packet) {
             self.pool.renew(&mut self.chunk, part.len(), Self::CHUNK);
@@ -114,7 +124,7 @@ fn receiving_a_message_in_one_piece() {
             source.receive(&mut buf, usize::MAX);
             decode(&mut buf).expect("complete");
         });
-        assert_eq!(n, 0, "{body} bytes");
+        assert_eq!(n, Source::copies(body), "{body} bytes");
     }
 }
 
@@ -129,7 +139,8 @@ fn receiving_a_message_in_packets() {
         });
         // What straddles the end of a chunk is joined, and the copy is the view's own.
         let straddling = (MESSAGES * (body + 4)).div_ceil(Source::CHUNK) * 2;
-        assert!(n <= straddling, "{body} bytes: {n} allocations");
+        let most = straddling + Source::copies(body);
+        assert!(n <= most, "{body} bytes: {n} allocations");
     }
 }
 
@@ -146,7 +157,7 @@ fn receiving_while_views_of_the_last_messages_live_on() {
                 views.pop_front();
             }
         });
-        assert_eq!(n, 0, "{body} bytes");
+        assert_eq!(n, Source::copies(body), "{body} bytes");
     }
 }
 
@@ -186,7 +197,7 @@ fn receiving_with_an_idle_buffer_in_between() {
         decode(&mut buf).expect("complete");
         buf.release();
     });
-    assert_eq!(n, 0);
+    assert_eq!(n, Source::copies(4 << 10));
 }
 
 fn send(buf: &mut LinkBuffer, at_most: usize) {

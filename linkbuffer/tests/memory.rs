@@ -201,7 +201,7 @@ fn a_trickle_of_tiny_packets_neither_pins_nor_chains() {
 
 #[test]
 fn pieces_of_one_chunk_become_one_again() {
-    let mut chunk = BytesMut::with_capacity(8192);
+    let mut chunk = ChunkPool::new().take(8192);
     let mut buf = LinkBuffer::new();
     let at = chunk.as_ptr();
     for i in 0..5u8 {
@@ -425,7 +425,7 @@ fn one_chunk_is_received_into_again_and_again() {
     let view = out.next_bytes(SIZE / 4 * 3 - 10).unwrap();
     out.skip(10).unwrap();
     assert_eq!(receive(&mut out, 1000).1, SIZE / 4 + 10);
-    let more = out.next_bytes(1000).unwrap();
+    let more = out.slice(1000).unwrap();
     assert_eq!(receive(&mut out, 10).1, SIZE, "another one");
     assert_eq!((view.len(), more.len()), (SIZE / 4 * 3 - 10, 1000));
     assert_eq!(pool.stats().allocated, 2);
@@ -747,4 +747,31 @@ fn what_was_put_in_front_is_compacted_too() {
     buf.compact();
     buf.flush();
     assert_eq!((buf.len(), buf.next(40_000).unwrap()[39_999]), (45_000, 7));
+}
+
+#[test]
+fn a_view_keeps_at_most_16_times_itself() {
+    let pool = ChunkPool::new();
+    for (n, shares) in [(512, false), (4095, false), (4096, true), (20_000, true)] {
+        let (mut buf, rest) = piece_of_a_chunk(&pool, 30_000);
+        let at = buf.peek(n).unwrap().as_ptr();
+        let view = buf.next_bytes(n).unwrap();
+        assert_eq!(view.as_ptr() == at, shares, "{n} bytes");
+        assert_eq!((view.len(), buf.len()), (n, 30_000 - n));
+        assert!(view.iter().all(|&byte| byte == 7));
+        // Of a buffer's own chunk too, and across the first one.
+        let mut own = LinkBuffer::with_pool(&pool);
+        own.write_slice(&[1; 4096]);
+        own.flush();
+        own.append(buf);
+        own.flush();
+        own.skip(4096).unwrap();
+        let at = own.peek(n.min(own.len())).unwrap().as_ptr();
+        let view = own.next_bytes(n.min(own.len())).unwrap();
+        assert_eq!(view.as_ptr() == at, view.len() >= 4096, "{n} bytes");
+        drop(rest);
+    }
+    let mut foreign = LinkBuffer::from(Bytes::from_static(&[5; 100_000]));
+    let at = foreign.peek(600).unwrap().as_ptr();
+    assert_eq!(foreign.next_bytes(600).unwrap().as_ptr(), at, "as it was");
 }

@@ -94,7 +94,8 @@ fn a_chunk_with_exactly_the_spare_room_is_used_on() {
 #[test]
 fn views_are_shared_from_512_bytes_on() {
     for (n, shared) in [(511, false), (512, true)] {
-        let mut buf = LinkBuffer::from(Bytes::from(vec![3; 2000]));
+        // Memory that never was a chunk.
+        let mut buf = LinkBuffer::from(Bytes::from_static(&[3; 2000]));
         let at = buf.peek(n).unwrap().as_ptr();
         let view = buf.next_bytes(n).unwrap();
         assert_eq!(view.as_ptr() == at, shared, "{n} bytes");
@@ -133,7 +134,9 @@ fn a_cut_through_own_chunks_gives_all_of_them_back() {
 
 #[test]
 fn a_view_of_the_next_chunk_is_shared_although_the_one_before_is_just_used_up() {
-    let (first, second) = (Bytes::from(vec![1; 5000]), Bytes::from(vec![2; 5000]));
+    // Memory that never was a chunk.
+    let first = Bytes::from_static(&[1; 5000]);
+    let second = Bytes::from_static(&[2; 5000]);
     let mut buf = LinkBuffer::from(first);
     buf.append(LinkBuffer::from(second.clone()));
     buf.flush();
@@ -152,7 +155,9 @@ fn a_view_of_the_next_chunk_is_shared_although_the_one_before_is_just_used_up() 
 #[test]
 fn a_view_of_the_next_chunk_is_shared_from_512_bytes_to_all_of_it() {
     for (n, shared) in [(511, false), (512, true), (5000, true)] {
-        let (first, second) = (Bytes::from(vec![1; 5000]), Bytes::from(vec![2; 5000]));
+        // Memory that never was a chunk.
+        let first = Bytes::from_static(&[1; 5000]);
+        let second = Bytes::from_static(&[2; 5000]);
         let mut buf = LinkBuffer::from(first);
         buf.append(LinkBuffer::from(second.clone()));
         buf.flush();

@@ -267,7 +267,8 @@ macro_rules! reading {
             self.rx.buffer().next(n)
         }
 
-        /// The next `n` bytes as an owned view that outlives the connection; waits for them.
+        /// The next `n` bytes as an owned view that outlives the connection; waits for them. A view of
+        /// less than a sixteenth of its chunk is a copy, so a kept one holds at most 16 times itself.
         ///
         /// # Errors
         ///

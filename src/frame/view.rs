@@ -8,7 +8,7 @@ use std::io;
 ///
 /// | type | copies | keeps alive |
 /// |---|---|---|
-/// | [`Bytes`] (default) | below 512 bytes, and frames that lie in several chunks | the chunk |
+/// | [`Bytes`] (default) | below 512 bytes or a sixteenth of the chunk, and frames that lie in several chunks | the chunk |
 /// | [`LinkBuffer`] | never | all chunks the frame lies in |
 /// | `Vec<u8>` | always | nothing |
 /// | `String` | always; a frame that is not UTF-8 is an `InvalidData` error | nothing |
