@@ -24,7 +24,7 @@ use super::{
     patience::Patience,
     shared::{For, Shared, Waited},
     spare,
-    state::{BRIEF, BROKEN, OWNED, PEER_CLOSED, READABLE, URGENT},
+    state::{BROKEN, OWNED, PEER_CLOSED, READABLE, URGENT},
 };
 use crate::{
     error::{CloseReason, Error},
@@ -467,13 +467,10 @@ impl Rx {
         Ok(())
     }
 
-    /// Whether the connection was taken out of its owner's hands because its peer has ended: to the
-    /// owner that is the end of input.
+    /// Whether the poller closed the connection because its peer has ended: to the owner that is the
+    /// end of input. The poller decides the reason first and takes the owner's role afterwards.
     fn is_over_by_peer(&self) -> bool {
-        let bits = self.shared.word.load();
-        bits & BRIEF != 0
-            && bits & OWNED == 0
-            && self.shared.aside.lock().reason() == Some(CloseReason::Peer)
+        self.shared.aside.lock().reason() == Some(CloseReason::Peer)
     }
 
     fn check_end(&mut self, wanted: usize) -> io::Result<()> {

@@ -585,11 +585,30 @@ impl fmt::Debug for Shared {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::client::Dialer;
+    use crate::{client::Dialer, error::Error};
     use std::{
+        io::Write,
         net::Shutdown,
         os::{fd::OwnedFd, unix::net::UnixStream},
     };
+
+    #[test]
+    fn a_close_by_the_peers_end_is_the_end_of_input() {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        let mut conn = Dialer::new().adopt(OwnedFd::from(ours)).unwrap();
+        (&peer).write_all(b"end").unwrap();
+        conn.fill(3).unwrap();
+        // As its poller does, which takes the owner's role only afterwards.
+        conn.shared().close_with(CloseReason::Peer);
+        for _ in 0..2 {
+            let error = conn.fill(5).unwrap_err();
+            let (wanted, available) = (5, 3);
+            let end = Error::PeerClosed { wanted, available };
+            assert_eq!(Error::from_io(&error), Some(end));
+        }
+        assert_eq!(conn.next(3).unwrap(), b"end");
+        assert!(!conn.try_fill(1).unwrap());
+    }
 
     #[test]
     fn a_send_that_fails_is_the_reason_before_anybody_sees_that_it_failed() {

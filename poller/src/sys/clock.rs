@@ -53,8 +53,8 @@ pub(crate) const fn nanos(time: Duration) -> u64 {
     }
 }
 
-/// Milliseconds of the monotonic clock as of the system's last tick: up to 10 ms behind, and
-/// several times cheaper than [`Instant::now`](std::time::Instant::now). Never goes back. Only
+/// Milliseconds of the monotonic clock as of the system's last tick: as a rule up to 10 ms behind, more
+/// where a hypervisor delays the tick, and several times cheaper than [`Instant::now`](std::time::Instant::now). Never goes back. Only
 /// differences mean anything.
 ///
 /// `CLOCK_MONOTONIC_COARSE` of `clock_gettime(2)` on Linux; elsewhere the exact clock.
@@ -102,7 +102,7 @@ fn exact_nanos() -> u64 {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{Moment, coarse_millis, nanos};
+    use super::{Moment, coarse_millis, exact_nanos, nanos};
     use std::time::{Duration, Instant};
 
     #[test]
@@ -131,17 +131,18 @@ mod tests {
     }
 
     #[test]
-    fn follows_the_exact_clock_and_is_not_ahead() {
-        let (begin, coarse) = (Instant::now(), coarse_millis());
-        let mut last = coarse;
-        while last < coarse + 50 {
+    fn the_coarse_clock_moves_behind_the_exact_one() {
+        let (begin, first) = (Instant::now(), coarse_millis());
+        let mut last = first;
+        while last < first + 50 {
             let now = coarse_millis();
             assert!(now >= last, "it went back");
+            assert!(
+                now <= exact_nanos() / 1_000_000,
+                "it is ahead of the exact clock"
+            );
             last = now;
             assert!(begin.elapsed() < Duration::from_secs(60), "it stands still");
         }
-        // It may have been a tick behind at the begin, never ahead of what has passed since.
-        let passed = begin.elapsed() + Duration::from_millis(11);
-        assert!(Duration::from_millis(last - coarse) <= passed);
     }
 }
