@@ -14,6 +14,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, decode, echo, echo_frames,
@@ -300,7 +301,7 @@ fn a_loop_waits_for_the_connections_that_were_taken_from_it() {
         let mut conn = taken.recv_timeout(LIMIT).unwrap();
         let error = server
             .event_loop
-            .shutdown(std::time::Duration::from_millis(20))
+            .shutdown(Duration::from_millis(20))
             .expect_err("somebody has a connection");
         assert_eq!(
             Error::from_io(&error),
@@ -747,5 +748,44 @@ fn a_taken_connection_that_is_dropped_at_once_sends_what_is_queued() {
         let mut peer = server.connect();
         assert!(peer.rest().expect("an end in order") == pattern(9, SIZE));
         server.stop();
+    });
+}
+
+#[test]
+fn a_connection_dropped_in_its_callback_ends_once() {
+    // Its poller looks at it while its callback ends it.
+    every_blocking(|case| {
+        let (handles, ends) = (Log::new(), Log::new());
+        let (given, other, ended) = (handles.clone(), handles.clone(), ends.clone());
+        let script = Script::new()
+            .connect(move |conn| {
+                given.push(conn.handle());
+                Ok(())
+            })
+            .request(|conn| conn.hijack().map(drop))
+            .disconnect(move |_, _| {
+                ended.push(());
+                if let [first, second] = &other.all()[..] {
+                    // The poller sees this before the timer.
+                    first.abort();
+                    let (sender, looked) = mpsc::channel();
+                    let _timer = second.after(Duration::ZERO, move |_| sender.send(()).unwrap());
+                    looked.recv_timeout(LIMIT).unwrap();
+                }
+            });
+        let server = case.serve(script);
+        let (mut peer, idle) = (server.connect(), server.connect());
+        handles.wait_len(2);
+        let first = handles.all()[0].clone();
+        peer.write_all(b"go").unwrap();
+        first.done().wait().ok();
+        drop(handles.take());
+        drop(idle);
+        ends.wait_len(2);
+        let event_loop = server.event_loop.clone();
+        server.stop();
+        let stats = event_loop.stats();
+        assert_eq!((stats.accepted, stats.closed), (2, 2));
+        assert_eq!(ends.len(), 2);
     });
 }

@@ -302,6 +302,16 @@ impl Drop for Calling {
 
 /// Ends the connection. The caller has the owner's role and keeps it for good.
 pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason) {
+    end(shared, owner, reason, false);
+}
+
+/// As [`conclude`]; a descriptor that does not linger is closed when this returns, unless a thread of its
+/// poller's looks at it.
+pub(super) fn conclude_here(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason) {
+    end(shared, owner, reason, true);
+}
+
+fn end(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseReason, here: bool) {
     // Output that was cut must not look complete. What is lost from here on are whole messages
     // that came too late, and takes nothing from those before.
     let lost = shared.outbox.lost().bytes > 0;
@@ -313,7 +323,7 @@ pub(crate) fn conclude(shared: &Arc<Shared>, owner: Box<Owner>, reason: CloseRea
     // A value that the connection was taken out of knows nothing of the input's end.
     let end = owner.conn.rx.end.filter(|_| !owner.conn.is_taken());
     finish(shared, owner, reason);
-    linger::let_go(shared, end, cut);
+    linger::let_go(shared, end, cut, here);
     shared.context.connections.ended(shared);
 }
 

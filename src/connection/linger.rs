@@ -16,7 +16,7 @@ use super::{
     input::End,
     operator::ConnectionOperator,
     shared::Shared,
-    state::{self, ABORT, BRIEF, OWNED},
+    state::{self, ABORT, BRIEF},
 };
 use crate::{net::Socket, sync::Ordering, trace};
 use poller::{Interest, Progress, Readiness};
@@ -38,8 +38,8 @@ enum Found {
 }
 
 /// Lets go of the socket: at once, or after lingering. `cut`: what the peer has got must not look
-/// complete.
-pub(super) fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool) {
+/// complete. `here`: a descriptor that is closed at once is closed on the caller's thread.
+pub(super) fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool, here: bool) {
     let registration = shared.registration();
     let farewell = shared
         .socket()
@@ -55,7 +55,7 @@ pub(super) fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool) {
     if let (Some(true), Some(registration), false) = (farewell, registration, linger.is_zero()) {
         shared.begin_to_linger();
         shared.word.set(state::LINGER);
-        let watched = if shared.word.has(OWNED | BRIEF) {
+        let watched = if shared.word.has(BRIEF) {
             registration.set_interest(Interest::READ | Interest::HANGUP)
         } else {
             Ok(())
@@ -67,8 +67,7 @@ pub(super) fn let_go(shared: &Arc<Shared>, end: Option<End>, cut: bool) {
         }
     }
     match registration {
-        // On the caller's own thread the descriptor is closed when this is over.
-        Some(registration) if shared.word.has(OWNED) => registration.detach_here(),
+        Some(registration) if here => registration.detach_here(),
         Some(registration) => registration.detach(),
         None => shared.context.connections.remove(shared),
     }

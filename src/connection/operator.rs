@@ -153,8 +153,7 @@ impl ConnectionOperator {
         if readiness.contains(Readiness::TIMER) {
             shared.arm();
         }
-        let taken =
-            taken || (bits & OWNED != 0 && self.is_due(before | news) && shared.take_over());
+        let taken = taken || (bits & OWNED != 0 && self.take_if_due(before | news));
         let progress = if taken {
             if before & DRAIN != 0 {
                 self.part_if_idle();
@@ -166,37 +165,51 @@ impl ConnectionOperator {
         if more { Progress::Yield } else { progress }
     }
 
-    /// Whether the end of a connection in its owner's hands is due. What the peer sent before its end is
-    /// read first, unless this side ended it. After a FIN the owner may still send: it has a while to
-    /// begin, and more as long as it goes on.
+    /// Takes a connection whose end is due out of its owner's hands. `true`: the owner's role is ours.
     #[cold]
-    fn is_due(&self, bits: u32) -> bool {
+    fn take_if_due(&self, bits: u32) -> bool {
         let shared = &self.shared;
         if bits & (PEER_CLOSED | BROKEN | ABORT | CLOSE) == 0 || shared.is_kept() {
             // A pool lets go of what it keeps by itself.
             return false;
         }
         if bits & (ABORT | CLOSE) != 0 {
-            return true;
+            return shared.take_over();
         }
+        let Some(reason) = self.end_due(bits) else {
+            return false;
+        };
+        // Not before: a new handler that gets the connection meanwhile sees the end by itself.
+        let taken = shared.take_over();
+        if taken {
+            shared.close_with(reason);
+        }
+        taken
+    }
+
+    /// Why a connection in its owner's hands ends now, if it does. What the peer sent before its end is
+    /// read first. After a FIN the owner may still send: it has a while to begin, and more as long as it
+    /// goes on.
+    fn end_due(&self, bits: u32) -> Option<CloseReason> {
+        let shared = &self.shared;
         let kind = match self.peek_state() {
             Peek::Data => {
                 shared.look_at_end_again();
-                return false;
+                return None;
             }
-            Peek::Err(kind) => Some(kind),
-            _ if bits & BROKEN != 0 => Some(io::ErrorKind::BrokenPipe),
-            _ if bits & HUNG_UP != 0 => self.take_error().ok().flatten().map(|error| error.kind()),
-            _ if shared.may_still_send() || !shared.is_quiet() => return false,
-            _ => None,
+            Peek::Err(kind) => kind,
+            _ if bits & BROKEN != 0 => io::ErrorKind::BrokenPipe,
+            _ if bits & HUNG_UP != 0 => match self.take_error() {
+                Ok(Some(error)) => error.kind(),
+                _ => return Some(CloseReason::Peer),
+            },
+            _ if shared.may_still_send() || !shared.is_quiet() => return None,
+            _ => return Some(CloseReason::Peer),
         };
-        let reason = kind.map_or(CloseReason::Peer, CloseReason::Error);
-        if kind.is_some() {
-            shared.aside.lock().decide(reason);
-            shared.word.set(BROKEN);
-        }
-        shared.close_with(reason);
-        true
+        let reason = CloseReason::Error(kind);
+        shared.aside.lock().decide(reason);
+        shared.word.set(BROKEN);
+        Some(reason)
     }
 
     /// Tells whoever waits for the news. `true`: more is queued than one turn sends.

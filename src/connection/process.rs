@@ -20,7 +20,7 @@ use super::{
     input::End,
     shared::Shared,
     state::{
-        ABORT, ATTEND, BEGIN, BRIEF, BROKEN, BUSY, CLOSE, CONNECTED, DRAIN, FAILED, GONE, HUNG_UP,
+        ABORT, ATTEND, BEGIN, BRIEF, BROKEN, CLOSE, CONNECTED, DRAIN, FAILED, GONE, HUNG_UP,
         PEER_CLOSED, POISONED, READABLE, SEALED, URGENT, WROTE,
     },
 };
@@ -605,8 +605,9 @@ impl Owner {
         sessions.extend(self.session.take().filter(|_| connected));
         sessions.retain(|session| !session.ends_when_taken());
         shared.aside.lock().park(sessions);
-        let meanwhile = shared.word.clear(BUSY | BEGIN);
+        let meanwhile = shared.word.end_callback();
         if meanwhile & GONE != 0 {
+            self.note_session();
             super::start::give_up(shared, self);
         } else if meanwhile & BEGIN != 0 {
             super::start::begin(shared);

@@ -2,7 +2,7 @@
 
 use super::{
     Connection,
-    close::{Calling, conclude},
+    close::{Calling, conclude, conclude_here},
     handle::ConnectionHandle,
     input::End,
     operator::Wire,
@@ -256,11 +256,10 @@ pub(super) fn give_up(shared: &Arc<Shared>, owner: Box<Owner>) {
     // A close callback that drops a connection whose close callback drops a connection, and so on,
     // must not be a chain of calls.
     if at_once && !Calling::is_under_way() {
-        return conclude(shared, owner, reason);
+        return conclude_here(shared, owner, reason);
     }
     // Queued output still has to go, or others first: the poller owns the connection from here on.
     shared.owner.put(owner);
-    shared.word.clear(OWNED);
     let watched = shared
         .registration()
         .is_some_and(|r| r.set_interest(Interest::READ | Interest::WRITE).is_ok());

@@ -271,6 +271,16 @@ impl Word {
         !self.defer(BEGIN)
     }
 
+    /// The callback that gave the connection away has returned. Returns the bits before; if the user has
+    /// let go of it meanwhile ([`GONE`]), the owner's role is the caller's and nobody else's.
+    pub(crate) fn end_callback(&self) -> u32 {
+        let after = |bits| {
+            let left = if bits & GONE != 0 { OWNED } else { 0 };
+            Some(bits & !(BUSY | BEGIN | left))
+        };
+        self.update(after).unwrap_or_else(|bits| bits)
+    }
+
     fn defer(&self, bit: u32) -> bool {
         self.update(|bits| (bits & BUSY != 0).then_some(bits | bit))
             .is_ok()

@@ -191,6 +191,21 @@ fn a_callback_under_way_is_left_a_note() {
 }
 
 #[test]
+fn a_connection_dropped_in_its_callback_is_nobody_elses() {
+    let facts = FACTS & !OWNED;
+    for (before, after) in [
+        (OWNED | BUSY, OWNED),
+        (OWNED | BUSY | GONE, GONE),
+        (BUSY | BEGIN, 0),
+    ] {
+        let word = Word::new(facts | before);
+        assert_eq!(word.end_callback(), facts | before);
+        assert_eq!(word.load(), facts | after);
+        assert_eq!(word.take_back(), after == OWNED);
+    }
+}
+
+#[test]
 fn the_state_follows_from_the_facts() {
     let state = |bits| Word::new(bits).state();
     let rest = !(CONNECTED | CLOSE | ABORT | CLOSED);
