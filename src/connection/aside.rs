@@ -5,7 +5,7 @@
 //! The lock is held for a look or an exchange, never across a system call that may wait, user code or
 //! the drop of anything of the user's.
 
-use super::{operator::Wire, wake::Bell};
+use super::{interrupt::Interrupts, operator::Wire, wake::Bell};
 use crate::{
     config::OutputLimits,
     error::CloseReason,
@@ -83,13 +83,18 @@ pub(super) struct Waiting {
     pub(super) changed: Condvar,
 }
 
-/// How many threads wait on `changed`; the last one clears the wait bits.
+/// How many threads wait on `changed`, and for what; the last one clears the wait bits.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     pub(super) reading: u32,
     pub(super) writing: u32,
-    /// Whoever waits for input on the descriptor itself.
+    /// Threads that wait for the end of the connection.
+    pub(super) ending: u32,
+    /// A thread waits for input on the descriptor itself.
+    pub(super) polling: bool,
+    /// What ends that wait, if there was a descriptor for it.
     pub(super) bell: Option<Arc<Bell>>,
+    pub(super) interrupts: Interrupts,
 }
 
 impl Aside {

@@ -140,6 +140,7 @@ impl Shared {
                 aside.take_callbacks()
             };
             // Dropping them is user code.
+            self.clear_interrupts();
             for (_, callback) in callbacks {
                 self.contain("drop of a close callback", move || drop(callback));
             }
@@ -440,9 +441,9 @@ impl Done {
             return Some(Err(Error::WouldDeadlock.into()));
         }
         let shared = &self.shared;
-        match shared.wait(For::Output, deadline, || shared.outcome().is_some()) {
+        match shared.wait(For::End, deadline, || shared.outcome().is_some()) {
             Waited::Ended => Some(Err(Error::Overloaded.into())),
-            Waited::Ready | Waited::Late => self.poll(),
+            Waited::Ready | Waited::Late | Waited::Interrupted => self.poll(),
         }
     }
 }

@@ -44,6 +44,10 @@ impl ConnectionHandle {
         }
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// The connection's number, unique in the process; it is in every log line about it.
     pub fn id(&self) -> u64 {
         self.shared.id

@@ -34,7 +34,7 @@ use crate::{
 };
 use bytes::BytesMut;
 use linkbuffer::{ChunkPool, LinkBuffer};
-use std::{cell::RefCell, io, os::fd::AsFd, sync::Arc, thread::LocalKey, time::Instant};
+use std::{cell::RefCell, io, sync::Arc, thread::LocalKey, time::Instant};
 
 /// What small messages are received into.
 const SCRATCH: usize = spare::ROOM;
@@ -504,7 +504,7 @@ impl Rx {
                 self.readable = true;
                 return Ok(());
             }
-            shared.wait_descriptor(self.socket.as_fd(), deadline)?
+            shared.wait_descriptor(&self.socket, deadline)?
         } else {
             let look = owned || self.readable;
             shared.wait(For::Input, deadline, || {
@@ -517,13 +517,13 @@ impl Rx {
                 self.readable = true;
                 Ok(())
             }
-            Waited::Late => {
-                self.owed = true;
-                Err(Error::ReadTimeout.into())
-            }
             Waited::Ended => {
                 shared.close_with(CloseReason::Overload);
                 Err(Error::Overloaded.into())
+            }
+            given_up => {
+                self.owed = true;
+                Err(given_up.read_error().into())
             }
         }
     }

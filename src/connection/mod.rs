@@ -8,6 +8,7 @@ mod aside;
 mod close;
 mod handle;
 mod input;
+mod interrupt;
 mod limits;
 mod linger;
 #[cfg(all(test, loom))]

@@ -155,7 +155,8 @@ macro_rules! reading {
         ///
         /// [`Error::PeerClosed`](crate::Error::PeerClosed) if input ends before (what is here
         /// stays readable), [`Error::ReadTimeout`](crate::Error::ReadTimeout) with nothing
-        /// consumed, [`Error::InputLimit`](crate::Error::InputLimit) if `n` is above the input
+        /// consumed, [`Error::Interrupted`](crate::Error::Interrupted) likewise,
+        /// [`Error::InputLimit`](crate::Error::InputLimit) if `n` is above the input
         /// limit, [`Error::Closed`](crate::Error::Closed) when this side closed,
         /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) on a poller's thread that must
         /// not wait (inline dispatch).

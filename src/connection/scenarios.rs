@@ -10,6 +10,7 @@ use crate::{
     config::{Limits, OnFull, OutputLimits},
     context::Context,
     dispatch::Runner,
+    error::Error,
     net::{Address, Socket},
     sync::{AtomicBool, Ordering, check_schedules, thread},
 };
@@ -139,6 +140,62 @@ fn shuttle_blocked_producers_go_on_when_there_is_room() {
         assert_eq!(got.len(), 9 * MESSAGE);
         assert_eq!(whole_messages(&got), 9);
         assert_eq!(link.shared.outbox.lost().bytes, 0);
+    });
+}
+
+#[test]
+fn shuttle_interrupts_of_blocked_producers_cost_no_message() {
+    check_schedules(|| {
+        let (link, peer) = Link::new();
+        let consumer = link.consume(peer);
+        let producers: Vec<_> = (1..=2)
+            .map(|value| {
+                let handle = ConnectionHandle::new(Arc::clone(&link.shared));
+                thread::spawn(move || {
+                    let message = Bytes::from(vec![value; MESSAGE]);
+                    for _ in 0..3 {
+                        while let Err(error) = handle.send_bytes(message.clone()) {
+                            assert_eq!(Error::from_io(&error), Some(Error::Interrupted));
+                        }
+                    }
+                    while let Err(error) = handle.flush() {
+                        assert_eq!(Error::from_io(&error), Some(Error::Interrupted));
+                    }
+                })
+            })
+            .collect();
+        let handle = ConnectionHandle::new(Arc::clone(&link.shared));
+        let interrupter = thread::spawn(move || {
+            for _ in 0..3 {
+                handle.interrupt();
+                thread::yield_now();
+            }
+        });
+        producers.into_iter().for_each(|t| t.join().unwrap());
+        interrupter.join().unwrap();
+        link.over.store(true, Ordering::Release);
+        let got = consumer.join().unwrap();
+        assert_eq!(got.len(), 6 * MESSAGE);
+        assert_eq!(whole_messages(&got), 6);
+        assert_eq!(link.shared.outbox.lost().bytes, 0);
+    });
+}
+
+/// One interrupt for a thread that is about to wait, or waits: it is told.
+#[test]
+fn shuttle_an_interrupt_is_never_lost() {
+    check_schedules(|| {
+        let (link, _peer) = Link::new();
+        let handle = ConnectionHandle::new(Arc::clone(&link.shared));
+        // More than the socket takes, and nobody reads.
+        let bytes = Bytes::from(vec![1; 64 * MESSAGE]);
+        assert_eq!(handle.send_bytes(bytes).unwrap(), 64 * MESSAGE);
+        let other = handle.clone();
+        let interrupter = thread::spawn(move || other.interrupt());
+        let error = handle.flush().unwrap_err();
+        assert_eq!(Error::from_io(&error), Some(Error::Interrupted));
+        interrupter.join().unwrap();
+        assert!(!handle.clear_interrupts());
     });
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    error::CloseReason,
+    error::{CloseReason, Error},
     foreign::Foreign,
     handler::Hooks,
     memory::HEAVY,
@@ -68,6 +68,8 @@ pub(crate) struct Shared {
 pub(crate) enum For {
     Input,
     Output,
+    /// The end of the connection. Such a wait is not interrupted.
+    End,
 }
 
 /// How a wait ended.
@@ -79,11 +81,22 @@ pub(crate) enum Waited {
     Late,
     /// Others need the thread: [`Error::Overloaded`](crate::Error::Overloaded).
     Ended,
+    /// Another thread wants it to end: [`Error::Interrupted`](crate::Error::Interrupted).
+    Interrupted,
 }
 
 impl Waited {
     fn in_time(ready: bool) -> Self {
         if ready { Self::Ready } else { Self::Late }
+    }
+
+    /// Why a read that was given up for no fault of the connection's fails.
+    pub(super) fn read_error(self) -> Error {
+        if self == Self::Interrupted {
+            Error::Interrupted
+        } else {
+            Error::ReadTimeout
+        }
     }
 }
 
@@ -407,7 +420,8 @@ impl Shared {
 
     // ---------------------------------------------------------------- waiting
 
-    /// Waits until `ready` is true, the deadline passes, or others need the thread.
+    /// Waits until `ready` is true, the deadline passes, the wait is interrupted, or others need the
+    /// thread.
     ///
     /// `ready` is asked under the waiters' lock, after the wait bit was set: whoever changes
     /// what it looks at must do so before [`Self::notify`].
@@ -421,8 +435,10 @@ impl Shared {
         let waiting = self.waiting();
         let mut waiters = waiting.waiters.lock();
         self.register_waiter(&mut waiters, what);
+        let begun = waiters.interrupts.rounds(what);
+        let mut interrupted = !ready() && waiters.interrupts.take(what);
         let mut in_time = true;
-        while !ready() {
+        while !interrupted && !ready() {
             if !in_time || wait.was_ended() {
                 break;
             }
@@ -435,12 +451,15 @@ impl Shared {
                         .timed_out();
                 }
             }
+            interrupted = waiters.interrupts.has_ended(what, begun);
         }
         let done = in_time || ready();
         self.forget_waiter(&mut waiters, what);
         drop(waiters);
         if wait.finish() {
             Waited::Ended
+        } else if interrupted {
+            Waited::Interrupted
         } else {
             Waited::in_time(done)
         }
@@ -455,7 +474,7 @@ impl Shared {
     fn forget_waiter(&self, waiters: &mut MutexGuard<'_, Waiters>, what: For) {
         let (count, bit) = waiters.of(what);
         *count -= 1;
-        if *count == 0 {
+        if !waiters.any(bit) {
             self.word.clear(bit);
         }
     }
@@ -464,7 +483,7 @@ impl Shared {
     pub(crate) fn notify(&self, what: For) {
         let bit = match what {
             For::Input => state::READ_WAIT,
-            For::Output => state::WRITE_WAIT,
+            For::Output | For::End => state::WRITE_WAIT,
         };
         if self.word.has(bit) {
             self.notify_all();
@@ -485,20 +504,48 @@ impl Shared {
         self.aside.lock().waiting()
     }
 
-    /// Waits for input on the descriptor itself, until another thread ends the connection, others need
-    /// this thread, or the deadline.
+    /// Waits for input on the descriptor itself, until another thread ends the connection or interrupts
+    /// the wait, others need this thread, or the deadline.
     pub(crate) fn wait_descriptor(
         self: &Arc<Self>,
-        fd: BorrowedFd<'_>,
+        socket: &Socket,
         deadline: Option<Instant>,
     ) -> io::Result<Waited> {
         let wait = poller::begin_wait(Arc::clone(self) as Arc<dyn Waiter>);
-        let ready = match Bell::mine() {
-            Some(bell) => self.wait_with(&bell, &wait, fd, deadline)?,
-            None => self.wait_in_slices(&wait, fd, deadline)?,
+        let (waiting, bell) = (self.waiting(), Bell::mine());
+        let begun = {
+            let mut waiters = waiting.waiters.lock();
+            let taken = waiters.interrupts.take(For::Input);
+            socket.set_interrupted(waiters.interrupts.has_kept_read());
+            if taken {
+                return Ok(Waited::Interrupted);
+            }
+            // Whoever ends the connection, or the wait, from here on sees the bell.
+            waiters.bell.clone_from(&bell);
+            waiters.polling = true;
+            waiters.interrupts.rounds(For::Input)
         };
+        let ready = match &bell {
+            Some(bell) => self.wait_with(bell, &wait, socket.as_fd(), deadline),
+            None => {
+                let interrupted = || {
+                    let mut waiters = waiting.waiters.lock();
+                    waiters.interrupts.has_ended(For::Input, begun)
+                };
+                self.wait_in_slices(&wait, socket.as_fd(), deadline, interrupted)
+            }
+        };
+        let interrupted = {
+            let mut waiters = waiting.waiters.lock();
+            waiters.bell = None;
+            waiters.polling = false;
+            waiters.interrupts.has_ended(For::Input, begun)
+        };
+        let ready = ready?;
         Ok(if wait.finish() {
             Waited::Ended
+        } else if interrupted {
+            Waited::Interrupted
         } else {
             Waited::in_time(ready)
         })
@@ -511,16 +558,11 @@ impl Shared {
         fd: BorrowedFd<'_>,
         deadline: Option<Instant>,
     ) -> io::Result<bool> {
-        let waiting = self.waiting();
-        waiting.waiters.lock().bell = Some(Arc::clone(bell));
-        // Whoever ends the connection, or the wait, from here on sees the bell.
-        let waited = if self.is_wait_over(wait) {
-            Ok((Readiness::EMPTY, true))
+        let (ready, rung) = if self.is_wait_over(wait) {
+            (Readiness::EMPTY, true)
         } else {
-            poller::wait_ready_or(fd, Interest::READ, bell.as_fd(), deadline)
+            poller::wait_ready_or(fd, Interest::READ, bell.as_fd(), deadline)?
         };
-        waiting.waiters.lock().bell = None;
-        let (ready, rung) = waited?;
         if rung {
             bell.hush();
         }
@@ -533,6 +575,7 @@ impl Shared {
         wait: &poller::Waiting,
         fd: BorrowedFd<'_>,
         deadline: Option<Instant>,
+        interrupted: impl Fn() -> bool,
     ) -> io::Result<bool> {
         loop {
             let slice = Instant::now() + SLICE;
@@ -540,7 +583,7 @@ impl Shared {
             if !poller::wait_ready(fd, Interest::READ, Some(until))?.is_empty() {
                 return Ok(true);
             }
-            if self.is_wait_over(wait) {
+            if self.is_wait_over(wait) || interrupted() {
                 return Ok(true);
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -568,6 +611,16 @@ impl Waiters {
         match what {
             For::Input => (&mut self.reading, state::READ_WAIT),
             For::Output => (&mut self.writing, state::WRITE_WAIT),
+            For::End => (&mut self.ending, state::WRITE_WAIT),
+        }
+    }
+
+    /// Whether threads wait that the bit stands for.
+    fn any(&self, bit: u32) -> bool {
+        if bit == state::READ_WAIT {
+            self.reading > 0
+        } else {
+            self.writing > 0 || self.ending > 0
         }
     }
 }

@@ -103,7 +103,7 @@ pub(crate) const BRIEF: u32 = 1 << 29;
 /// The output has ended in order, with FIN: the flusher's role is held for good.
 pub(crate) const SEALED: u32 = 1 << 30;
 
-/// Close callbacks were added, or output limits other than the loop's or the dialer's.
+/// Close callbacks were added, output limits other than the loop's or the dialer's, or an interrupt.
 pub(crate) const TAILORED: u32 = 1 << 31;
 
 const NEWS: u32 = READABLE | ATTEND;

@@ -479,6 +479,7 @@ impl Shared {
                 self.abort_with(CloseReason::Overload);
                 Err(Error::Overloaded.into())
             }
+            Waited::Interrupted => Err(Error::Interrupted.into()),
             _ if was_ready => Ok(()),
             Waited::Ready => Err(self.write_error()),
             Waited::Late => {

@@ -1,6 +1,7 @@
 //! Writing operations, once for a connection and for its write halves.
 
-use super::{output::Sent, tx::Tx};
+use super::{output::Sent, shared::For, tx::Tx};
+use crate::error::Error;
 use linkbuffer::Writer;
 use std::io::{self, IoSlice};
 
@@ -21,7 +22,8 @@ impl Tx {
                 return Err(error);
             }
         }
-        self.flush()?;
+        let flushed = self.flush();
+        self.done(flushed)?;
         Ok(len)
     }
 
@@ -39,8 +41,21 @@ impl Tx {
         if let Sent::Failed(_) = shared.settle_send(&self.socket, sent) {
             return Err(shared.closed_error());
         }
-        self.wait_or_gate()?;
+        let waited = self.wait_or_gate();
+        self.done(waited)?;
         Ok(true)
+    }
+
+    /// The end of a write whose bytes are all taken: it must not fail because its wait was interrupted, or
+    /// its caller would write them again. The next wait is interrupted instead.
+    fn done(&self, waited: io::Result<()>) -> io::Result<()> {
+        match waited {
+            Err(error) if Error::from_io(&error) == Some(Error::Interrupted) => {
+                self.shared.keep_interrupt(For::Output);
+                Ok(())
+            }
+            waited => waited,
+        }
     }
 }
 

@@ -79,6 +79,11 @@ pub enum Error {
     /// longest wait inside a call of this crate ends with this, and what it waited on is closed.
     /// Kind: `ResourceBusy`.
     Overloaded,
+    /// Another thread ended this wait with
+    /// [`ConnectionHandle::interrupt`](crate::ConnectionHandle::interrupt); nothing was consumed, and the
+    /// connection goes on. Kind: `Other`, because the standard library repeats a call that fails with
+    /// `Interrupted`, and others one that fails with `WouldBlock`.
+    Interrupted,
     /// The pool has its maximum of connections in use. Kind: `ResourceBusy`.
     PoolExhausted,
     /// The event loop or pool is shutting down and takes nothing new. Kind: `NotConnected`.
@@ -162,6 +167,7 @@ impl Error {
             Self::OutputFull { .. } => ErrorKind::QuotaExceeded,
             Self::Poisoned => ErrorKind::BrokenPipe,
             Self::Overloaded | Self::PoolExhausted => ErrorKind::ResourceBusy,
+            Self::Interrupted => ErrorKind::Other,
             Self::ShuttingDown => ErrorKind::NotConnected,
             Self::WouldDeadlock => ErrorKind::Deadlock,
             Self::SelfConnect => ErrorKind::ConnectionRefused,
@@ -204,6 +210,10 @@ impl fmt::Display for Error {
             Self::Overloaded => f.write_str(
                 "all threads were taken and others waited for one, so this wait was ended: close the \
                  connection; shorter timeouts or more threads make it rarer",
+            ),
+            Self::Interrupted => f.write_str(
+                "another thread has interrupted this wait, nothing was consumed: look what it wants, and \
+                 call again",
             ),
             Self::PoolExhausted => f.write_str(
                 "all connections of the pool are in use: return one or raise its maximum",

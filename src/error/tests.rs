@@ -27,6 +27,7 @@ fn all() -> Vec<Error> {
         },
         Error::Poisoned,
         Error::Overloaded,
+        Error::Interrupted,
         Error::PoolExhausted,
         Error::ShuttingDown,
         Error::ShutdownIncomplete { remaining: 12 },

@@ -51,6 +51,10 @@ pub(super) struct Waits {
     blocking: AtomicBool,
     /// Others have had the descriptor, or made it: its options may be anything.
     seen: AtomicBool,
+    /// A receive waits now.
+    inside: AtomicBool,
+    /// A wait is to end at once, which a receive's cannot.
+    interrupted: AtomicBool,
 }
 
 impl Waits {
@@ -73,6 +77,8 @@ impl Waits {
             slow: AtomicU8::new(0),
             blocking: AtomicBool::new(false),
             seen: AtomicBool::new(false),
+            inside: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
         }
     }
 
@@ -93,6 +99,9 @@ impl Socket {
         if polls == NEVER || left.is_some_and(|left| left < WORTHWHILE) {
             return false;
         }
+        if self.waits().interrupted.load(Ordering::Relaxed) {
+            return false;
+        }
         if polls > 0 {
             self.waits().polls.store(polls - 1, Ordering::Relaxed);
             return false;
@@ -109,7 +118,11 @@ impl Socket {
     /// As [`recv_into`](Self::recv_into); `WouldBlock` after the slice, and after a signal.
     pub(crate) fn recv_waiting(&self, buf: &mut BytesMut) -> io::Result<Received> {
         let slow = self.waits().slow.load(Ordering::Relaxed);
-        match self.recv_once(buf) {
+        // A word for those who ask; it orders nothing.
+        self.waits().inside.store(true, Ordering::Relaxed);
+        let received = self.recv_once(buf);
+        self.waits().inside.store(false, Ordering::Relaxed);
+        match received {
             Err(error) if is_over(&error) => {
                 // The rest of this wait is one of them.
                 self.waits().polls.store(1 + slow, Ordering::Relaxed);
@@ -124,6 +137,18 @@ impl Socket {
                 received
             }
         }
+    }
+
+    /// Whether a receive waits now, as far as is known.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.waits().inside.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the next wait is to end at once: then it is no receive's.
+    pub(crate) fn set_interrupted(&self, interrupted: bool) {
+        self.waits()
+            .interrupted
+            .store(interrupted, Ordering::Relaxed);
     }
 
     /// From now on the descriptor is non-blocking and stays so: it may be shown to others.
