@@ -64,6 +64,12 @@ while IFS= read -r name; do
 done < <(git ls-files -co --exclude-standard '*.md' |
     xargs grep -ohE '`[a-z_/]+\.rs::[a-z0-9_:]+`' | tr -d '`' | sort -u || true)
 
+# A test waits for a condition. What needs time to pass says so.
+while IFS= read -r found; do
+    complain "$found: wait for a condition, or say support::let_pass"
+done < <(git ls-files -co --exclude-standard 'tests/*.rs' | grep -v '^tests/support/' |
+    xargs grep -nE 'thread::sleep\((Duration::from_(secs|millis\(([3-9][0-9]|[0-9]{3,})\))|[^D])' || true)
+
 if command -v shellcheck >/dev/null; then
     shellcheck -x -e SC1091 ci/*.sh .ci/run || bad=1
 fi

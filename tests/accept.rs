@@ -16,8 +16,8 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, cpu_time, descriptors, echo,
-    echo_frames, eventually, every, frame, in_child, limit_descriptors, on_tcp, read_frame,
-    settled_descriptors,
+    echo_frames, eventually, every, frame, in_child, let_pass, limit_descriptors, on_tcp,
+    read_frame, settled_descriptors,
 };
 
 /// Takes every descriptor there is but `left`.
@@ -102,7 +102,7 @@ fn shortages(case: Case) {
         while start.elapsed() < Duration::from_millis(500) || errors() == before {
             steady.ping(b"still up");
             // The shortage lasts.
-            thread::sleep(Duration::from_millis(50));
+            let_pass(Duration::from_millis(50));
             assert!(start.elapsed() < LIMIT, "it does not try any more");
         }
         let (used, tries) = (cpu_time() - cpu, errors() - before);

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    LIMIT, Peer, asleep_in, bounded, descriptors, fresh_path, in_child, outlast, pattern,
+    LIMIT, Peer, asleep_in, bounded, descriptors, fresh_path, in_child, let_pass, outlast, pattern,
     settled_descriptors, soon,
 };
 
@@ -114,7 +114,7 @@ fn ends_by(
         });
         told.recv().unwrap();
         // Before the wait, in its first part or in its second: the outcome is the same.
-        thread::sleep(delay);
+        let_pass(delay);
         act(&handle);
         waiting.join().unwrap()
     });
@@ -261,7 +261,7 @@ fn answers_of_every_delay_arrive() {
                 for delay in delays {
                     let mut got = [0; 8];
                     peer.read_exact(&mut got).unwrap();
-                    thread::sleep(Duration::from_millis(delay));
+                    let_pass(Duration::from_millis(delay));
                     peer.write_all(&got).unwrap();
                 }
                 peer

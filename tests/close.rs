@@ -20,8 +20,8 @@ use std::{
 };
 use support::{
     Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Transport, bounded, decode, echo,
-    eventually, every, every_blocking, frame, giving, in_child, on_tcp, pair, pattern, read_frame,
-    settled_descriptors,
+    eventually, every, every_blocking, frame, giving, in_child, let_pass, on_tcp, pair, pattern,
+    read_frame, settled_descriptors,
 };
 
 /// More than the sockets between two peers hold.
@@ -329,7 +329,7 @@ fn a_half_closed_connection_that_stays_open_costs_nothing() {
                 seen.wait_len(10);
                 let before = support::cpu_time();
                 // What is measured is the lack of activity, so there is nothing to wait for.
-                thread::sleep(Duration::from_millis(500));
+                let_pass(Duration::from_millis(500));
                 let used = support::cpu_time() - before;
                 assert!(
                     used <= Duration::from_millis(50),

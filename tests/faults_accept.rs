@@ -23,7 +23,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Transport, bounded, echo, echo_frames, eventually, every,
-    frame, listener, loopback, on_tcp, read_frame,
+    frame, let_pass, listener, loopback, on_tcp, read_frame,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -170,7 +170,7 @@ fn row_006_no_accept_is_tried_after_the_listener_was_closed_in_a_pause() {
         let calls = installed.calls(Call::Accept);
         outside.expect_gone();
         // Longer than the pause.
-        thread::sleep(Duration::from_millis(250));
+        let_pass(Duration::from_millis(250));
         assert_eq!(installed.calls(Call::Accept), calls);
     });
 }

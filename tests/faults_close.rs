@@ -27,7 +27,8 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, descriptors, echo,
-    echo_frames, eventually, every, giving, in_child, on_tcp, pattern, settled_descriptors,
+    echo_frames, eventually, every, giving, in_child, let_pass, on_tcp, pattern,
+    settled_descriptors,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -372,7 +373,7 @@ fn row_060_a_socket_that_lives_on_elsewhere_is_out_of_the_poller_when_it_is_clos
             for peer in &mut peers {
                 let _ = peer.write(b"anybody?");
             }
-            thread::sleep(Duration::from_millis(50));
+            let_pass(Duration::from_millis(50));
             group.stats().total().events == before
         };
         eventually("silence", &mut quiet);

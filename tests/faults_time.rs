@@ -16,7 +16,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Transport, bounded, cpu_time, descriptors, echo, eventually,
-    frame, in_child, limit_descriptors, on_tcp, read_frame,
+    frame, in_child, let_pass, limit_descriptors, on_tcp, read_frame,
 };
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -202,7 +202,7 @@ fn a_shortage_takes_less_than_a_twentieth_of_a_processor() {
                 // Nothing happens in this process but the accepting that fails.
                 let (used, start) = (cpu_time(), Instant::now());
                 let tries = errors();
-                thread::sleep(Duration::from_secs(1));
+                let_pass(Duration::from_secs(1));
                 let (used, passed) = (cpu_time() - used, start.elapsed());
                 assert!(errors() > tries, "it does not try any more");
                 assert!(used * 20 < passed, "{used:?} in {passed:?}, {kind:?}");

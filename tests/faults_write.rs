@@ -20,7 +20,7 @@ use std::{
 };
 use support::{
     Kind, LIMIT, Log, Peer, Script, bounded, echo_frames, eventually, every, frame, giving,
-    in_child, on_tcp, pair, pattern,
+    in_child, let_pass, on_tcp, pair, pattern,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -288,7 +288,7 @@ fn row_046_output_that_waits_and_output_that_is_gone_cost_no_turns() {
         let rests = || {
             let quiet = || {
                 let before = group.stats().total();
-                thread::sleep(Duration::from_millis(50));
+                let_pass(Duration::from_millis(50));
                 let now = group.stats().total();
                 now.turns - before.turns <= 1 && now.events == before.events
             };
@@ -386,12 +386,14 @@ fn row_050_a_peer_that_never_reads_again_is_given_up_by_the_system_if_it_is_told
         let _peer = Peer::connect_small(&server.address).unwrap();
         let handle = handles.wait_len(1).remove(0);
         // The whole of it is one message, which is taken whatever its size.
-        handle.send(Bytes::from(vec![0; MUCH])).unwrap();
-        assert!(handle.flush().is_err());
+        let sent = handle.send(Bytes::from(vec![0; MUCH]));
+        // The system's time may be up before the send has returned.
+        let accepted = sent.is_ok();
+        assert!(sent.and_then(|()| handle.flush()).is_err());
         let reason = ends.wait_len(1)[0];
         assert_eq!(reason, CloseReason::Error(io::ErrorKind::TimedOut));
         assert_eq!(handle.stats().queued, 0);
-        assert!(handle.stats().lost_bytes > 0);
+        assert!(!accepted || handle.stats().lost_bytes > 0);
         server.stop();
     });
 }

@@ -6,12 +6,9 @@ mod support;
 static ALLOCATOR: counting::Counting = counting::Counting;
 
 use netpoll::{Dialer, PollerGroup, Pollers};
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use support::{
-    Case, Kind, Peer, Server, Transport, counting, echo, eventually, in_child, one_thread,
+    Case, Kind, Peer, Server, Transport, counting, echo, eventually, in_child, let_pass, one_thread,
 };
 
 const CONNECTIONS: usize = 8000;
@@ -94,7 +91,7 @@ fn thousands_of_idle_connections_use_no_processor_time() {
             // requests began may still end in the first rounds.
             let round = || {
                 let before = support::cpu_time();
-                thread::sleep(Duration::from_millis(500));
+                let_pass(Duration::from_millis(500));
                 support::cpu_time() - before
             };
             let used = (0..5).map(|_| round()).min().unwrap();
@@ -131,13 +128,14 @@ fn connections_that_are_idle_together_are_all_closed_and_others_are_served_meanw
 fn the_last_activity_is_when_bytes_moved() {
     let server = serve(None);
     let begin = Instant::now();
-    let slack = Duration::from_millis(15);
+    // The coarse clock may be behind by a tick, or by more where a hypervisor delays those.
+    let slack = Duration::from_millis(100);
     let (a, mut b) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut conn = Dialer::new().adopt(a).unwrap();
     let born = conn.stats().last_activity.unwrap();
     assert!(born + slack >= begin && born <= Instant::now());
 
-    thread::sleep(Duration::from_millis(40));
+    let_pass(3 * slack);
     let quiet = conn.stats().last_activity.unwrap();
     assert!(quiet <= born + slack, "nothing moved since");
 
@@ -147,7 +145,7 @@ fn the_last_activity_is_when_bytes_moved() {
     let sent = conn.stats().last_activity.unwrap();
     assert!(sent + slack >= sending, "output counts");
 
-    thread::sleep(Duration::from_millis(40));
+    let_pass(3 * slack);
     std::io::Write::write_all(&mut b, b"in").unwrap();
     let receiving = Instant::now();
     assert_eq!(conn.next(2).unwrap(), b"in");

@@ -14,8 +14,8 @@ use std::{
 };
 use support::{
     Case, Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, asleep_in, bounded,
-    echo, echo_frames, eventually, every, every_blocking, frame, giving, on_tcp, outlast, pair,
-    pattern, read_frame, socket_pair,
+    echo, echo_frames, eventually, every, every_blocking, frame, giving, let_pass, on_tcp, outlast,
+    pair, pattern, read_frame, socket_pair,
 };
 
 /// More than the sockets between two peers hold.
@@ -605,7 +605,7 @@ fn a_trickle_makes_no_call_wait_longer_than_its_timeout() {
                 while !ended.load(SeqCst) {
                     peer.write_all(b"x").unwrap();
                     fed.push(b'x');
-                    thread::sleep(SHORT / 4);
+                    let_pass(SHORT / 4);
                 }
                 peer.write_all(b"\n").unwrap();
                 fed.push(b'\n');

@@ -17,7 +17,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, echo, echo_frames, every,
-    frame, in_child, pair, pattern,
+    frame, in_child, let_pass, pair, pattern,
 };
 
 #[test]
@@ -240,7 +240,7 @@ fn input_that_came_while_the_process_was_stopped_is_read_before_idleness_is_judg
                 peer.write_all(&frame(b"meanwhile")).unwrap();
             }
             let in_time = pinged.elapsed() < IDLE;
-            thread::sleep(IDLE * 2);
+            let_pass(IDLE * 2);
             signal(libc::SIGCONT);
             for peer in &mut peers {
                 let reply = support::read_frame(peer);

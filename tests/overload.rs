@@ -20,7 +20,7 @@ use std::{
 };
 use support::{
     Gate, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Threads, Transport, bounded, decode,
-    eventually, frame, read_frame,
+    eventually, frame, let_pass, read_frame,
 };
 
 /// The most threads for handlers.
@@ -729,7 +729,7 @@ fn without_a_limit_handlers_wait() {
         });
         let mut other = capped.server.connect();
         other.write_all(&frame(b"fine")).unwrap();
-        thread::sleep(5 * SOON);
+        let_pass(5 * SOON);
         assert_eq!(ends.errors.len(), 0);
         for peer in &mut waiting {
             peer.write_all(&frame(b"more")).unwrap();
@@ -762,7 +762,6 @@ fn handlers_that_cannot_be_ended_are_named() {
         }
         let mut other = server.connect();
         other.write_all(&frame(b"fine")).unwrap();
-        thread::sleep(3 * SOON);
         eventually("all of them", || {
             let holding = server.event_loop.stats().holding;
             let mut named: Vec<u64> = holding.iter().map(|holding| holding.id).collect();

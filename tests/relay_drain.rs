@@ -14,7 +14,7 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use support::{Gate, LIMIT, Log, OpenOnDrop, bounded, eventually};
+use support::{Gate, LIMIT, Log, OpenOnDrop, bounded, eventually, let_pass};
 
 /// Longer than a relay waits before it takes silence for idleness.
 const SILENCE: Duration = Duration::from_millis(250);
@@ -152,7 +152,7 @@ fn asks_again_at_once() -> bool {
     send(&mut client, b"question");
     expect(&mut server, b"question");
     let ending = proxy.shut_down();
-    thread::sleep(SILENCE);
+    let_pass(SILENCE);
     assert_eq!(proxy.ends.len(), 0, "the answer is still to come");
     let begin = Instant::now();
     send(&mut server, b"answer");
@@ -162,7 +162,7 @@ fn asks_again_at_once() -> bool {
     let soon = sent && begin.elapsed() < SOON;
     if soon {
         expect(&mut server, b"more");
-        thread::sleep(SILENCE);
+        let_pass(SILENCE);
         send(&mut server, b"less");
         expect(&mut client, b"less");
         expect_end(&mut client);
@@ -187,11 +187,11 @@ fn a_half_closed_relay_is_not_over_before_both_ends() {
         expect_end(&mut server);
         let ending = proxy.shut_down();
         for part in [b"one", b"two"] {
-            thread::sleep(SILENCE);
+            let_pass(SILENCE);
             send(&mut server, part);
             expect(&mut client, part);
         }
-        thread::sleep(SILENCE);
+        let_pass(SILENCE);
         assert_eq!(proxy.ends.len(), 0);
         drop(server);
         expect_end(&mut client);
@@ -216,7 +216,7 @@ fn bulk_under_way_arrives_whole() {
         }
         assert!(sent < data.len(), "all of it fits");
         let ending = proxy.shut_down();
-        thread::sleep(SILENCE);
+        let_pass(SILENCE);
         assert_eq!(proxy.ends.len(), 0, "it is still to be read");
         expect(&mut client, &data[..sent]);
         expect_end(&mut client);

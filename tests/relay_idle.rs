@@ -11,7 +11,7 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use support::{LIMIT, Peer, Transport, bounded, eventually, pattern};
+use support::{LIMIT, Peer, Transport, bounded, eventually, let_pass, pattern};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Unix];
 
@@ -120,7 +120,7 @@ fn reads_slowly(transport: Transport) -> bool {
         assert!(n > 0, "the end after {} bytes", got.len());
         got.extend_from_slice(&piece[..n]);
         last = Instant::now();
-        thread::sleep(timeout / 20);
+        let_pass(timeout / 20);
     }
     download.hurry();
     let reader = thread::spawn(move || {

@@ -100,7 +100,7 @@ fn play(
                 break;
             }
             before = now;
-            thread::sleep(Duration::from_millis(30));
+            thread::sleep(Duration::from_millis(25));
         }
     }
     let mut got = vec![0; LEN];

@@ -15,7 +15,7 @@ use std::{
 };
 use support::{
     Gate, LIMIT, Log, OpenOnDrop, Peer, Script, Server, Transport, bounded, descriptors,
-    eventually, in_child, settled_descriptors, settled_threads, threads,
+    eventually, in_child, let_pass, settled_descriptors, settled_threads, threads,
 };
 
 /// A grace period that no test waits for.
@@ -205,7 +205,7 @@ fn a_wait_sleeps_until_something_happens() {
         let mut before = switches();
         eventually("it sleeps and stays asleep", || {
             // Longer than any interval at which somebody would look again.
-            std::thread::sleep(Duration::from_millis(350));
+            let_pass(Duration::from_millis(350));
             let now = switches();
             let still = asleep() && now == before;
             before = now;

@@ -24,7 +24,7 @@ pub(crate) use server::{
     Case, Kind, Server, Threads, Transport, bounded, every, every_blocking, fresh_path, listener,
     on_tcp, one_thread,
 };
-pub(crate) use timing::{outlast, soon};
+pub(crate) use timing::{let_pass, outlast, soon};
 
 use std::{
     sync::{Arc, Condvar, Mutex},

@@ -3,6 +3,7 @@
 use super::{Case, Kind, Transport, asleep_in, echo};
 use std::{
     sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -46,6 +47,12 @@ pub(crate) fn outlast(time: Duration) {
     let server = case.serve_with(case.builder().idle_timeout(time), echo());
     server.connect().expect_end();
     server.stop();
+}
+
+/// Lets time pass. Only for what must not happen in it, what something costs in it, or how fast a peer is:
+/// everything else is waited for with [`eventually`](super::eventually).
+pub(crate) fn let_pass(time: Duration) {
+    thread::sleep(time);
 }
 
 /// From the moment a sleeping thread is woken until it has computed for so long.
