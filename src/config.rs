@@ -48,7 +48,12 @@ pub(crate) struct OutputLimits {
     pub(crate) bytes: usize,
     pub(crate) messages: usize,
     pub(crate) on_full: OnFull,
+    /// From so many unflushed bytes on a write through `io::Write` sends them first.
+    pub(crate) write_buffer: usize,
 }
+
+/// What `io::Write` collects before it sends.
+const WRITE_BUFFER: usize = 64 << 10;
 
 /// The low mark of an output queue, unless a fourth of its limit is less.
 const LOW_MARK: usize = 64 << 10;
@@ -80,6 +85,7 @@ impl Default for OutputLimits {
             bytes: 8 << 20,
             messages: usize::MAX,
             on_full: OnFull::Error,
+            write_buffer: WRITE_BUFFER,
         }
     }
 }

@@ -77,8 +77,8 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Any error closes the connection gracefully: what was flushed is still sent, and what other
-    /// threads have [promised](ConnectionHandle::hold). After
+    /// Any error closes the connection gracefully: what was flushed, or written through
+    /// [`std::io::Write`], is still sent, and what other threads have [promised](ConnectionHandle::hold). After
     /// [`Error::PeerClosed`](crate::Error::PeerClosed), input that ended inside a message, what
     /// was written and not flushed is sent too: it answers the messages before.
     fn on_request(&self, conn: &mut Connection, state: &mut Self::State) -> io::Result<()>;

@@ -138,6 +138,12 @@ impl Dialer {
         self.limit(|limits| limits.output.messages = messages)
     }
 
+    /// What a write through `io::Write` collects, as
+    /// [`Builder::write_buffer`](crate::Builder::write_buffer).
+    pub fn write_buffer(self, bytes: usize) -> Self {
+        self.limit(|limits| limits.output.write_buffer = bytes)
+    }
+
     /// What happens after a close, as [`Builder::linger`](crate::Builder::linger).
     pub fn linger(self, time: Duration, bytes: usize) -> Self {
         self.limit(|limits| {

@@ -26,6 +26,7 @@ mod spare;
 mod split;
 mod start;
 mod state;
+mod streamed;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod transitions;
 mod tx;
@@ -88,6 +89,25 @@ const MAY_MOVE: usize = 512;
 /// ([`next_bytes`](Self::next_bytes), [`slice`](Self::slice)) stay valid as long as they are kept.
 ///
 /// Dropping an owned connection closes it gracefully.
+///
+/// # What was written through `io::Write`
+///
+/// The writing operations ([`write_slice`](Self::write_slice), [`malloc`](Self::malloc),
+/// [`append`](Self::append) and so on) send nothing before a [`flush`](Self::flush); what was not flushed
+/// when the connection ends is dropped. What is written through [`std::io::Write`] (`write_all`, `write!`,
+/// [`std::io::copy`]) is sent soon, flushed or not:
+///
+/// * by the write that finds the [write buffer](crate::Builder::write_buffer) full (64 KiB), before it takes
+///   more. It waits and fails as [`flush`](Self::flush) does;
+/// * when the callback returns, with Ok or an error (not by a panic);
+/// * before a reading call of this connection that may have to wait, `try_` calls excepted;
+/// * by the next write, where this thread has read through [`std::io::Read`] all that another connection,
+///   or the other half of this one, has to read: so `io::copy` passes on what comes while it waits for more;
+/// * when the connection is closed in order by its owner, dropped, or its sending side shut down.
+///
+/// It goes out with all that was written before it by the writing operations, whose bytes come first; what
+/// was written behind it waits for its flush. Behind room that was lent (`malloc`, a slot) nothing is sent
+/// before a flush, or before the output limit is reached: that room may still be filled in or cut.
 pub struct Connection {
     pub(crate) rx: Rx,
     pub(crate) tx: Tx,
@@ -255,12 +275,16 @@ impl Connection {
 
     /// Shuts one or both directions down, as `shutdown(2)`. After `Write` the peer sees the end
     /// of our output while we may go on reading; flush first, what is queued or unflushed cannot
-    /// be sent any more.
+    /// be sent any more. What was written through [`std::io::Write`] is flushed by this.
     ///
     /// # Errors
     ///
-    /// [`Error::OutputFull`] if output is still queued, or what the system reports.
+    /// [`Error::OutputFull`] if output is still queued or unflushed, the errors of
+    /// [`flush`](Self::flush), or what the system reports.
     pub fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
+        if how != Shutdown::Read {
+            self.tx.send_streamed()?;
+        }
         let unflushed = self.tx.pending();
         if how != Shutdown::Read && unflushed > 0 {
             return Err(Error::OutputFull {
@@ -284,6 +308,7 @@ impl Connection {
     /// As [`fill`](Self::fill), or [`Error::Closed`] if nothing may be written any more.
     #[inline]
     pub fn forward(&mut self, n: usize) -> io::Result<()> {
+        self.before(|rx| rx.len() >= n)?;
         self.rx.fill(n)?;
         self.tx.check()?;
         if n >= MAY_MOVE && self.tx.buffer.is_none() {
@@ -313,12 +338,14 @@ impl Connection {
         split::into_split(self)
     }
 
-    /// Closes gracefully: what was flushed is sent, then FIN. Returns at once.
+    /// Closes gracefully: what was flushed, or written through [`std::io::Write`], is sent, then FIN.
+    /// Returns at once.
     ///
     /// # Errors
     ///
     /// None today.
-    pub fn close(self) -> io::Result<()> {
+    pub fn close(mut self) -> io::Result<()> {
+        self.tx.send_last();
         self.rx.shared.close_with(CloseReason::Local);
         Ok(())
     }
@@ -412,8 +439,8 @@ impl Connection {
     }
 }
 
-reading_traits!(Connection);
-writing_traits!(Connection);
+reading_traits!(false, Connection);
+writing_traits!(false, Connection);
 
 /// The descriptor is non-blocking. Its options may be changed, but `SO_LINGER` makes no close wait: the
 /// library takes a time other than zero back before it closes the descriptor.

@@ -238,9 +238,10 @@ impl Owner {
         let Some(session) = session else {
             return Ok(());
         };
-        shared
-            .contain("on_prepare", || session.prepare(conn))
-            .unwrap_or_else(|| Err(Error::Closed(CloseReason::HandlerPanic).into()))
+        match shared.contain("on_prepare", || session.prepare(conn)) {
+            Some(called) => conn.tx.end_callback(called),
+            None => Err(Error::Closed(CloseReason::HandlerPanic).into()),
+        }
     }
 
     /// Tells every session of the end, oldest first.
@@ -629,7 +630,11 @@ impl Owner {
             return Ok(());
         };
         // The turn is inside of the connection's callbacks already.
-        match shared.caught(what, || callback(&mut **session, conn)) {
+        let mut called = shared.caught(what, || callback(&mut **session, conn));
+        if conn.tx.has_streamed() {
+            called = called.map(|result| conn.tx.end_callback(result));
+        }
+        match called {
             None => Err(CloseReason::HandlerPanic),
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => {

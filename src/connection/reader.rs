@@ -31,6 +31,12 @@ impl Rx {
         }
     }
 
+    /// Whether `delim` is here.
+    pub(super) fn has(&mut self, delim: u8) -> bool {
+        let mut scanned = self.scanned(delim);
+        self.find_here(delim, &mut scanned).is_some()
+    }
+
     fn find_here(&mut self, delim: u8, scanned: &mut usize) -> Option<usize> {
         let mut start = 0;
         for chunk in self.buffer().chunks() {
@@ -162,6 +168,7 @@ macro_rules! reading {
         /// not wait (inline dispatch).
         #[inline]
         pub fn fill(&mut self, n: usize) -> io::Result<()> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)
         }
 
@@ -186,6 +193,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`] of one byte more than is available.
         pub fn fill_more(&mut self) -> io::Result<()> {
+            self.before(|_| false)?;
             self.rx.fill_more()
         }
 
@@ -229,6 +237,7 @@ macro_rules! reading {
         /// As [`Self::fill`].
         #[inline]
         pub fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)?;
             self.rx.buffer().peek(n)
         }
@@ -241,6 +250,7 @@ macro_rules! reading {
         /// As [`Self::fill`].
         #[inline]
         pub fn next(&mut self, n: usize) -> io::Result<&[u8]> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)?;
             self.rx.buffer().next(n)
         }
@@ -252,6 +262,7 @@ macro_rules! reading {
         /// As [`Self::fill`].
         #[inline]
         pub fn skip(&mut self, n: usize) -> io::Result<()> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)?;
             self.rx.buffer().skip(n)
         }
@@ -264,6 +275,7 @@ macro_rules! reading {
         /// As [`Self::fill`]; a line above the input limit is
         /// [`Error::InputLimit`](crate::Error::InputLimit).
         pub fn until(&mut self, delim: u8) -> io::Result<&[u8]> {
+            self.before(|rx| rx.has(delim))?;
             let n = self.rx.find(delim)?;
             self.rx.buffer().next(n)
         }
@@ -275,6 +287,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`].
         pub fn next_bytes(&mut self, n: usize) -> io::Result<Bytes> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)?;
             self.rx.buffer().next_bytes(n)
         }
@@ -285,6 +298,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`].
         pub fn slice(&mut self, n: usize) -> io::Result<LinkBuffer> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)?;
             self.rx.buffer().slice(n)
         }
@@ -295,6 +309,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`].
         pub fn read_u8(&mut self) -> io::Result<u8> {
+            self.before(|rx| rx.len() > 0)?;
             self.rx.fill(1)?;
             self.rx.buffer().read_u8()
         }
@@ -305,6 +320,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`]; `InvalidData` if they are not UTF-8.
         pub fn read_string(&mut self, n: usize) -> io::Result<String> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)?;
             self.rx.buffer().read_string(n)
         }
@@ -315,6 +331,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`].
         pub fn read_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
+            self.before(|rx| rx.len() >= n)?;
             self.rx.fill(n)?;
             self.rx.buffer().read_vec(n)
         }
@@ -327,6 +344,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`].
         pub fn read_line(&mut self, max: usize) -> io::Result<Line> {
+            self.before(|rx| rx.has(b'\n'))?;
             self.rx.read_line(max)
         }
 
@@ -337,6 +355,7 @@ macro_rules! reading {
         ///
         /// As [`Self::fill`]; `InvalidInput` if `min` is more than `dst` holds.
         pub fn read_at_least(&mut self, dst: &mut [u8], min: usize) -> io::Result<usize> {
+            self.before(|rx| rx.len() >= min)?;
             self.rx.read_at_least(dst, min)
         }
 
@@ -425,16 +444,16 @@ macro_rules! reading {
     };
 }
 
-/// `Reader`, `std::io::Read` and `BufRead` for a type with a field `rx`.
+/// `Reader`, `std::io::Read` and `BufRead` for a type with a field `rx`; whether it is one of two halves.
 macro_rules! reading_traits {
-    ($($name:tt)+) => {
+    ($half:literal, $($name:tt)+) => {
         impl linkbuffer::Reader for $($name)+ {
             fn available(&self) -> usize {
                 self.rx.len()
             }
 
             fn fill(&mut self, n: usize) -> io::Result<()> {
-                self.rx.fill(n)
+                self.fill(n)
             }
 
             fn try_fill(&mut self, n: usize) -> io::Result<bool> {
@@ -446,7 +465,7 @@ macro_rules! reading_traits {
             }
 
             fn fill_more(&mut self) -> io::Result<()> {
-                self.rx.fill_more()
+                self.fill_more()
             }
 
             fn try_fill_more(&mut self) -> io::Result<bool> {
@@ -455,15 +474,17 @@ macro_rules! reading_traits {
 
             // However many pieces it comes in, one call waits no longer than one timeout.
             fn until(&mut self, delim: u8) -> io::Result<&[u8]> {
-                let n = self.rx.find(delim)?;
-                self.rx.buffer().next(n)
+                self.until(delim)
             }
         }
 
         /// Waits for at least one byte; `Ok(0)` is the end of input.
         impl io::Read for $($name)+ {
             fn read(&mut self, dst: &mut [u8]) -> io::Result<usize> {
-                self.rx.read(dst)
+                self.before(|rx| rx.len() > 0)?;
+                let n = self.rx.read(dst)?;
+                self.rx.note_read($half);
+                Ok(n)
             }
         }
 
@@ -475,6 +496,7 @@ macro_rules! reading_traits {
         impl io::BufRead for $($name)+ {
             #[inline]
             fn fill_buf(&mut self) -> io::Result<&[u8]> {
+                self.before(|rx| rx.len() > 0)?;
                 self.rx.first()
             }
 

@@ -65,6 +65,17 @@ pub(super) fn into_split(conn: Connection) -> (OwnedReadHalf, OwnedWriteHalf) {
 
 impl ReadHalf<'_> {
     reading!();
+
+    // The output is the other half's.
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "as that of a connection"
+    )]
+    #[inline]
+    fn before(&mut self, _: impl FnOnce(&mut Rx) -> bool) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl WriteHalf<'_> {
@@ -73,6 +84,17 @@ impl WriteHalf<'_> {
 
 impl OwnedReadHalf {
     reading!();
+
+    // The output is the other half's.
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "as that of a connection"
+    )]
+    #[inline]
+    fn before(&mut self, _: impl FnOnce(&mut Rx) -> bool) -> io::Result<()> {
+        Ok(())
+    }
 
     /// A handle for other threads.
     pub fn handle(&self) -> ConnectionHandle {
@@ -102,10 +124,10 @@ impl OwnedWriteHalf {
     }
 }
 
-reading_traits!(ReadHalf<'_>);
-reading_traits!(OwnedReadHalf);
-writing_traits!(WriteHalf<'_>);
-writing_traits!(OwnedWriteHalf);
+reading_traits!(true, ReadHalf<'_>);
+reading_traits!(true, OwnedReadHalf);
+writing_traits!(true, WriteHalf<'_>);
+writing_traits!(true, OwnedWriteHalf);
 
 impl fmt::Debug for ReadHalf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

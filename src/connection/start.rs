@@ -177,6 +177,7 @@ pub(crate) fn hijack(conn: &mut Connection) -> io::Result<Connection> {
 pub(crate) fn detach(mut conn: Connection) -> io::Result<(OwnedFd, LinkBuffer)> {
     let shared = Arc::clone(&conn.rx.shared);
     shared.check_writable()?;
+    conn.tx.send_streamed()?;
     let queued = shared.outbox.queued() + conn.tx.pending();
     if queued > 0 {
         return Err(Error::OutputFull { queued, limit: 0 }.into());
@@ -213,6 +214,7 @@ pub(crate) fn abandon(wire: &Arc<Wire>) {
 ///
 /// What the kernel has is still sent. Output that is queued is cut, which the peer sees by a reset.
 pub(super) fn part(mut conn: Connection) -> Option<Remains> {
+    conn.tx.send_last();
     let wire = conn.guard.wire.take()?;
     let remains = Remains::of(&wire);
     if let Some(mut owner) = take_back(&wire) {

@@ -26,12 +26,17 @@ pub(crate) struct Tx {
     pub(crate) socket: Arc<Wire>,
     pub(super) buffer: Option<Box<LinkBuffer>>,
     pub(crate) patience: Patience,
+    /// How many of the unflushed bytes go out without a flush: they end with what was last written
+    /// through `io::Write`.
+    pub(super) streamed: usize,
     charge: Charge,
+    /// Room was lent since the last flush: what is in it is not known to be complete, and it may be cut.
+    pub(super) reserved: bool,
     /// A flush in a callback left more than the low mark in the queue: the owner waits until that
     /// is sent before it receives more and runs the handler again.
     pub(super) gated: bool,
     /// The connection was taken out of the value this belongs to.
-    spent: bool,
+    pub(super) spent: bool,
 }
 
 impl Tx {
@@ -42,7 +47,9 @@ impl Tx {
             socket: Arc::clone(socket),
             buffer: None,
             patience: Patience::default(),
+            streamed: 0,
             charge: Charge::default(),
+            reserved: false,
             gated: false,
             spent: false,
         }
@@ -63,6 +70,13 @@ impl Tx {
             self.check_room(n)?;
         }
         Ok(self.buffer.get_or_insert_with(spare::output))
+    }
+
+    /// As [`Self::room`], for room that is lent: a slot, or what is filled in later.
+    #[inline]
+    pub(crate) fn lend(&mut self, n: usize) -> io::Result<&mut LinkBuffer> {
+        self.reserved = true;
+        self.room(n)
     }
 
     /// As [`Self::room`] for bytes that are linked. Pieces of many chunks would keep them all alive.
@@ -167,11 +181,11 @@ impl Tx {
     }
 
     /// Whether the connection belongs to the caller; otherwise this is one of its callbacks.
-    fn is_owned(&self) -> bool {
+    pub(super) fn is_owned(&self) -> bool {
         self.shared.word.has(OWNED)
     }
 
-    fn sender(&self) -> Sender {
+    pub(super) fn sender(&self) -> Sender {
         if self.is_owned() {
             Sender::Other
         } else {
@@ -189,11 +203,17 @@ impl Tx {
             return Straight::No;
         };
         buffer.flush();
-        if buffer.is_empty() {
-            return Straight::Sent;
+        self.reserved = false;
+        let straight = if buffer.is_empty() {
+            Straight::Sent
+        } else {
+            let line = shared.line(&self.socket);
+            shared.outbox.send_whole(&shared.word, calm, &line, buffer)
+        };
+        if straight != Straight::No {
+            self.streamed = 0;
         }
-        let line = shared.line(&self.socket);
-        shared.outbox.send_whole(&shared.word, calm, &line, buffer)
+        straight
     }
 
     /// Sends what the kernel takes now, leaves the rest to the poller. `true`: the queue is empty.
@@ -221,12 +241,13 @@ impl Tx {
             return Ok(());
         };
         buffer.flush();
-        if buffer.is_empty() {
-            return Ok(());
+        self.reserved = false;
+        if !buffer.is_empty() {
+            self.shared
+                .submit(&self.socket, buffer, &self.patience, manner, sender)?;
         }
-        self.shared
-            .submit(&self.socket, buffer, &self.patience, manner, sender)
-            .map(drop)
+        self.streamed = 0;
+        Ok(())
     }
 
     /// Nothing can be written through this value any more.
@@ -263,6 +284,10 @@ impl Tx {
 
 impl Drop for Tx {
     fn drop(&mut self) {
+        // A close from elsewhere ends the connection in front of what was not submitted.
+        if self.has_streamed() && !self.shared.word.has(CLOSE) {
+            self.send_last();
+        }
         self.settle();
         // What is left was never submitted.
         if let Some(mut buffer) = self.buffer.take() {
@@ -375,6 +400,15 @@ impl Shared {
     pub(crate) fn push(self: &Arc<Self>, chain: &mut LinkBuffer) -> io::Result<()> {
         self.check_writable()?;
         let socket = self.socket().ok_or_else(|| self.closed_error())?;
+        self.push_last(&socket, chain)
+    }
+
+    /// As [`push`](Self::push), also behind a close that has not come to its end.
+    pub(super) fn push_last(
+        self: &Arc<Self>,
+        socket: &Socket,
+        chain: &mut LinkBuffer,
+    ) -> io::Result<()> {
         let unbounded = Bound {
             bytes: usize::MAX,
             messages: usize::MAX,
@@ -382,7 +416,7 @@ impl Shared {
         };
         let sent = match self
             .outbox
-            .send(&self.word, &self.line(&socket), chain, unbounded)
+            .send(&self.word, &self.line(socket), chain, unbounded)
         {
             Ok((_, sent)) => sent,
             Err(Full(queued)) => {
@@ -393,7 +427,7 @@ impl Shared {
                 .into());
             }
         };
-        self.settle_send(&socket, sent);
+        self.settle_send(socket, sent);
         if matches!(sent, Sent::Failed(_)) {
             Err(self.write_error())
         } else {

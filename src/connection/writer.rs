@@ -68,7 +68,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-            Writer::malloc(self.tx.room(n)?, n)
+            Writer::malloc(self.tx.lend(n)?, n)
         }
 
         /// Keeps the first `n` unflushed bytes and drops the rest.
@@ -78,7 +78,7 @@ macro_rules! writing {
         /// `InvalidInput` if fewer than `n` bytes are unflushed; otherwise as
         /// [`Self::write_slice`].
         pub fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
-            Writer::malloc_ack(self.tx.buffer()?, n)
+            self.tx.cut(n)
         }
 
         /// Bytes written and not flushed.
@@ -134,7 +134,7 @@ macro_rules! writing {
         /// `InvalidInput` if fewer than `remain` bytes are unflushed; otherwise as
         /// [`Self::write_slice`].
         pub fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
-            Writer::write_direct(self.tx.room_for_link(data.len())?, data, remain)
+            self.tx.insert(data, remain)
         }
 
         /// Links everything in `other`, flushed or not, behind what was written.
@@ -153,7 +153,7 @@ macro_rules! writing {
         ///
         /// As [`Self::write_slice`].
         pub fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>> {
-            Writer::reserve_slot(self.tx.room(N)?)
+            Writer::reserve_slot(self.tx.lend(N)?)
         }
 
         /// Fills a slot of this connection's unflushed output.
@@ -227,6 +227,15 @@ macro_rules! writing {
             self.tx.write_vectored(slices)
         }
 
+        /// From how many unflushed bytes on [`std::io::Write::write`] sends them before it takes more, from
+        /// now on and in the place of the loop's [`write_buffer`](crate::Builder::write_buffer) or the
+        /// dialer's.
+        pub fn set_write_buffer(&mut self, bytes: usize) {
+            self.tx
+                .shared
+                .set_output_limits(|limits| limits.write_buffer = bytes);
+        }
+
         /// Limits how long one call waits for output to be taken; `None` waits for ever.
         pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
             self.tx.patience.set_timeout(timeout);
@@ -240,16 +249,16 @@ macro_rules! writing {
     };
 }
 
-/// `Writer` and `std::io::Write` for a type with a field `tx`.
+/// `Writer` and `std::io::Write` for a type with a field `tx`; whether it is one of two halves.
 macro_rules! writing_traits {
-    ($($name:tt)+) => {
+    ($half:literal, $($name:tt)+) => {
         impl linkbuffer::Writer for $($name)+ {
             fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-                Writer::malloc(self.tx.room(n)?, n)
+                Writer::malloc(self.tx.lend(n)?, n)
             }
 
             fn malloc_ack(&mut self, n: usize) -> io::Result<()> {
-                Writer::malloc_ack(self.tx.buffer()?, n)
+                self.tx.cut(n)
             }
 
             fn malloc_len(&self) -> usize {
@@ -265,7 +274,7 @@ macro_rules! writing_traits {
             }
 
             fn write_direct(&mut self, data: Bytes, remain: usize) -> io::Result<()> {
-                Writer::write_direct(self.tx.room_for_link(data.len())?, data, remain)
+                self.tx.insert(data, remain)
             }
 
             fn append(&mut self, other: LinkBuffer) -> io::Result<()> {
@@ -273,7 +282,7 @@ macro_rules! writing_traits {
             }
 
             fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
-                Writer::reserve_raw(self.tx.room(len)?, len)
+                Writer::reserve_raw(self.tx.lend(len)?, len)
             }
 
             fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
@@ -285,17 +294,14 @@ macro_rules! writing_traits {
             }
         }
 
-        /// `write` copies into the unflushed output, no more than the output limit at once; `flush` sends
-        /// it. A `write` that would take the output above its limit flushes first, as
-        /// [`std::io::BufWriter`] does; slots end then.
+        /// `write` copies into the unflushed output, no more than the output limit at once, and sends that
+        /// first if it has reached the [write buffer](crate::Builder::write_buffer)'s size: see
+        /// [`Connection`](crate::Connection#what-was-written-through-iowrite). It waits, and fails, as `flush`
+        /// does. Behind room that was lent (`malloc`, a slot) it flushes where it would exceed the output
+        /// limit, and not before; slots end then.
         impl io::Write for $($name)+ {
             fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                if !self.tx.has_room(data.len()) {
-                    self.tx.flush()?;
-                }
-                let data = &data[..data.len().min(self.tx.limit())];
-                Writer::write_slice(self.tx.room(data.len())?, data)?;
-                Ok(data.len())
+                self.tx.stream(data, $half)
             }
 
             fn flush(&mut self) -> io::Result<()> {

@@ -199,6 +199,15 @@ impl Builder {
         self
     }
 
+    /// From how many unflushed bytes on [`std::io::Write::write`] on a connection sends them before it
+    /// takes more (default 64 KiB), so that a long response made of small writes costs one system call
+    /// for so many bytes. 0 sends before each write; `usize::MAX` waits for the output limit. See
+    /// [`Connection`](crate::Connection#what-was-written-through-iowrite).
+    pub fn write_buffer(mut self, bytes: usize) -> Self {
+        self.limits.output.write_buffer = bytes;
+        self
+    }
+
     /// How many bytes of input and output all connections may hold together: what stays unread when a
     /// turn ends or a handler waits, what is not flushed then, and what is queued. Default: half of the
     /// memory that the process may use, which is its control group's limit or the machine's memory
