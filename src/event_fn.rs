@@ -21,6 +21,9 @@ use std::{convert::Infallible, fmt, io, sync::Arc};
 /// | `Readable`, `WriteComplete` | any number of times | `Connected` or later |
 /// | `Error` | at most once, right before `Closed` | `Disconnecting` |
 /// | `Closed` | once, if `Connected` returned Ok | `Disconnecting` |
+///
+/// A dial that was [started](crate::Dialer::start_with) and comes to nothing has no socket and no event:
+/// the callback that was given with it is told.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

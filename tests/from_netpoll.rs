@@ -242,6 +242,8 @@ fn client(address: Address, unix: UnixStream) -> io::Result<()> {
     let dialer = Dialer::new().local_addr(address.clone());
     let conn = dialer.dial_connection(address.clone())?;
     dialer.dial_with(address.clone(), handler_fn(|_| Ok(())))?;
+    dialer.start_with(address.clone(), handler_fn(|_| Ok(())), drop)?;
+    dialer.start_connection(address.clone(), drop)?;
     let (one, _pair) = UnixStream::pair()?;
     let other = dialer.adopt(one)?;
     let attached: ConnectionHandle = dialer.adopt(unix)?.attach(Callbacks)?;
@@ -255,6 +257,7 @@ fn client(address: Address, unix: UnixStream) -> io::Result<()> {
 fn connection(conn: &mut Connection) -> io::Result<()> {
     conn.is_active();
     conn.is_shutting_down();
+    conn.handle().interrupt();
     conn.set_read_timeout(None);
     conn.set_write_timeout(None);
     conn.set_read_deadline(Some(Instant::now()));
@@ -368,7 +371,7 @@ fn errors(error: &io::Error) -> Option<()> {
         Error::Closed(CloseReason::Local) | Error::ReadTimeout | Error::DialTimeout => {}
         Error::WriteTimeout { sent, queued } => assert!(sent < queued),
         Error::PeerClosed { wanted, available } => assert!(wanted > available),
-        Error::Unsupported(_) | Error::Poisoned | Error::Overloaded => {}
+        Error::Unsupported(_) | Error::Poisoned | Error::Overloaded | Error::Interrupted => {}
         Error::InputLimit { .. } | Error::OutputFull { .. } => {}
         Error::PoolExhausted | Error::ShuttingDown | Error::ShutdownIncomplete { .. } => {}
         Error::WouldDeadlock | Error::SelfConnect | Error::InvalidAddress(_) => {}

@@ -1,10 +1,12 @@
 //! Opens connections.
 
+use super::starting::{Failed, Opened, Starting, Then};
 use crate::{
     config::{Limits, OnFull},
     connection::{self, Connection, ConnectionHandle},
     context::Context,
     dispatch::{Dispatch, Runner},
+    foreign::Foreign,
     handler::{Handler, sessions},
     net::{self, Address, Dial, Socket, SocketOptions},
     stats::Stats,
@@ -200,23 +202,103 @@ impl Dialer {
         let (socket, peer) = self.connect(&address, None)?;
         let conn = connection::accepted(&context, socket, peer, sessions(handler)())?;
         trace::debug!(
-            "connection {}: dialled {address}, {}",
+            "connection {}: dialled {address}, {} from {}",
             conn.id(),
-            conn.peer_addr()
+            conn.peer_addr(),
+            conn.local_addr()
         );
         Ok(conn)
+    }
+
+    /// Begins to open a connection for the caller's own use and returns at once, with its handle: no thread
+    /// waits for the look-up of a name or for the peer. A thread of the pollers calls `done` with the
+    /// connection, or with why there is none; `done` may wait. (If the pollers have ended, the calling
+    /// thread does.)
+    ///
+    /// Until then the connection is [`State::Connecting`](crate::State::Connecting). What is sent through
+    /// the handle is queued and goes out when it is connected; [`close`](ConnectionHandle::close) and
+    /// [`abort`](ConnectionHandle::abort) cancel the dial: sockets are closed at once, `done` is told
+    /// [`Error::Closed`](crate::Error::Closed), and what was queued counts as lost. [`ConnectionHandle::done`]
+    /// and close callbacks tell of a failure too, behind `done`, with the kind of its error. The connect
+    /// timeout, the retries and the local address hold as for
+    /// [`dial_connection`](Self::dial_connection), and the addresses of a name are tried in the same way.
+    /// [`peer_addr`](ConnectionHandle::peer_addr) is the address as it is given here, a host name if it is
+    /// one.
+    ///
+    /// ```no_run
+    /// use netpoll::{Address, Dialer};
+    /// use std::{sync::mpsc, time::Duration};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let dialer = Dialer::new().connect_timeout(Duration::from_secs(1));
+    /// let (tell, told) = mpsc::channel();
+    /// for port in 7001..7004 {
+    ///     let tell = tell.clone();
+    ///     let address = Address::Host("localhost".into(), port);
+    ///     // All three at once.
+    ///     dialer.start_connection(address, move |done| drop(tell.send(done)))?;
+    /// }
+    /// let first = told.iter().take(3).find_map(Result::ok);
+    /// # drop(first);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What keeps a dial from being begun, such as pollers that cannot be started; `done` is dropped
+    /// uncalled then. Everything else is told by `done`: what
+    /// [`dial_connection`](Self::dial_connection) returns.
+    pub fn start_connection(
+        &self,
+        address: impl Into<Address>,
+        done: impl FnOnce(io::Result<Connection>) + Send + 'static,
+    ) -> io::Result<ConnectionHandle> {
+        let done: Opened = Foreign::new(Box::new(done));
+        self.start(address.into(), || Then::Owner(done))
+    }
+
+    /// Begins to open a connection that `handler` drives and returns at once, with its handle; see
+    /// [`start_connection`](Self::start_connection). When it is connected all goes on as with
+    /// [`dial_with`](Self::dial_with), from `on_prepare` on, which a thread of the pollers calls. If it
+    /// cannot be connected, `on_prepare` refuses it, or the dial is cancelled, `failed` is called with the
+    /// reason, on such a thread too, and no callback of the handler is, but `on_prepare`.
+    ///
+    /// # Errors
+    ///
+    /// As [`start_connection`](Self::start_connection); `failed` is dropped uncalled then.
+    pub fn start_with(
+        &self,
+        address: impl Into<Address>,
+        handler: impl Handler,
+        failed: impl FnOnce(io::Error) + Send + 'static,
+    ) -> io::Result<ConnectionHandle> {
+        let failed: Failed = Foreign::new(Box::new(failed));
+        self.start(address.into(), || {
+            Then::Handler(sessions(handler)(), failed)
+        })
+    }
+
+    fn start(&self, address: Address, then: impl FnOnce() -> Then) -> io::Result<ConnectionHandle> {
+        let context = self.context()?;
+        let shared = Starting::start(&context, self, address, then());
+        Ok(ConnectionHandle::new(shared))
     }
 
     /// Takes over a connected stream socket, TCP or unix, such as one half of a socket pair or a
     /// descriptor inherited from another process.
     ///
+    /// One that is still connecting, in non-blocking mode, is waited for: at most the connect timeout.
+    ///
     /// # Errors
     ///
-    /// `InvalidInput` if it is no connected stream socket, or what the system reports.
+    /// `InvalidInput` or `NotConnected` if it is no connected stream socket, or what the system reports; if
+    /// it was connecting, `ConnectionRefused` and what else [`dial_connection`](Self::dial_connection)
+    /// returns. The descriptor is closed then.
     pub fn adopt(&self, fd: impl Into<OwnedFd>) -> io::Result<Connection> {
         let context = self.context()?;
         let socket = Socket::from_fd(fd.into())?;
-        let peer = socket.peer_address()?;
+        let peer = net::peer_of(&socket, self.deadline())?;
         connection::dialled(&context, socket, peer)
     }
 
@@ -238,19 +320,10 @@ impl Dialer {
         if poller::must_not_block() {
             return Err(crate::Error::WouldDeadlock.into());
         }
-        let deadline = self
-            .connect_timeout
-            .and_then(|t| Instant::now().checked_add(t));
-        let deadline = [deadline, until].into_iter().flatten().min();
-        let mut attempt = 0;
+        let deadline = [self.deadline(), until].into_iter().flatten().min();
+        let mut failures = 0;
         loop {
-            let dial = Dial {
-                options: Some(&self.socket),
-                local: self.local.as_ref(),
-                deadline,
-                cancelled: None,
-            };
-            match net::connect(address, dial) {
+            match net::connect(address, self.dial(deadline)) {
                 Ok(socket) => {
                     let peer = match address {
                         // A name may stand for several addresses: ask which one answered.
@@ -259,9 +332,9 @@ impl Dialer {
                     };
                     return Ok((socket, peer));
                 }
-                Err(error) if attempt < self.retries && repeatable(&error) => {
+                Err(error) if self.repeats(failures, &error) => {
                     trace::debug!("dial again: {error}");
-                    attempt += 1;
+                    failures += 1;
                 }
                 Err(error) => {
                     trace::debug!("dial failed: {error}");
@@ -269,6 +342,26 @@ impl Dialer {
                 }
             }
         }
+    }
+
+    /// When a dial that begins now gives up.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let timeout = self.connect_timeout?;
+        Instant::now().checked_add(timeout)
+    }
+
+    pub(super) fn dial(&self, deadline: Option<Instant>) -> Dial<'_> {
+        Dial {
+            options: Some(&self.socket),
+            local: self.local.as_ref(),
+            deadline,
+            cancelled: None,
+        }
+    }
+
+    /// Whether a dial is to be repeated after this error and so many before.
+    pub(super) fn repeats(&self, failures: u32, error: &io::Error) -> bool {
+        failures < self.retries && repeatable(error)
     }
 
     fn context(&self) -> io::Result<Arc<Context>> {

@@ -6,6 +6,7 @@ mod dialer;
 mod models;
 mod pool;
 mod shelf;
+mod starting;
 
 pub use builder::PoolBuilder;
 pub use dialer::Dialer;

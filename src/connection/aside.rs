@@ -5,7 +5,7 @@
 //! The lock is held for a look or an exchange, never across a system call that may wait, user code or
 //! the drop of anything of the user's.
 
-use super::{interrupt::Interrupts, operator::Wire, wake::Bell};
+use super::{interrupt::Interrupts, opening::Attempt, operator::Wire, wake::Bell};
 use crate::{
     config::OutputLimits,
     error::CloseReason,
@@ -53,6 +53,8 @@ struct Rarest {
     short_after: Option<u64>,
     /// In the place of those of the loop or dialer.
     output_limits: Option<OutputLimits>,
+    /// What makes the socket, until it is there.
+    attempt: Option<Arc<dyn Attempt>>,
 }
 
 /// Deadlines that are set, 0 for none: see [`alarms`](super::alarms).
@@ -162,6 +164,21 @@ impl Aside {
         if limits.is_some() || self.output_limits().is_some() {
             self.rarest().output_limits = limits;
         }
+    }
+
+    pub(super) fn attempt(&self) -> Option<Arc<dyn Attempt>> {
+        self.rare.as_ref()?.rarest.as_ref()?.attempt.clone()
+    }
+
+    /// Returns the one before, which is to be dropped without the lock.
+    pub(super) fn set_attempt(
+        &mut self,
+        attempt: Option<Arc<dyn Attempt>>,
+    ) -> Option<Arc<dyn Attempt>> {
+        if attempt.is_none() && self.attempt().is_none() {
+            return None;
+        }
+        std::mem::replace(&mut self.rarest().attempt, attempt)
     }
 
     fn rarest(&mut self) -> &mut Rarest {

@@ -58,6 +58,9 @@ impl Shared {
                 }
             }
             self.attend(0);
+            if before & state::CONNECTED == 0 {
+                self.cancel_opening();
+            }
             if before & state::OWNED != 0 {
                 self.ring();
                 self.tell_keeper();
@@ -340,6 +343,18 @@ fn was_given_up(shared: &Shared, reason: CloseReason) -> bool {
 
 /// The callbacks of the end; the socket stays.
 pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseReason) {
+    finish_with(shared, reason, |reason| {
+        owner.disconnect(reason);
+        move || drop(owner)
+    });
+}
+
+/// As [`finish`]: `tell` says to the handler that it is over, and returns what drops what it has.
+pub(super) fn finish_with<D: FnOnce()>(
+    shared: &Arc<Shared>,
+    reason: CloseReason,
+    tell: impl FnOnce(CloseReason) -> D,
+) {
     let reason = shared.aside.lock().decide(reason);
     shared.word.set(state::CLOSE);
     let loss = shared.outbox.lost();
@@ -355,12 +370,12 @@ pub(crate) fn finish(shared: &Arc<Shared>, mut owner: Box<Owner>, reason: CloseR
         let counters = &shared.context.counters;
         counters.overloaded.fetch_add(1, Ordering::Relaxed);
     }
-    owner.disconnect(reason);
+    let left = tell(reason);
     shared.word.set(state::CLOSED | state::CONNECTED);
     // What was queued too late to go out is counted as lost, not kept.
     shared.discard_output();
     // User code runs in the drops too; nothing is locked here.
-    shared.contain("drop of connection state", move || drop(owner));
+    shared.contain("drop of connection state", left);
     shared.call_back();
     shared.contain("drop of handler", || shared.set_hooks(None));
     shared.notify_all();

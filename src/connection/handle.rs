@@ -78,6 +78,13 @@ impl ConnectionHandle {
         &self.shared.peer
     }
 
+    /// Where this end is, if the connection has a socket.
+    pub(crate) fn local_addr(&self) -> Address {
+        let socket = self.shared.socket();
+        let local = socket.and_then(|socket| socket.local_address().ok());
+        local.unwrap_or(Address::Unnamed)
+    }
+
     /// Sends one message, or queues it behind what is being sent.
     ///
     /// Returns how many bytes were accepted: always the whole message. Accepted bytes are
@@ -230,10 +237,13 @@ impl ConnectionHandle {
         if len == 0 {
             return Ok(0);
         }
-        let socket = self
-            .shared
-            .socket()
-            .ok_or_else(|| self.shared.closed_error())?;
+        let Some(socket) = self.shared.socket() else {
+            if !self.shared.is_opening() {
+                return Err(self.shared.closed_error());
+            }
+            self.shared.submit_early(message, &self.patience, manner)?;
+            return Ok(len);
+        };
         if self
             .shared
             .submit(&socket, message, &self.patience, manner, Sender::Other)?

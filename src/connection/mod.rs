@@ -13,6 +13,7 @@ mod limits;
 mod linger;
 #[cfg(all(test, loom))]
 mod models;
+mod opening;
 mod operator;
 mod output;
 mod patience;
@@ -41,6 +42,7 @@ pub use state::State;
 
 pub(crate) use alarms::COARSE;
 pub(crate) use input::End;
+pub(crate) use opening::{Attempt, not_opened, opened_for_handler, opened_for_owner, opening};
 pub(crate) use operator::Wire;
 pub(crate) use process::{in_callback, run, take_turn};
 pub(crate) use shared::{For, Shared};

@@ -176,10 +176,6 @@ impl Line<'_> {
 
 impl Shared {
     /// A connection with its socket.
-    ///
-    /// # Panics
-    ///
-    /// From 2^32 connections in one context on: each has a descriptor, and those are 31 bits.
     pub(crate) fn open(
         context: Arc<Context>,
         key: usize,
@@ -188,7 +184,22 @@ impl Shared {
         peer: Address,
         bits: u32,
     ) -> Arc<Wire> {
-        let shared = Arc::new(Self {
+        Self::unplugged(context, key, id, peer, bits).plug(socket)
+    }
+
+    /// A connection without a socket.
+    ///
+    /// # Panics
+    ///
+    /// From 2^32 connections in one context on: each has a descriptor, and those are 31 bits.
+    pub(crate) fn unplugged(
+        context: Arc<Context>,
+        key: usize,
+        id: u64,
+        peer: Address,
+        bits: u32,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             word: Word::new(bits),
             holds: AtomicU32::new(0),
             key: u32::try_from(key).expect("more connections than descriptors"),
@@ -203,10 +214,16 @@ impl Shared {
             bytes_in: AtomicU64::new(0),
             aside: Mutex::default(),
             registration: OnceLock::new(),
-        });
-        let operator = ConnectionOperator::new(Arc::clone(&shared), socket);
+        })
+    }
+
+    /// Gives the connection its socket.
+    pub(super) fn plug(self: &Arc<Self>, socket: Socket) -> Arc<Wire> {
+        let operator = ConnectionOperator::new(Arc::clone(self), socket);
         let wire = Arc::new(Wire::new(operator));
-        shared.aside.lock().wire = Some(Arc::clone(&wire));
+        #[cfg(netpoll_leaks)]
+        wire.leak.belongs_to(self);
+        self.aside.lock().wire = Some(Arc::clone(&wire));
         wire
     }
 
@@ -244,10 +261,10 @@ impl Shared {
         drop(old);
     }
 
-    /// Whether no poller knows the connection yet, as in `on_prepare`: nobody would end a wait.
+    /// Whether no poller knows the connection yet, as in `on_prepare`: nothing would end a wait.
     pub(crate) fn is_unwatched(&self) -> bool {
         // Under shuttle the model plays the poller.
-        !cfg!(shuttle) && self.registration().is_none()
+        !cfg!(shuttle) && self.registration().is_none() && !self.is_opening()
     }
 
     /// Asks the poller to look at this connection again.

@@ -29,7 +29,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-fn next_id() -> u64 {
+pub(super) fn next_id() -> u64 {
     // A plain counter that orders nothing; loom has no static atomics.
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -48,13 +48,19 @@ pub(crate) fn accepted(
     peer: Address,
     session: Box<dyn Session>,
 ) -> io::Result<ConnectionHandle> {
-    let wire = insert(context, socket, peer, RUNNING | ATTEND);
+    go(insert(context, socket, peer, RUNNING | ATTEND), session)
+}
+
+/// As [`accepted`], from when the connection is in the table.
+pub(super) fn go(wire: Arc<Wire>, session: Box<dyn Session>) -> io::Result<ConnectionHandle> {
     let shared = Arc::clone(&wire.shared);
+    let context = &shared.context;
     let way = if context.is_client { "to" } else { "from" };
     trace::debug!(
-        "connection {} {way} {}: it has a handler",
+        "connection {} {way} {}, here {}: it has a handler",
         shared.id,
-        shared.peer
+        shared.peer,
+        wire.local_address().unwrap_or(Address::Unnamed)
     );
     let hooks = session.hooks();
     let conn = Connection::new(&wire);
@@ -351,15 +357,13 @@ fn insert(context: &Arc<Context>, socket: Socket, peer: Address, bits: u32) -> A
     let wire = context
         .connections
         .insert(|key| Shared::open(Arc::clone(context), key, next_id(), socket, peer, bits));
-    #[cfg(netpoll_leaks)]
-    wire.leak.belongs_to(&wire.shared);
     if context.is_draining() {
         wire.shared.word.set(DRAIN);
     }
     wire
 }
 
-fn register(wire: Arc<Wire>, interest: Interest) -> io::Result<()> {
+pub(super) fn register(wire: Arc<Wire>, interest: Interest) -> io::Result<()> {
     if cfg!(shuttle) {
         // Models play the poller.
         return Ok(());

@@ -167,6 +167,12 @@ impl Word {
         bits & NOT_AT_REST == 0 && self.swap(bits, bits | news | RUNNING)
     }
 
+    /// A connection that was being made is its owner's from now on. `false`: its end was asked for.
+    pub(crate) fn give_to_owner(&self) -> bool {
+        self.update(|bits| (bits & ENDED == 0).then_some((bits | OWNED | CONNECTED) & !ATTEND))
+            .is_ok()
+    }
+
     /// Gives the owner's role back unless there is news. `false`: keep running.
     pub(crate) fn leave(&self) -> bool {
         self.update(|bits| (bits & NEWS == 0).then_some(bits & !RUNNING))

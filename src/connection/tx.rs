@@ -3,7 +3,7 @@
 use super::{
     limits::{Allowance, Manner, Sender},
     operator::Wire,
-    output::{Mark, Sent, Straight, drop_output},
+    output::{Mark, Sent, Sink, Straight, drop_output},
     patience::Patience,
     queue::{Bound, Full},
     shared::{For, Shared, Waited},
@@ -353,15 +353,27 @@ impl Shared {
         manner: Manner,
         sender: Sender,
     ) -> io::Result<Option<Mark>> {
+        let line = self.line(socket);
+        let allowance = || Allowance(self, sender);
+        let (mark, sent) = self.submit_to(&line, chain, patience, manner, allowance)?;
+        self.sent(socket, mark, sent)
+    }
+
+    /// As [`submit`](Self::submit), to whatever leads to the peer; what comes of the flusher's turn is the
+    /// caller's to see to.
+    pub(super) fn submit_to<'a>(
+        self: &'a Arc<Self>,
+        sink: &impl Sink,
+        chain: &mut LinkBuffer,
+        patience: &Patience,
+        manner: Manner,
+        allowance: impl Fn() -> Allowance<'a>,
+    ) -> io::Result<(Mark, Sent)> {
         let len = chain.len();
         let mut until = None;
         loop {
-            let allowance = Allowance(self, sender);
-            match self
-                .outbox
-                .send(&self.word, &self.line(socket), chain, allowance)
-            {
-                Ok((mark, sent)) => return self.sent(socket, mark, sent),
+            match self.outbox.send(&self.word, sink, chain, allowance()) {
+                Ok(sent) => return Ok(sent),
                 Err(Full(queued)) => {
                     let limits = self.output_limits();
                     let limit = limits.bytes;
@@ -375,9 +387,7 @@ impl Shared {
                             let until = *until.get_or_insert_with(|| {
                                 patience.until(self.context.limits.write_timeout)
                             });
-                            self.wait_output(until, || {
-                                self.outbox.has_room(len, Allowance(self, sender))
-                            })?;
+                            self.wait_output(until, || self.outbox.has_room(len, allowance()))?;
                             // A queue that was dropped has room too.
                             self.check_writable()?;
                         }
@@ -436,7 +446,6 @@ impl Shared {
     }
 
     /// Sends what is queued.
-    #[cfg(target_os = "linux")]
     pub(crate) fn drive(self: &Arc<Self>, socket: &Socket) {
         let sent = self.outbox.drive(&self.word, &self.line(socket));
         self.settle_send(socket, sent);

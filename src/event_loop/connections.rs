@@ -83,6 +83,15 @@ impl Connections {
     /// Adds the connection that `make` builds for the given key. It takes a place that was
     /// reserved, if any is.
     pub(crate) fn insert(&self, make: impl FnOnce(usize) -> Arc<Wire>) -> Arc<Wire> {
+        self.add(make, |wire| &wire.shared)
+    }
+
+    /// As [`insert`](Self::insert), of a connection without a socket.
+    pub(crate) fn insert_unplugged(&self, make: impl FnOnce(usize) -> Arc<Shared>) -> Arc<Shared> {
+        self.add(make, |shared| shared)
+    }
+
+    fn add<T>(&self, make: impl FnOnce(usize) -> T, shared: impl FnOnce(&T) -> &Arc<Shared>) -> T {
         let mut table = self.table.lock();
         let entries = &mut table.entries;
         if entries.len() == entries.capacity() {
@@ -90,14 +99,14 @@ impl Connections {
             entries.reserve_exact((entries.len() / 4).max(GROWTH));
         }
         let vacant = entries.vacant_entry();
-        let wire = make(vacant.key());
+        let made = make(vacant.key());
         vacant.insert(Entry {
-            shared: Arc::clone(&wire.shared),
+            shared: Arc::clone(shared(&made)),
             live: true,
         });
         table.live += 1;
         table.reserved = table.reserved.saturating_sub(1);
-        wire
+        made
     }
 
     /// The callbacks of a connection have all run.

@@ -1,4 +1,5 @@
-//! Making a connection: the caller's thread waits for it, no poller is involved.
+//! Making a connection. The caller's thread waits for it; [`connecting`](super::connecting) does the same in
+//! steps that do not wait.
 //!
 //! A host name may stand for several addresses, of which some may not answer. So attempts are staggered, as
 //! RFC 8305 has it: a further address is tried as soon as an attempt has failed, and when none has come to
@@ -9,6 +10,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::AsFd,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -62,14 +64,7 @@ pub(crate) fn connect(address: &Address, dial: Dial<'_>) -> io::Result<Socket> {
 
 impl Dial<'_> {
     fn connect_any(&self, addresses: &[SocketAddr]) -> io::Result<Socket> {
-        Race {
-            dial: self,
-            waiting: interleaved(addresses),
-            pending: Vec::new(),
-            failed: Vec::new(),
-            next_at: Instant::now(),
-        }
-        .run()
+        Race::new(addresses).run(self)
     }
 
     /// Begins to connect. Whether that was done at once.
@@ -95,32 +90,15 @@ impl Dial<'_> {
         }
     }
 
-    /// Unix sockets connect at once or not at all. A listener that has no room for the connection
-    /// says so by `EAGAIN`, and nothing tells when it has; so this tries again now and then.
     fn connect_unix(&self, address: &Address) -> io::Result<Socket> {
-        let local = match self.local {
-            None => None,
-            Some(local) if local.is_unix() => local.to_system()?,
-            Some(local) => return Err(local.unusable(InvalidAddress::FamilyMismatch)),
-        };
-        let peer = address.to_system()?.ok_or(io::ErrorKind::InvalidInput)?;
-        let socket = self.open(Domain::UNIX, local.as_ref(), false)?;
-        let mut pause = FIRST_PAUSE;
+        let mut knock = Knock::new(self, address)?;
         loop {
-            match call(Call::Connect, || SockRef::from(&socket).connect(&peer)) {
-                Ok(()) => return Ok(socket),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+            if knock.has_connected(self)? {
+                return Ok(knock.socket);
             }
             self.check_cancelled()?;
-            let now = Instant::now();
-            let left = self.deadline.map(|end| end.saturating_duration_since(now));
-            if left == Some(Duration::ZERO) {
-                return Err(Error::DialTimeout.into());
-            }
             poller::before_blocking();
-            thread::sleep(left.map_or(pause, |left| left.min(pause)));
-            pause = (pause * 2).min(LAST_PAUSE);
+            thread::sleep(knock.next_at.saturating_duration_since(Instant::now()));
         }
     }
 
@@ -150,7 +128,7 @@ impl Dial<'_> {
         [slice, self.deadline].into_iter().flatten().min()
     }
 
-    fn is_late(&self) -> bool {
+    pub(super) fn is_late(&self) -> bool {
         self.deadline
             .is_some_and(|deadline| Instant::now() >= deadline)
     }
@@ -163,85 +141,173 @@ impl Dial<'_> {
     }
 }
 
+/// Attempts at a unix socket, which connects at once or not at all. A listener that has no room for the
+/// connection says so by `EAGAIN`, and nothing tells when it has; so this tries again now and then.
+pub(super) struct Knock {
+    socket: Socket,
+    peer: SockAddr,
+    pause: Duration,
+    /// When to try again.
+    pub(super) next_at: Instant,
+}
+
+impl Knock {
+    pub(super) fn new(dial: &Dial<'_>, address: &Address) -> io::Result<Self> {
+        let local = match dial.local {
+            None => None,
+            Some(local) if local.is_unix() => local.to_system()?,
+            Some(local) => return Err(local.unusable(InvalidAddress::FamilyMismatch)),
+        };
+        Ok(Self {
+            peer: address.to_system()?.ok_or(io::ErrorKind::InvalidInput)?,
+            socket: dial.open(Domain::UNIX, local.as_ref(), false)?,
+            pause: FIRST_PAUSE,
+            next_at: Instant::now(),
+        })
+    }
+
+    /// Tries. `false`: try again at `next_at`.
+    pub(super) fn has_connected(&mut self, dial: &Dial<'_>) -> io::Result<bool> {
+        let (socket, peer) = (SockRef::from(&self.socket), &self.peer);
+        match call(Call::Connect, || socket.connect(peer)) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        if dial.is_late() {
+            return Err(Error::DialTimeout.into());
+        }
+        let next_at = Instant::now() + self.pause;
+        self.next_at = dial.deadline.map_or(next_at, |end| end.min(next_at));
+        self.pause = (self.pause * 2).min(LAST_PAUSE);
+        Ok(false)
+    }
+
+    pub(super) fn into_socket(self) -> Socket {
+        self.socket
+    }
+}
+
 /// Attempts at the addresses of a host.
-struct Race<'a> {
-    dial: &'a Dial<'a>,
+pub(super) struct Race {
     /// Not tried yet, in the order of preference.
     waiting: VecDeque<SocketAddr>,
-    pending: Vec<Attempt>,
+    pub(super) pending: Vec<Attempt>,
     failed: Vec<(SocketAddr, io::Error)>,
     /// When the next address is tried.
     next_at: Instant,
 }
 
-struct Attempt {
+pub(super) struct Attempt {
     peer: SocketAddr,
-    socket: Socket,
+    /// Shared with the poller that watches it, if one does.
+    pub(super) socket: Arc<Socket>,
     /// Earlier attempts at this address that ended at themselves.
     selves: u32,
 }
 
-impl Race<'_> {
-    fn run(mut self) -> io::Result<Socket> {
+impl Race {
+    pub(super) fn new(addresses: &[SocketAddr]) -> Self {
+        Self {
+            waiting: interleaved(addresses),
+            pending: Vec::new(),
+            failed: Vec::new(),
+            next_at: Instant::now(),
+        }
+    }
+
+    fn run(mut self, dial: &Dial<'_>) -> io::Result<Socket> {
         loop {
-            if let Some(socket) = self.start_due() {
-                return Ok(socket);
+            if let Some(socket) = self.begin(dial)? {
+                return into_own(socket);
             }
-            if self.pending.is_empty() {
-                return Err(self.judge(None));
-            }
-            self.dial.check_cancelled()?;
-            if self.dial.is_late() {
-                return Err(self.judge(Some(Error::DialTimeout.into())));
-            }
-            let next_at = (!self.waiting.is_empty()).then_some(self.next_at);
-            let until = [next_at, self.dial.look_up_at()]
-                .into_iter()
-                .flatten()
-                .min();
+            dial.check_cancelled()?;
+            let until = [self.next_at(), dial.look_up_at()];
+            let until = until.into_iter().flatten().min();
             poller::before_blocking();
-            let fds: Vec<_> = self.pending.iter().map(|a| a.socket.as_fd()).collect();
-            let ready = wait_any(&fds, Interest::WRITE, until)?;
-            if let Some(socket) = self.take_results(&ready) {
-                return Ok(socket);
+            if let Some(socket) = self.wait(dial, until)?.1 {
+                return into_own(socket);
             }
         }
     }
 
+    /// What can be done without waiting. `None`: again when an attempt's socket is writable, or at
+    /// [`next_at`](Self::next_at).
+    pub(super) fn step(&mut self, dial: &Dial<'_>) -> io::Result<Option<Arc<Socket>>> {
+        loop {
+            if let Some(socket) = self.begin(dial)? {
+                return Ok(Some(socket));
+            }
+            match self.wait(dial, Some(Instant::now()))? {
+                (false, _) => return Ok(None),
+                (true, Some(socket)) => return Ok(Some(socket)),
+                (true, None) => {}
+            }
+        }
+    }
+
+    /// When the next address is due, if there is one.
+    pub(super) fn next_at(&self) -> Option<Instant> {
+        (!self.waiting.is_empty()).then_some(self.next_at)
+    }
+
+    /// Begins with what is due, unless it is too late or all have failed.
+    fn begin(&mut self, dial: &Dial<'_>) -> io::Result<Option<Arc<Socket>>> {
+        if let Some(socket) = self.start_due(dial) {
+            return Ok(Some(socket));
+        }
+        if self.pending.is_empty() {
+            return Err(self.judge(None));
+        }
+        if dial.is_late() {
+            return Err(self.judge(Some(Error::DialTimeout.into())));
+        }
+        Ok(None)
+    }
+
+    /// Waits for results. Whether there were any, and a connection if one was made.
+    fn wait(
+        &mut self,
+        dial: &Dial<'_>,
+        until: Option<Instant>,
+    ) -> io::Result<(bool, Option<Arc<Socket>>)> {
+        let fds: Vec<_> = self.pending.iter().map(|a| a.socket.as_fd()).collect();
+        let ready = wait_any(&fds, Interest::WRITE, until)?;
+        let some = ready.iter().any(|ready| !ready.is_empty());
+        Ok((some, self.take_results(dial, &ready)))
+    }
+
     /// Tries the next addresses, if it is time. A connection if one was made at once.
-    fn start_due(&mut self) -> Option<Socket> {
+    fn start_due(&mut self, dial: &Dial<'_>) -> Option<Arc<Socket>> {
         while self.pending.is_empty() || Instant::now() >= self.next_at {
             let peer = self.waiting.pop_front()?;
-            if let Some(socket) = self.start(peer, 0) {
+            if let Some(socket) = self.start(dial, peer, 0) {
                 return Some(socket);
             }
         }
         None
     }
 
-    fn start(&mut self, peer: SocketAddr, selves: u32) -> Option<Socket> {
+    fn start(&mut self, dial: &Dial<'_>, peer: SocketAddr, selves: u32) -> Option<Arc<Socket>> {
         self.next_at = Instant::now() + ATTEMPT_DELAY;
-        let begun = self.dial.begin(peer);
-        match begun {
-            Ok((socket, true)) => self.finish(Attempt {
-                peer,
-                socket,
-                selves,
-            }),
-            Ok((socket, false)) => {
-                self.pending.push(Attempt {
-                    peer,
-                    socket,
-                    selves,
-                });
-                None
-            }
-            Err(error) => self.fail(peer, error),
+        let (socket, done) = match dial.begin(peer) {
+            Ok(begun) => begun,
+            Err(error) => return self.fail(peer, error),
+        };
+        let attempt = Attempt {
+            peer,
+            socket: Arc::new(socket),
+            selves,
+        };
+        if done {
+            return self.finish(dial, attempt);
         }
+        self.pending.push(attempt);
+        None
     }
 
     /// What became of the pending attempts.
-    fn take_results(&mut self, ready: &[Readiness]) -> Option<Socket> {
+    fn take_results(&mut self, dial: &Dial<'_>, ready: &[Readiness]) -> Option<Arc<Socket>> {
         let pending = std::mem::take(&mut self.pending);
         let mut winner = None;
         for (attempt, ready) in pending.into_iter().zip(ready) {
@@ -251,7 +317,7 @@ impl Race<'_> {
             }
             // Writable, hung up and failed come in any mixture; this decides.
             winner = match attempt.socket.take_error() {
-                Ok(None) => self.finish(attempt),
+                Ok(None) => self.finish(dial, attempt),
                 Ok(Some(error)) | Err(error) => self.fail(attempt.peer, error),
             };
         }
@@ -259,7 +325,7 @@ impl Race<'_> {
     }
 
     /// The system says that an attempt has succeeded.
-    fn finish(&mut self, attempt: Attempt) -> Option<Socket> {
+    fn finish(&mut self, dial: &Dial<'_>, attempt: Attempt) -> Option<Arc<Socket>> {
         let Attempt {
             peer,
             socket,
@@ -281,13 +347,13 @@ impl Race<'_> {
         }
         drop(socket);
         if selves + 1 < SELF_CONNECT_TRIES {
-            self.start(peer, selves + 1)
+            self.start(dial, peer, selves + 1)
         } else {
             self.fail(peer, Error::SelfConnect.into())
         }
     }
 
-    fn fail(&mut self, peer: SocketAddr, error: io::Error) -> Option<Socket> {
+    fn fail(&mut self, peer: SocketAddr, error: io::Error) -> Option<Arc<Socket>> {
         self.failed.push((peer, error));
         self.next_at = Instant::now();
         None
@@ -296,7 +362,7 @@ impl Race<'_> {
     /// The error of the dial, with what became of each attempt: the given one, or the one that says
     /// most. The first address is the preferred one, but that this host has no way to a family says less
     /// than what an address that was reached has to say.
-    fn judge(mut self, error: Option<io::Error>) -> io::Error {
+    fn judge(&mut self, error: Option<io::Error>) -> io::Error {
         let single = self.failed.len() + self.pending.len() + self.waiting.len() == 1;
         if single {
             let alone = self.failed.pop().map(|(_, failed)| failed);
@@ -330,6 +396,14 @@ impl Race<'_> {
             None => no_such_host(),
         }
     }
+}
+
+/// The socket by itself. One that a poller still looks at lets go of its own descriptor later.
+pub(super) fn into_own(socket: Arc<Socket>) -> io::Result<Socket> {
+    Arc::try_unwrap(socket).or_else(|shared| {
+        let fd = shared.as_fd().try_clone_to_owned()?;
+        Socket::from_own(fd, shared.is_tcp())
+    })
 }
 
 fn no_such_host() -> io::Error {
@@ -388,7 +462,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         net::{TcpListener, TcpStream},
         os::unix::net::UnixListener,
@@ -411,7 +485,7 @@ mod tests {
     }
 
     /// An address nobody listens at: of a socket that is bound and does not listen.
-    fn closed_port() -> (socket2::Socket, SocketAddr) {
+    pub(in super::super) fn closed_port() -> (socket2::Socket, SocketAddr) {
         let socket = new_socket(Domain::IPV4).unwrap();
         socket
             .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
@@ -421,7 +495,7 @@ mod tests {
     }
 
     /// A listener that answers no further connection, and those that fill it up.
-    fn black_hole() -> (Listener, Vec<Socket>, Address) {
+    pub(in super::super) fn black_hole() -> (Listener, Vec<Socket>, Address) {
         let listener = Listener::builder()
             .backlog(0)
             .bind(([127, 0, 0, 1], 0))

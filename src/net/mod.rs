@@ -7,6 +7,7 @@ mod accept_error;
 mod address;
 mod bind;
 mod connect;
+mod connecting;
 mod listener;
 mod options;
 mod outgoing;
@@ -24,8 +25,10 @@ pub(crate) use accept_error::{AcceptAction, classify};
 pub use address::{Address, AddressError};
 pub use bind::ListenOptions;
 pub(crate) use connect::{Dial, connect};
+pub(crate) use connecting::{Connecting, Step, peer_of};
 pub use listener::Listener;
 pub use options::SocketOptions;
+pub(crate) use resolve::Addresses;
 #[cfg(all(netpoll_faults, target_os = "linux"))]
 pub(crate) use stream::announce_input;
 pub(crate) use stream::{Peek, Received, Socket, is_shortage};

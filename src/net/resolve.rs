@@ -43,6 +43,34 @@ pub(super) fn resolve(
             RESOLVERS.in_time(deadline, move || look_up(&host, port))
         }
     }?;
+    some(addresses)
+}
+
+/// What a look-up has found: at least one address.
+pub(crate) type Addresses = io::Result<Vec<SocketAddr>>;
+
+/// As [`resolve`], but returns at once: a thread for look-ups calls `found` with the result. Where all of
+/// them hang, it is called when one is free.
+///
+/// # Errors
+///
+/// That no thread can be had. `found` is not called then.
+pub(super) fn resolve_then(
+    host: &str,
+    port: u16,
+    found: impl FnOnce(Addresses) + Send + 'static,
+) -> io::Result<()> {
+    let host: Box<str> = host.into();
+    let work = move || {
+        found(look_up(&host, port).and_then(some));
+        // No thread waits for the task's own result.
+        Ok(Vec::new())
+    };
+    RESOLVERS.submit(&Task::new(work))
+}
+
+/// What was found, unless that is nothing.
+fn some(addresses: Vec<SocketAddr>) -> Addresses {
     if addresses.is_empty() {
         return Err(Error::InvalidAddress(InvalidAddress::NoSuchHost).into());
     }
@@ -72,6 +100,16 @@ struct Task<T> {
     done: Condvar,
 }
 
+impl<T> Task<T> {
+    fn new(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            work: Mutex::new(Some(Box::new(work))),
+            result: Mutex::new(None),
+            done: Condvar::new(),
+        })
+    }
+}
+
 impl<T: Send + 'static> Resolvers<T> {
     fn new(max: usize) -> Self {
         Self {
@@ -89,11 +127,7 @@ impl<T: Send + 'static> Resolvers<T> {
         deadline: Instant,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let task = Arc::new(Task {
-            work: Mutex::new(Some(Box::new(work))),
-            result: Mutex::new(None),
-            done: Condvar::new(),
-        });
+        let task = Task::new(work);
         self.submit(&task)?;
         let mut result = task.result.lock();
         loop {
