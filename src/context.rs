@@ -25,6 +25,9 @@ pub(crate) struct Context {
     /// A dialer's, whose connections have asked and answer nothing.
     pub(crate) is_client: bool,
     draining: AtomicBool,
+    /// The pool is trimmed while this exists.
+    #[cfg(not(any(loom, shuttle)))]
+    _trimming: crate::memory::Trimming,
 }
 
 impl Context {
@@ -34,6 +37,8 @@ impl Context {
             group.look_after(pool);
         }
         let memory_limit = limits.memory;
+        #[cfg(not(any(loom, shuttle)))]
+        let trimming = crate::memory::Trimming::by(&group);
         Self {
             limits,
             runner,
@@ -44,6 +49,8 @@ impl Context {
             epoch: Instant::now(),
             is_client: false,
             draining: AtomicBool::new(false),
+            #[cfg(not(any(loom, shuttle)))]
+            _trimming: trimming,
         }
     }
 

@@ -8,10 +8,15 @@ mod support;
 static ALLOCATOR: counting::Counting = counting::Counting;
 
 use netpoll::{Bytes, Connection, Error, LinkBuffer, OnFull, linkbuffer::ChunkPool};
-use std::{io::Write, thread};
+use std::{
+    fs,
+    io::{Read, Write},
+    thread,
+    time::Duration,
+};
 use support::{
     Case, Gate, Kind, Log, OpenOnDrop, Peer, Script, Transport, counting, eventually, frame,
-    in_child, one_thread, read_frame,
+    in_child, let_pass, one_thread, read_frame, threads,
 };
 
 /// What a connection of these tests may have queued.
@@ -385,4 +390,148 @@ fn kept_views_hold_little_more_than_themselves() {
             group.close();
         }
     });
+}
+
+/// Many messages that are under way at once, then none.
+fn is_given_back_after_a_peak(kind: Kind) {
+    const PEERS: usize = 150;
+    let case = Case::new(Transport::Unix, kind);
+    let server = case.serve(Script::new().request(|conn| {
+        while let Some(head) = conn.try_peek(4)? {
+            let len = u32::from_be_bytes(head.try_into().unwrap()) as usize;
+            let Some(message) = conn.try_slice(4 + len)? else {
+                break;
+            };
+            conn.append(message)?;
+            conn.flush()?;
+        }
+        Ok(())
+    }));
+    let mut peers: Vec<_> = (0..PEERS).map(|_| server.connect()).collect();
+    let message = frame(&vec![7; 100_000]);
+    let (begin, end) = message.split_at(99_000);
+    let pool = ChunkPool::global();
+    let mut most = 0;
+    for _ in 0..3 {
+        for peer in &mut peers {
+            peer.write_all(begin).unwrap();
+        }
+        for peer in &mut peers {
+            peer.write_all(end).unwrap();
+            assert_eq!(read_frame(peer).unwrap().len(), 100_000);
+        }
+        most = most.max(pool.stats().retained);
+    }
+    assert!(most > 1 << 20, "no peak: {most}");
+    // Connections that stay hold nothing.
+    eventually("the pool gives it back", || {
+        pool.stats().retained <= 256 << 10
+    });
+    let before = pool.stats();
+    drop(peers);
+    server.stop();
+    println!("{most} bytes, then {before:?}");
+}
+
+#[test]
+fn a_peak_is_given_back_adaptive() {
+    in_child("a_peak_is_given_back_adaptive", || {
+        is_given_back_after_a_peak(Kind::Adaptive);
+    });
+}
+
+#[test]
+fn a_peak_is_given_back_workers() {
+    in_child("a_peak_is_given_back_workers", || {
+        is_given_back_after_a_peak(Kind::Workers);
+    });
+}
+
+#[test]
+fn a_peak_is_given_back_inline() {
+    in_child("a_peak_is_given_back_inline", || {
+        is_given_back_after_a_peak(Kind::Inline);
+    });
+}
+
+#[test]
+fn a_peak_is_given_back_custom() {
+    in_child("a_peak_is_given_back_custom", || {
+        is_given_back_after_a_peak(Kind::Custom);
+    });
+}
+
+/// A measurement: what stays after peaks, and whose it is. Run it alone, with `--ignored --nocapture`.
+#[test]
+#[ignore = "measures; no judgement"]
+fn what_stays_after_peaks() {
+    const PEERS: usize = 2000;
+    const ROUNDS: usize = 14;
+    for kind in [Kind::Adaptive, Kind::Workers] {
+        let case = Case::new(Transport::Tcp, kind);
+        let server = case.serve(Script::new().request(|conn| {
+            while let Some(head) = conn.try_peek(4)? {
+                let len = u32::from_be_bytes(head.try_into().unwrap()) as usize;
+                let Some(message) = conn.try_slice(4 + len)? else {
+                    break;
+                };
+                conn.append(message)?;
+                conn.flush()?;
+            }
+            Ok(())
+        }));
+        let message = frame(&vec![7; 64 << 10]);
+        let (begin, end) = message.split_at(60_000);
+        let mut answer = vec![0; message.len()];
+        println!("{kind:?}\nround, heap in use, pool, resident, held by malloc, threads (KiB)");
+        tell("before");
+        for round in 1..=ROUNDS {
+            let mut peers: Vec<_> = (0..PEERS).map(|_| server.connect()).collect();
+            peers
+                .iter_mut()
+                .for_each(|peer| peer.write_all(begin).unwrap());
+            peers
+                .iter_mut()
+                .for_each(|peer| peer.write_all(end).unwrap());
+            if round == 1 {
+                tell("peak");
+            }
+            for peer in &mut peers {
+                peer.read_exact(&mut answer).unwrap();
+            }
+            drop(peers);
+            eventually("all are gone", || server.event_loop.stats().active == 0);
+            tell(&round.to_string());
+        }
+        let_pass(Duration::from_secs(12));
+        tell("12 s later");
+        server.stop();
+        tell("stopped");
+        // SAFETY: it takes no memory of the caller's.
+        #[cfg(target_env = "gnu")]
+        unsafe {
+            libc::malloc_trim(0);
+        }
+        tell("malloc_trim");
+    }
+}
+
+fn tell(when: &str) {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    #[cfg(target_env = "gnu")]
+    let free = {
+        // SAFETY: it returns figures by value.
+        let figures = unsafe { libc::mallinfo2() };
+        figures.fordblks >> 10
+    };
+    #[cfg(not(target_env = "gnu"))]
+    let free = 0;
+    println!(
+        "{when}, {}, {}, {}, {free}, {}",
+        counting::live() >> 10,
+        ChunkPool::global().stats().retained >> 10,
+        rss.unwrap_or("?").trim().trim_end_matches(" kB"),
+        threads(),
+    );
 }

@@ -1,7 +1,7 @@
 //! Where chunks come from and where they go.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::BytesMut;
@@ -16,7 +16,7 @@ use crate::traits::probe;
 /// Chunks come in nine size classes, 4 KiB to 1 MiB, each twice the one before. A chunk given back
 /// while views ([`Bytes`](bytes::Bytes)) still point into it is parked, and reused once the last
 /// view is gone. The pool keeps at most [`retain`](Self::with_retain) bytes; what exceeds that is
-/// returned to the allocator.
+/// returned to the allocator. [`trim`](Self::trim) returns what was not needed for a while.
 ///
 /// The pool is a cheap handle: clones share the same chunks. All methods may be called from any
 /// thread, none of them blocks.
@@ -67,6 +67,10 @@ impl ChunkPool {
                 free: std::array::from_fn(|i| ArrayQueue::new(slots(Class(i as u8)))),
                 parked: ArrayQueue::new(MAX_SLOTS),
                 links: ArrayQueue::new(MAX_SLOTS),
+                unneeded: std::array::from_fn(|_| AtomicUsize::new(0)),
+                period: AtomicUsize::new(0),
+                watch: OnceLock::new(),
+                told: AtomicBool::new(false),
                 retain: bytes,
                 retained: AtomicUsize::new(0),
                 reused: AtomicU64::new(0),
@@ -181,11 +185,85 @@ impl ChunkPool {
                 free(chunk);
             }
         }
-        while let Some((chunk, class)) = self.shared.parked.pop() {
-            self.uncharge(class);
-            free(chunk);
+        while let Some(parked) = self.shared.parked.pop() {
+            self.uncharge(parked.class);
+            free(parked.chunk);
         }
         while self.shared.links.pop().is_some() {}
+    }
+
+    /// Frees the chunks that were not needed since the last call, and lets go of those that were parked
+    /// before it and still have views. So what is not used is gone with the second call at the latest.
+    ///
+    /// Call it now and then, every few seconds for example; [`watch`](Self::watch) tells when to begin.
+    /// `netpoll` does so for the [global](Self::global) pool.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use linkbuffer::{ChunkPool, LinkBuffer};
+    /// let pool = ChunkPool::new();
+    /// let chunks: Vec<_> = (0..10).map(|_| pool.take(64 << 10)).collect();
+    /// chunks.into_iter().for_each(|chunk| pool.put(chunk));
+    /// pool.trim();
+    /// let chunk = pool.take(64 << 10);
+    /// pool.put(chunk);
+    /// pool.trim(); // one was needed
+    /// assert_eq!(pool.stats().retained, 64 << 10);
+    /// pool.trim();
+    /// assert_eq!(pool.stats().retained, 0);
+    /// ```
+    pub fn trim(&self) {
+        let shared = &*self.shared;
+        let period = shared.period.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..shared.parked.len() {
+            let Some(mut parked) = shared.parked.pop() else {
+                break;
+            };
+            let class = parked.class;
+            if parked.chunk.try_reclaim(class.size()) || parked.period != period {
+                self.uncharge(class);
+                free(parked.chunk);
+            } else if shared.parked.push(parked).is_err() {
+                self.uncharge(class);
+            }
+        }
+        for (i, (free_ones, unneeded)) in shared.free.iter().zip(&shared.unneeded).enumerate() {
+            for _ in 0..unneeded.swap(usize::MAX, Ordering::Relaxed) {
+                let Some(chunk) = free_ones.pop() else { break };
+                self.uncharge(Class(i as u8));
+                free(chunk);
+            }
+            unneeded.fetch_min(free_ones.len(), Ordering::Relaxed);
+        }
+        shared.told.store(false, Ordering::SeqCst);
+        if shared.retained.load(Ordering::SeqCst) > WATCHED_ABOVE {
+            self.tell();
+        }
+    }
+
+    /// Has `call` called when the pool keeps more than 256 KiB and did not before, and by each
+    /// [`trim`](Self::trim) after which it does: whoever gets the call has `trim` called later. It is called
+    /// by whoever gives the chunk back, in the middle of that, on any thread: it must not block, nor call
+    /// `trim`.
+    ///
+    /// A pool has one watcher, the first. `false`: it had one before.
+    pub fn watch(&self, call: impl Fn() + Send + Sync + 'static) -> bool {
+        let is_first = self.shared.watch.set(Box::new(call)).is_ok();
+        if is_first && self.shared.retained.load(Ordering::SeqCst) > WATCHED_ABOVE {
+            self.tell();
+        }
+        is_first
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell(&self) {
+        if let Some(watch) = self.shared.watch.get() {
+            if !self.shared.told.swap(true, Ordering::SeqCst) {
+                watch();
+            }
+        }
     }
 
     pub(crate) fn take_class(&self, size: usize) -> (BytesMut, Class) {
@@ -194,11 +272,18 @@ impl ChunkPool {
             self.count(&self.shared.allocated);
             return (allocate(size), class);
         }
-        if let Some(chunk) = self.shared.free[class.0 as usize].pop() {
+        let free = &self.shared.free[class.0 as usize];
+        let unneeded = &self.shared.unneeded[class.0 as usize];
+        if let Some(chunk) = free.pop() {
+            let left = free.len();
+            if left < unneeded.load(Ordering::Relaxed) {
+                unneeded.fetch_min(left, Ordering::Relaxed);
+            }
             self.uncharge(class);
             self.count(&self.shared.reused);
             return (chunk, class);
         }
+        unneeded.store(0, Ordering::Relaxed);
         if let Some(chunk) = self.unpark(class) {
             self.count(&self.shared.reused);
             return (chunk, class);
@@ -217,7 +302,13 @@ impl ChunkPool {
             return self.store(chunk, class);
         }
         if self.charge(class) {
-            match self.shared.parked.push((chunk, class)) {
+            let period = self.shared.period.load(Ordering::Relaxed);
+            let parked = Parked {
+                chunk,
+                class,
+                period,
+            };
+            match self.shared.parked.push(parked) {
                 Ok(()) => return self.count(&self.shared.returned),
                 Err(_) => self.uncharge(class),
             }
@@ -238,14 +329,15 @@ impl ChunkPool {
     #[cold]
     fn unpark(&self, class: Class) -> Option<BytesMut> {
         for _ in 0..PROBES {
-            let (mut chunk, its) = self.shared.parked.pop()?;
-            if chunk.try_reclaim(its.size()) {
+            let mut parked = self.shared.parked.pop()?;
+            let its = parked.class;
+            if parked.chunk.try_reclaim(its.size()) {
                 self.uncharge(its);
                 if its == class {
-                    return Some(chunk);
+                    return Some(parked.chunk);
                 }
-                self.store(chunk, its);
-            } else if self.shared.parked.push((chunk, its)).is_err() {
+                self.store(parked.chunk, its);
+            } else if self.shared.parked.push(parked).is_err() {
                 self.uncharge(its);
             }
         }
@@ -270,7 +362,11 @@ impl ChunkPool {
 
     fn charge(&self, class: Class) -> bool {
         let size = class.size();
-        if self.shared.retained.fetch_add(size, Ordering::Relaxed) + size <= self.shared.retain {
+        let now = self.shared.retained.fetch_add(size, Ordering::SeqCst) + size;
+        if now <= self.shared.retain {
+            if now > WATCHED_ABOVE && !self.shared.told.load(Ordering::SeqCst) {
+                self.tell();
+            }
             return true;
         }
         self.uncharge(class);
@@ -333,15 +429,29 @@ struct Shared {
     /// Reclaimed chunks, by class.
     free: [ArrayQueue<BytesMut>; CLASSES],
     /// Chunks with views still alive.
-    parked: ArrayQueue<(BytesMut, Class)>,
+    parked: ArrayQueue<Parked>,
     /// Node lists of buffers that were released.
     links: ArrayQueue<Box<Links>>,
+    /// Free chunks that were there all the time since the last [`trim`](ChunkPool::trim), by class.
+    unneeded: [AtomicUsize; CLASSES],
+    /// Counts trims.
+    period: AtomicUsize,
+    watch: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// The watcher knows that there is something to trim.
+    told: AtomicBool,
     retain: usize,
     retained: AtomicUsize,
     reused: AtomicU64,
     allocated: AtomicU64,
     returned: AtomicU64,
     discarded: AtomicU64,
+}
+
+struct Parked {
+    chunk: BytesMut,
+    class: Class,
+    /// In which it was parked.
+    period: usize,
 }
 
 /// Size class of a chunk.
@@ -386,6 +496,8 @@ const MAX_SLOTS: usize = 64;
 const PROBES: usize = 4;
 const KEPT_UP_TO: usize = 64 << 10;
 const DEFAULT_RETAIN: usize = 8 << 20;
+/// Less is not worth a timer.
+const WATCHED_ABOVE: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {

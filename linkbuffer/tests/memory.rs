@@ -750,6 +750,86 @@ fn what_was_put_in_front_is_compacted_too() {
 }
 
 #[test]
+fn what_was_not_needed_is_trimmed() {
+    const SIZE: usize = 64 << 10;
+    let pool = ChunkPool::new();
+    let many: Vec<_> = (0..20).map(|_| pool.take(SIZE)).collect();
+    for chunk in many {
+        pool.put(chunk);
+    }
+    pool.trim();
+    assert_eq!(pool.stats().retained, 20 * SIZE, "all were needed");
+    let three: Vec<_> = (0..3).map(|_| pool.take(SIZE)).collect();
+    for chunk in three {
+        pool.put(chunk);
+    }
+    for _ in 0..100 {
+        let one = pool.take(SIZE);
+        pool.put(one);
+    }
+    pool.trim();
+    assert_eq!(pool.stats().retained, 3 * SIZE, "three at once were needed");
+    // In use meanwhile: what comes back was not there all the time.
+    let one = pool.take(SIZE);
+    pool.trim();
+    pool.put(one);
+    assert_eq!(pool.stats().retained, SIZE, "two were not needed");
+    pool.trim();
+    assert_eq!(pool.stats().retained, SIZE);
+    pool.trim();
+    assert_eq!(pool.stats().retained, 0);
+    assert_eq!(pool.stats().allocated, 20);
+}
+
+#[test]
+fn a_trim_lets_go_of_what_is_viewed_for_long() {
+    let pool = ChunkPool::new();
+    let park = || {
+        let mut buf = LinkBuffer::with_pool(&pool);
+        buf.write_slice(&[7; 8192]);
+        buf.flush();
+        buf.next_bytes(8192).unwrap()
+    };
+    let views = [park(), park()];
+    assert_eq!(pool.stats().retained, 2 * 8192);
+    pool.trim();
+    assert_eq!(pool.stats().retained, 2 * 8192, "just parked");
+    let late = park();
+    pool.trim();
+    assert_eq!(pool.stats().retained, 8192, "the late one");
+    assert!(views.iter().all(|view| view == &vec![7; 8192]));
+    // Its chunk is free, and gone with the next trim.
+    drop(late);
+    pool.trim();
+    assert_eq!(pool.stats().retained, 0);
+    assert_eq!(views[1], vec![7; 8192]);
+}
+
+#[test]
+fn a_watcher_is_told_once_in_a_period() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let pool = ChunkPool::new();
+    let told = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = told.clone();
+    assert!(pool.watch(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    }));
+    assert!(!pool.watch(|| panic!("it has one")));
+    let told = || told.load(Ordering::Relaxed);
+    let chunks: Vec<_> = (0..8).map(|_| pool.take(64 << 10)).collect();
+    for (i, chunk) in chunks.into_iter().enumerate() {
+        pool.put(chunk);
+        assert_eq!(told(), usize::from(i >= 4), "{i}: 256 KiB are little");
+    }
+    pool.trim();
+    assert_eq!(told(), 2, "there is something for the next time");
+    pool.trim();
+    assert_eq!((told(), pool.stats().retained), (2, 0), "there is not");
+    pool.put(pool.take(1 << 20));
+    assert_eq!(told(), 3, "again");
+}
+
+#[test]
 fn a_view_keeps_at_most_16_times_itself() {
     let pool = ChunkPool::new();
     for (n, shares) in [(512, false), (4095, false), (4096, true), (20_000, true)] {

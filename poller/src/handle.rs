@@ -86,6 +86,11 @@ impl PollerHandle {
         self.poller.counters.snapshot(self.poller.registry.len())
     }
 
+    /// Whether this process has it from its parent, by `fork`: then nothing polls here.
+    pub fn is_inherited(&self) -> bool {
+        self.poller.is_inherited()
+    }
+
     /// The poller's place in its group, from 0.
     pub fn index(&self) -> usize {
         self.poller.index

@@ -2,7 +2,8 @@
 //! thread that runs it.
 //!
 //! What a thread keeps is bounded by its kind and not by its connections: a few buffers of about 100
-//! bytes, chunks of [`ROOM`] for input in two of them at most, and the tails of output.
+//! bytes, chunks of [`ROOM`] for input in two of them at most, the chunk of the last output and [`TAIL`] in
+//! the others: with what it receives into, no more than 600 KiB.
 
 // Boxes, because a connection keeps one word and not a whole buffer.
 #![allow(clippy::vec_box)]
@@ -15,6 +16,8 @@ use std::{
 
 /// The chunk of an input buffer: what small messages are received into.
 pub(crate) const ROOM: usize = 64 << 10;
+/// The largest chunk of a buffer that is not the one a thread used last.
+const TAIL: usize = 4 << 10;
 /// Buffers a thread keeps; more than this many connections at work on one thread is rare.
 const KEPT: usize = 16;
 
@@ -151,6 +154,9 @@ impl Spare {
             buffer.release();
         }
         let mut others = self.others.borrow_mut();
+        if buffer.held() > TAIL {
+            buffer.release();
+        }
         if others.len() < KEPT {
             others.push(buffer);
         }

@@ -19,8 +19,12 @@
 //! Between two looks the sum grows by a sixty-fourth of the limit, so their number is small however much
 //! goes on.
 
+#[cfg(not(any(loom, shuttle)))]
+mod chunks;
 mod system;
 
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) use chunks::Trimming;
 pub(crate) use system::half_of_what_there_is;
 
 use crate::{
