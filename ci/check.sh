@@ -15,7 +15,11 @@ step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
     step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
 )
 step cargo clippy "${libraries[@]}" --all-targets --no-default-features -- -D warnings
+step cargo clippy -p netpoll --no-default-features --features signals -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps
+
+# Each package builds from what is published of it alone.
+step cargo package --workspace --allow-dirty --quiet
 
 # What users of the libraries get with them: no runtime, and nothing that ThreadSanitizer and loom
 # cannot follow.
@@ -32,6 +36,19 @@ if [ -n "$toolchain" ]; then
     CARGO_TARGET_DIR="$target_root/msrv" step cargo "+$toolchain" check "${libraries[@]}" --all-features
 else
     skip "Rust $msrv is not installed: 'rustup toolchain install $msrv' to check the libraries with it"
+fi
+
+# The oldest dependencies that the manifests allow. Only a nightly cargo selects them, so that is asked of a
+# copy; the usual compiler builds it.
+if cargo +nightly --version >/dev/null 2>&1; then
+    copy="$target_root/oldest"
+    rm -rf "$copy" && mkdir -p "$copy"
+    git ls-files -co --exclude-standard -- . ':!benches' ':!fuzz' ':!tests' | tar -cf - -T - | tar -xf - -C "$copy"
+    step cargo +nightly update --quiet --manifest-path "$copy/Cargo.toml" -Z direct-minimal-versions
+    CARGO_TARGET_DIR="$target_root/msrv" step cargo check --manifest-path "$copy/Cargo.toml" \
+        "${libraries[@]}" --all-features
+else
+    skip "there is no nightly cargo to select the oldest dependencies"
 fi
 
 if command -v cargo-deny >/dev/null; then

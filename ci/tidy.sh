@@ -42,6 +42,13 @@ for file in $libraries; do
     done < <(code "$file" | grep -E '\b(todo|unimplemented)!\(|\b(TODO|FIXME|XXX)\b' || true)
 done
 
+# Every package has its licences.
+for crate in linkbuffer poller; do
+    for licence in LICENSE-*; do
+        cmp -s "$licence" "$crate/$licence" || complain "$crate/$licence: not the same as $licence"
+    done
+done
+
 # Every relative link leads somewhere.
 while IFS= read -r file; do
     dir=$(dirname "$file")
