@@ -428,3 +428,76 @@ fn what_came_from_a_kept_side_arrives_although_the_other_has_ended() {
         }
     });
 }
+
+/// How two streams come to their ends, each complete.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Parting {
+    /// The asker ends its stream; the author sees that, answers and is gone.
+    Answers,
+    /// The same, with an end of its own first.
+    Ends,
+    /// The author ends its stream; the asker sees that and is gone; the author sees that and is gone.
+    EndsFirst,
+    /// The author is gone after its answer; the asker sees that and ends.
+    GoesFirst,
+}
+
+#[test]
+fn peers_that_go_after_both_ends_have_finished() {
+    const PARTINGS: [Parting; 4] = [
+        Parting::Answers,
+        Parting::Ends,
+        Parting::EndsFirst,
+        Parting::GoesFirst,
+    ];
+    each(|case, turned, mixed| {
+        for parting in PARTINGS {
+            for size in [0, 10, SIZES[0], SIZES[1]] {
+                for _ in 0..5 {
+                    go_after_both_ends(case, turned, mixed, parting, size);
+                }
+            }
+        }
+    });
+}
+
+fn go_after_both_ends(case: Case, turned: bool, mixed: bool, parting: Parting, size: usize) {
+    let mut talk = Talk::begin(case, turned, mixed);
+    let mut author = talk.take_author();
+    let answering = thread::spawn(move || {
+        if matches!(parting, Parting::Answers | Parting::Ends) {
+            assert_eq!(read_all(&mut author).0, b"question");
+        } else {
+            author.read_exact(&mut [0; 8]).unwrap();
+        }
+        author.write_all(&pattern(0, size)).unwrap();
+        if matches!(parting, Parting::Ends | Parting::EndsFirst) {
+            author.shutdown_write();
+        }
+        if parting == Parting::EndsFirst {
+            assert_eq!(read_all(&mut author).0, b"");
+        }
+    });
+    talk.asker.write_all(b"question").unwrap();
+    if matches!(parting, Parting::Answers | Parting::Ends) {
+        talk.asker.shutdown_write();
+    }
+    if size == SIZES[0] && parting != Parting::EndsFirst {
+        // It is gone before anything is read, and the relay has what the sockets do not hold.
+        answering.join().unwrap();
+        let (got, end) = read_all(&mut talk.asker);
+        end.expect("an end in order");
+        assert!(got == pattern(0, size));
+        drop(talk.asker);
+    } else {
+        let (got, end) = read_all(&mut talk.asker);
+        end.expect("an end in order");
+        assert!(got == pattern(0, size));
+        drop(talk.asker);
+        answering.join().unwrap();
+    }
+    let outcome = talk.relay.wait_timeout(LIMIT).unwrap();
+    let what = format!("{parting:?} {size} {turned} {mixed}");
+    let outcome = outcome.expect("the relay ends");
+    assert_eq!(outcome.end, RelayEnd::Finished, "{what}: {outcome:?}");
+}

@@ -13,7 +13,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{LIMIT, Log, bounded, eventually, in_child, threads};
+use support::{Gate, LIMIT, Log, OpenOnDrop, bounded, eventually, in_child, let_pass, threads};
 
 /// A pair of TCP sockets: ours as a connection, and the peer's.
 fn pair() -> (Connection, TcpStream) {
@@ -238,21 +238,26 @@ fn a_kept_side_that_owes_an_answer_is_not_sound() {
 
 #[test]
 fn a_transfer_survives_any_number_of_interrupts() {
+    const SIZE: usize = 40_000_000;
     bounded("interrupts", || {
         let (a, mut client) = pair();
         let (b, mut server) = pair();
-        let data = pattern(40_000_000);
-        let sent = Arc::clone(&data);
-        let mut out = client.try_clone().unwrap();
-        let there = thread::spawn(move || {
-            out.write_all(&sent).unwrap();
-            out.shutdown(Shutdown::Write).unwrap();
-        });
-        let answer = Arc::clone(&data);
-        let mut out = server.try_clone().unwrap();
-        let back = thread::spawn(move || {
-            out.write_all(&answer).unwrap();
-            out.shutdown(Shutdown::Write).unwrap();
+        let data = pattern(SIZE);
+        // The end of each stream comes when the interrupts are over: no relay can be done before.
+        let held_back = Gate::new();
+        let _open = OpenOnDrop(held_back.clone());
+        let writers = [&client, &server].map(|socket| {
+            let (mut out, data, held_back) = (
+                socket.try_clone().unwrap(),
+                Arc::clone(&data),
+                held_back.clone(),
+            );
+            thread::spawn(move || {
+                out.write_all(&data[..SIZE - 1]).unwrap();
+                held_back.pass();
+                out.write_all(&data[SIZE - 1..]).unwrap();
+                out.shutdown(Shutdown::Write).unwrap();
+            })
         });
         let readers = [
             thread::spawn(move || {
@@ -270,39 +275,30 @@ fn a_transfer_survives_any_number_of_interrupts() {
         let mut moved = (0, 0);
         for round in 0..15 {
             let relay = relay(sides.0, sides.1).unwrap();
-            thread::sleep(Duration::from_micros(500 + round * 350));
-            if relay.moved().0 + moved.0 > 30_000_000 || relay.moved().1 + moved.1 > 30_000_000 {
-                sides = match last(&relay, &mut moved) {
-                    Some(sides) => sides,
-                    None => return,
-                };
-                break;
-            }
-            sides = last(&relay, &mut moved).expect("there is more to move");
+            // At any moment, as far as the machine lets us choose one.
+            let_pass(Duration::from_micros(500 + round * 350));
+            relay.interrupt();
+            let outcome = relay.wait_timeout(LIMIT).unwrap().expect("it ends");
+            moved.0 += outcome.a_to_b;
+            moved.1 += outcome.b_to_a;
+            sides = (outcome.a.expect("a is open"), outcome.b.expect("b is open"));
         }
         let rest = relay(sides.0, sides.1).unwrap();
+        held_back.open();
         for reader in readers {
             assert!(reader.join().unwrap() == *data);
         }
-        there.join().unwrap();
-        back.join().unwrap();
+        for writer in writers {
+            writer.join().unwrap();
+        }
         let outcome = rest.wait_timeout(LIMIT).unwrap().expect("it ends");
         assert_eq!(outcome.end, RelayEnd::Finished);
         // What one relay had received and not passed on the next one found in its input.
         assert_eq!(
             (moved.0 + outcome.a_to_b, moved.1 + outcome.b_to_a),
-            (40_000_000, 40_000_000)
+            (SIZE as u64, SIZE as u64)
         );
     });
-}
-
-/// Stops a relay and takes its sides; `None` if it was over.
-fn last(relay: &Relay, moved: &mut (u64, u64)) -> Option<(Connection, Connection)> {
-    relay.interrupt();
-    let outcome = relay.wait_timeout(LIMIT).unwrap().expect("it ends");
-    moved.0 += outcome.a_to_b;
-    moved.1 += outcome.b_to_a;
-    Some((outcome.a?, outcome.b?))
 }
 
 #[test]

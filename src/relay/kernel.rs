@@ -112,6 +112,8 @@ impl KernelPath {
                 // A target that is gone reports that itself.
                 if target.push(&mut LinkBuffer::from(bytes)).is_ok() {
                     lane.count(n);
+                } else {
+                    lane.dropped.store(true, Ordering::Release);
                 }
             }
             Some(Err(error)) => target.abort_with(CloseReason::Error(error.kind())),

@@ -218,7 +218,8 @@ impl Relay {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RelayEnd {
-    /// Both sides ended their output and everything was passed on.
+    /// Both sides ended their output and everything was passed on. A peer that is gone by then, as a unix
+    /// socket tells, is no failure if the other side ends within its linger time and sends no more.
     Finished,
     /// [`Relay::interrupt`] was called.
     Interrupted,
@@ -368,6 +369,12 @@ impl Core {
         }
     }
 
+    /// Whether both directions came to an end in order, with all that there was.
+    fn is_complete(&self) -> bool {
+        let [a, b] = &self.lanes;
+        a.is_done() && b.is_done() && !a.has_lost(b) && !b.has_lost(a)
+    }
+
     /// A side is out of the relay: given back, or closed.
     pub(crate) fn settle(&self, index: usize, returned: Returned) {
         if let Returned::Closed(reason) = &returned {
@@ -382,6 +389,7 @@ impl Core {
                 RelayEnd::Failed(*reason)
             });
         }
+        let complete = self.is_complete();
         let (end, sides, first) = {
             let mut progress = self.progress.lock();
             if progress.returned[index].is_some() {
@@ -400,11 +408,12 @@ impl Core {
             progress.returned = [0, 1].map(|_| Some(Returned::Closed(CloseReason::Local)));
             let [lease_a, lease_b] = std::mem::take(&mut progress.leases);
             let [a, b] = returned.map(|side| side.unwrap_or(Returned::Closed(CloseReason::Local)));
-            (
-                progress.end.unwrap_or(RelayEnd::Interrupted),
-                [(a, lease_a), (b, lease_b)],
-                progress.first.take(),
-            )
+            let end = match progress.end {
+                // A side closed after both ends had been passed on, before the relay had seen to that.
+                Some(RelayEnd::Failed(CloseReason::Peer)) if complete => RelayEnd::Finished,
+                end => end.unwrap_or(RelayEnd::Interrupted),
+            };
+            (end, [(a, lease_a), (b, lease_b)], progress.first.take())
         };
         // Who took over from `a` would get the answer to its last question.
         let owes = matches!(end, RelayEnd::Released | RelayEnd::Drained)

@@ -2,7 +2,8 @@
 //!
 //! By then the failed side was read to its end, and what came from it is with the other one. That one
 //! gets all of it, then the end if the failed side had ended its output in order, and then the failure:
-//! a reset, or an orderly close after an orderly end to a peer that sends no more. A reset destroys what
+//! a reset, or an orderly close after an orderly end to a peer that sends no more. After an orderly end it
+//! has time to end its own stream. A reset destroys what
 //! is still on its way, so it waits until the peer has acknowledged everything.
 //!
 //! Acknowledgements are no events, so they are asked for. As long as there are some the side has time; a
@@ -10,7 +11,7 @@
 
 use super::{Core, RelayEnd, side::Outgoing};
 use crate::{
-    connection::{ABORT, BROKEN, CLOSE, CLOSED, HUNG_UP},
+    connection::{ABORT, BROKEN, CLOSE, CLOSED, DRAIN, HUNG_UP},
     error::CloseReason,
     net::{Peek, Socket},
     sync::Ordering,
@@ -65,9 +66,13 @@ impl Core {
             return;
         };
         if word.has(BROKEN | HUNG_UP) {
+            if !word.has(BROKEN) && self.is_delivered(parting.index, &socket) {
+                self.finish_if_complete(&parting, socket.peek_state());
+            }
             return lane.shared.abort_with(parting.reason);
         }
-        if self.is_delivered(parting.index, &socket) {
+        let delivered = self.is_delivered(parting.index, &socket);
+        if delivered && !self.may_end(&parting, &socket) {
             return self.let_part(&parting, &socket);
         }
         let (present, now) = (lane.outgoing(&socket), Instant::now());
@@ -79,6 +84,9 @@ impl Core {
             return;
         };
         if now.duration_since(parting.since) >= lane.shared.context.limits.linger {
+            if delivered {
+                return self.let_part(&parting, &socket);
+            }
             return lane.shared.abort_with(parting.reason);
         }
         let due = now + parting.pause;
@@ -105,6 +113,7 @@ impl Core {
     fn let_part(&self, parting: &Parting, socket: &Socket) {
         let lane = &self.lanes[parting.index];
         let in_order = self.lanes[1 - parting.index].ended.load(Ordering::SeqCst);
+        self.finish_if_complete(parting, socket.peek_state());
         if in_order && !socket.is_tcp() {
             turn_away(socket);
         }
@@ -115,6 +124,30 @@ impl Core {
             lane.shared.close_with(parting.reason);
         } else {
             lane.shared.abort_with(parting.reason);
+        }
+    }
+
+    /// Whether the peer of the side that parts has sent nothing since, and may yet end its stream. A unix
+    /// socket tells a close from the end of a stream, TCP does not: so the close of a peer that had ended
+    /// in order is a failure only if there is more for it, or no end for the linger time.
+    fn may_end(&self, parting: &Parting, socket: &Socket) -> bool {
+        let (lane, gone) = (&self.lanes[parting.index], &self.lanes[1 - parting.index]);
+        parting.reason == CloseReason::Peer
+            && gone.is_done()
+            && !lane.has_lost(gone)
+            && !lane.shared.word.has(DRAIN)
+            && socket.peek_state() == Peek::Empty
+    }
+
+    /// The side that parts has everything, and its input is in that state.
+    fn finish_if_complete(&self, parting: &Parting, input: Peek) {
+        let (lane, gone) = (&self.lanes[parting.index], &self.lanes[1 - parting.index]);
+        if parting.reason == CloseReason::Peer
+            && gone.is_done()
+            && input == Peek::Eof
+            && !lane.has_lost(gone)
+        {
+            self.progress.lock().end = Some(RelayEnd::Finished);
         }
     }
 

@@ -100,8 +100,9 @@ impl Session for RelaySession {
         if self.give_back(conn)? {
             return Ok(());
         }
-        if self.core.lanes[self.index].is_deaf() {
-            drop(conn.rx.take());
+        let lane = &self.core.lanes[self.index];
+        if lane.is_deaf() {
+            lane.drop_input(conn);
             return Ok(());
         }
         #[cfg(target_os = "linux")]
@@ -219,7 +220,7 @@ impl Core {
                 }
                 // The other side ends by itself, and this one when it has all that came from there.
                 from.deafen();
-                drop(conn.rx.take());
+                from.drop_input(conn);
                 return Ok(());
             }
             from.count(n);

@@ -96,6 +96,8 @@ pub(crate) struct Lane {
     pub(super) passed_on: AtomicBool,
     /// Nothing of this side's input is wanted any more: the other side is gone.
     deaf: AtomicBool,
+    /// Some of this side's input was dropped.
+    pub(super) dropped: AtomicBool,
     /// What the idle timeout has seen of this side's output.
     pub(super) seen: Mutex<Outgoing>,
     /// A kernel pipe is being emptied into the other side.
@@ -124,6 +126,7 @@ impl Lane {
             ended: AtomicBool::new(false),
             passed_on: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
             seen: Mutex::default(),
             piping: AtomicBool::new(false),
             #[cfg(target_os = "linux")]
@@ -155,6 +158,20 @@ impl Lane {
     /// No more of this side's input is wanted.
     pub(super) fn deafen(&self) {
         self.deaf.store(true, Ordering::Release);
+    }
+
+    /// Drops what was received from this side.
+    pub(super) fn drop_input(&self, conn: &mut Connection) {
+        if conn.available() > 0 {
+            self.dropped.store(true, Ordering::Release);
+        }
+        drop(conn.rx.take());
+    }
+
+    /// Whether some of this side's input did not get to the other one's kernel, as far as is known.
+    pub(super) fn has_lost(&self, other: &Self) -> bool {
+        let outbox = &other.shared.outbox;
+        self.dropped.load(Ordering::Acquire) || outbox.queued() > 0 || outbox.lost().bytes > 0
     }
 
     pub(super) fn is_deaf(&self) -> bool {
