@@ -25,6 +25,8 @@ pub(crate) struct Limits {
     pub(crate) read_timeout: Option<Duration>,
     pub(crate) write_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
+    /// How long the rest of a message may take that a handler has returned without.
+    pub(crate) message_timeout: Option<Duration>,
     /// How long turns wait for one of the loop's own threads before waits are ended for them.
     pub(crate) overload_after: Option<Duration>,
     /// No more is read on the connection's behalf while this many bytes are unread.
@@ -96,6 +98,7 @@ impl Default for Limits {
             read_timeout: None,
             write_timeout: None,
             idle_timeout: None,
+            message_timeout: None,
             overload_after: Some(Duration::from_millis(100)),
             pause_at: 1 << 20,
             max_input: 64 << 20,

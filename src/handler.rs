@@ -49,6 +49,8 @@ pub trait Handler: Send + Sync + 'static {
     /// wait for this connection fails with [`Error::WouldDeadlock`](crate::Error::WouldDeadlock), and
     /// what it was to send goes out once the connection is polled.
     ///
+    /// A value for `on_connect` is left in the connection: [`Connection::set_value`].
+    ///
     /// Called by the thread that accepts or dials. One that waits for something else holds up those
     /// who are accepted behind it.
     ///
@@ -95,6 +97,37 @@ pub trait Handler: Send + Sync + 'static {
     /// The connection ended; exactly once if `on_connect` returned Ok, whatever the cause.
     fn on_disconnect(&self, state: Self::State, reason: CloseReason) {
         let _ = (state, reason);
+    }
+
+    /// As [`on_disconnect`](Self::on_disconnect), which it calls unless it is implemented, with a handle that
+    /// knows whose end this is: number, address and figures of the connection. Nothing can be sent any more.
+    ///
+    /// ```
+    /// use netpoll::{CloseReason, Connection, ConnectionHandle, Handler};
+    /// use std::io;
+    ///
+    /// struct Audited;
+    ///
+    /// impl Handler for Audited {
+    ///     type State = ();
+    ///
+    ///     fn on_connect(&self, _: &mut Connection) -> io::Result<()> {
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn on_request(&self, conn: &mut Connection, (): &mut ()) -> io::Result<()> {
+    ///         conn.skip(conn.available())
+    ///     }
+    ///
+    ///     fn on_disconnect_from(&self, conn: &ConnectionHandle, (): (), reason: CloseReason) {
+    ///         let (id, peer) = (conn.id(), conn.peer_addr());
+    ///         println!("{id}: {peer} sent {} bytes: {reason}", conn.stats().bytes_in);
+    ///     }
+    /// }
+    /// ```
+    fn on_disconnect_from(&self, conn: &ConnectionHandle, state: Self::State, reason: CloseReason) {
+        let _ = conn;
+        self.on_disconnect(state, reason);
     }
 
     /// How connections get at this handler. Nothing to call or to implement.
@@ -291,9 +324,10 @@ impl<H: Handler> Session for Typed<H> {
         Ok(())
     }
 
-    fn disconnect(&mut self, _: &mut Connection, reason: CloseReason) {
+    fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason) {
         if let Some(state) = self.state.take() {
-            self.handler.on_disconnect(state, reason);
+            self.handler
+                .on_disconnect_from(&conn.handle(), state, reason);
         }
     }
 

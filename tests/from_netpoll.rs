@@ -138,11 +138,14 @@ struct Callbacks;
 impl Handler for Callbacks {
     type State = ();
 
-    fn on_prepare(&self, _: &mut Connection) -> io::Result<()> {
+    fn on_prepare(&self, conn: &mut Connection) -> io::Result<()> {
+        conn.set_value(1_u32);
         Ok(())
     }
 
-    fn on_connect(&self, _: &mut Connection) -> io::Result<()> {
+    fn on_connect(&self, conn: &mut Connection) -> io::Result<()> {
+        let value: Option<u32> = conn.take_value();
+        println!("{value:?}");
         Ok(())
     }
 
@@ -151,6 +154,11 @@ impl Handler for Callbacks {
     }
 
     fn on_write_complete(&self, _: &ConnectionHandle) {}
+
+    fn on_disconnect_from(&self, conn: &ConnectionHandle, state: (), reason: CloseReason) {
+        println!("{}", conn.peer_addr());
+        self.on_disconnect(state, reason);
+    }
 
     fn on_disconnect(&self, state: (), reason: CloseReason) {
         let () = state;

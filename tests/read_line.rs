@@ -165,3 +165,33 @@ fn a_line_of_the_limit_is_whole_and_a_longer_one_is_not() {
     let mut whole = LinkBuffer::from("abc\r\n".to_owned());
     assert_eq!(whole.read_line(3).unwrap(), "abc");
 }
+
+#[test]
+fn a_limit_of_zero_takes_empty_lines_only() {
+    bounded("lines", || {
+        let (text, end) = (Got::Text(Vec::new()), Got::End);
+        let refused = || Got::Failed(io::ErrorKind::InvalidInput);
+        for (input, expected) in [
+            ("\n", vec![&text, &end]),
+            ("\r\n\n", vec![&text, &text, &end]),
+            ("\nx\n", vec![&text, &refused()]),
+            ("x", vec![&refused()]),
+            ("\r", vec![&refused()]),
+            ("\rx\n", vec![&refused()]),
+        ] {
+            for pieces in cuts(input) {
+                let got = read_all(&pieces, 0, WAYS[0].1);
+                assert!(
+                    got.iter().eq(expected.iter().copied()),
+                    "{pieces:?}: {got:?}"
+                );
+            }
+        }
+        // Nothing is consumed: a call that allows some goes on.
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let mut conn = Dialer::new().adopt(OwnedFd::from(ours)).unwrap();
+        peer.write_all(b"abc\n").unwrap();
+        assert!(conn.read_line(0).is_err());
+        assert_eq!(conn.read_line(3).unwrap().data, *b"abc");
+    });
+}

@@ -117,6 +117,12 @@ impl Dialer {
         self.limit(|limits| limits.idle_timeout = Some(timeout))
     }
 
+    /// How long the rest of a message may take, of connections with a handler, as
+    /// [`Builder::message_timeout`](crate::Builder::message_timeout). Default: as long as it takes.
+    pub fn message_timeout(self, timeout: Duration) -> Self {
+        self.limit(|limits| limits.message_timeout = Some(timeout))
+    }
+
     /// Input bounds in bytes, as [`Builder::input_limits`](crate::Builder::input_limits). Those that
     /// cannot hold together are an [`Error::Unsupported`](crate::Error::Unsupported) of every dial.
     pub fn input_limits(self, pause_at: usize, max: usize) -> Self {

@@ -1,9 +1,9 @@
 //! The deadlines of a connection, which share its one timer at the poller.
 //!
-//! There are five: output that found the kernel without memory is tried again, a close stops
+//! There are six: output that found the kernel without memory is tried again, a close stops
 //! waiting (for queued output, then for the peer's FIN), the kernel has taken nothing of the output
 //! that a handler waits for, a message that keeps a draining connection open is not complete in time,
-//! and a connection has been idle for too long. Each is kept apart and judged by itself; the timer is set
+//! nor is one that a handler has a deadline for, and a connection has been idle for too long. Each is kept apart and judged by itself; the timer is set
 //! to the nearest under a lock, so that none is forgotten because another was set at the same moment.
 //!
 //! A connection is idle when no byte moved in either direction: none arrived, and the kernel took none of
@@ -46,6 +46,18 @@ const NEVER: u64 = u64::MAX;
 /// A deadline that has passed, as found by the timer: no alarm any more.
 const LATE: u64 = u64::MAX - 1;
 
+/// In the place of a message's begin, for a deadline that was set for whatever comes.
+const ANY: u64 = u64::MAX;
+
+/// When a message is late.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum By {
+    /// At this moment.
+    Deadline(Instant),
+    /// So long after its begin was seen.
+    Timeout(Duration),
+}
+
 /// What [`Shared::judge_alarms`] found to be due.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Due {
@@ -57,6 +69,8 @@ pub(crate) struct Due {
     pub(crate) stall: bool,
     /// The owner has to look whether a message is complete.
     pub(crate) rest: bool,
+    /// The same.
+    pub(crate) message: bool,
     /// No byte is known to have moved for the idle timeout.
     pub(crate) idle: bool,
 }
@@ -178,6 +192,31 @@ impl Shared {
         false
     }
 
+    /// Whether the message that begins at `start`, and is not complete, is late. Unless it is, the timer is
+    /// set to when it will be.
+    pub(super) fn message_is_late(&self, start: u64, by: By) -> bool {
+        let now = Instant::now();
+        let mut aside = self.aside.lock();
+        let set = aside.deadlines();
+        let after = |at: Instant| rounded_up(at.saturating_duration_since(self.context.epoch));
+        let (at, of) = match by {
+            By::Deadline(at) => (after(at), ANY),
+            By::Timeout(_) if set.message_at != 0 && set.message_of == start => {
+                (set.message_at, start)
+            }
+            By::Timeout(time) => (now.checked_add(time).map_or(NEVER, after), start),
+        };
+        if at == LATE || at <= self.milliseconds(now) {
+            return true;
+        }
+        if (set.message_at, set.message_of) != (at, of) {
+            let set = aside.deadlines_mut();
+            (set.message_at, set.message_of) = (at, of);
+            self.arm_for(&aside);
+        }
+        false
+    }
+
     /// Whether no byte has moved for a while on a connection whose peer has ended its side; otherwise
     /// that is looked at again when it may be so.
     pub(super) fn is_quiet(&self) -> bool {
@@ -240,10 +279,14 @@ impl Shared {
             close: is_due(set.close_at),
             stall: is_due(set.stall_at),
             rest: is_due(set.rest_at),
+            message: is_due(set.message_at),
             idle: false,
         };
         if due.rest {
             aside.deadlines_mut().rest_at = LATE;
+        }
+        if due.message {
+            aside.deadlines_mut().message_at = LATE;
         }
         if due.retry {
             aside.deadlines_mut().retry_at = 0;
@@ -283,9 +326,15 @@ impl Shared {
             return;
         };
         let set = aside.deadlines();
-        let set_ones = [set.retry_at, set.close_at, set.stall_at, set.rest_at]
-            .into_iter()
-            .filter(|&at| at != 0);
+        let set_ones = [
+            set.retry_at,
+            set.close_at,
+            set.stall_at,
+            set.rest_at,
+            set.message_at,
+        ]
+        .into_iter()
+        .filter(|&at| at != 0);
         let mut nearest = set_ones
             .min()
             .and_then(|at| self.context.epoch.checked_add(Duration::from_millis(at)));

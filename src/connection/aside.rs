@@ -72,6 +72,10 @@ pub(super) struct Deadlines {
     pub(super) rest_at: u64,
     /// Where in the input that message begins.
     pub(super) rest_of: u64,
+    /// When a message is late that a handler waits for between its calls.
+    pub(super) message_at: u64,
+    /// Where in the input that message begins.
+    pub(super) message_of: u64,
     /// From when `stall_at` was set until then.
     pub(super) stall_after: u64,
     /// How much had been sent when `stall_at` was set.

@@ -55,6 +55,7 @@ pub(crate) use state::{
 use crate::{
     config::OnFull,
     error::{CloseReason, Error},
+    foreign::Foreign,
     handler::{Handler, Session, sessions},
     net::{Address, Peek, Socket},
     stats::ConnectionStats,
@@ -66,6 +67,7 @@ use linkbuffer::{LinkBuffer, RawSlot, Slot, Writer};
 use patience::Patience;
 use reader::{reading, reading_traits};
 use std::{
+    any::Any,
     fmt,
     io::{self, IoSlice},
     net::Shutdown,
@@ -113,7 +115,7 @@ const MAY_MOVE: usize = 512;
 pub struct Connection {
     pub(crate) rx: Rx,
     pub(crate) tx: Tx,
-    /// Made when the first handler is replaced.
+    /// Made when the first handler is replaced, or a value is kept.
     succession: Option<Box<Succession>>,
     /// Declared last: the connection is given up when everything else is gone.
     guard: Guard,
@@ -216,6 +218,58 @@ impl Connection {
         self.rx
             .shared
             .set_output_limits(|limits| limits.messages = messages);
+    }
+
+    /// Keeps a value for a later callback of this connection, in the place of one that was kept before:
+    /// what [`on_prepare`](Handler::on_prepare) found out for [`on_connect`](Handler::on_connect), which
+    /// makes it, or what it needs of it, the connection's state. It may also be set before
+    /// [`attach`](Self::attach), or for the next handler before [`set_handler`](Self::set_handler); it stays
+    /// with the connection until it is [taken](Self::take_value), and is dropped at the end at the latest.
+    ///
+    /// ```
+    /// use netpoll::{Connection, Handler};
+    /// use std::io;
+    ///
+    /// struct Policy {
+    ///     may_write: bool,
+    /// }
+    ///
+    /// struct Service;
+    ///
+    /// impl Handler for Service {
+    ///     type State = Policy;
+    ///
+    ///     fn on_prepare(&self, conn: &mut Connection) -> io::Result<()> {
+    ///         let local = conn.peer_addr().as_path().is_some();
+    ///         conn.set_value(Policy { may_write: local });
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn on_connect(&self, conn: &mut Connection) -> io::Result<Policy> {
+    ///         conn.take_value().ok_or_else(|| io::Error::other("not prepared"))
+    ///     }
+    ///
+    ///     fn on_request(&self, conn: &mut Connection, policy: &mut Policy) -> io::Result<()> {
+    ///         # let _ = (conn, policy.may_write);
+    ///         // ...
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn set_value<T: Any + Send>(&mut self, value: T) {
+        let value: Box<dyn Any + Send> = Box::new(value);
+        self.succession.get_or_insert_default().value = Foreign::new(value);
+    }
+
+    /// The value that was kept by [`set_value`](Self::set_value), if it is of this type; one of another type
+    /// stays.
+    pub fn take_value<T: Any + Send>(&mut self) -> Option<T> {
+        let kept = &mut self.succession.as_mut()?.value;
+        if !kept.get_mut()?.is::<T>() {
+            return None;
+        }
+        let value = kept.take()?.downcast().ok()?;
+        Some(*value)
     }
 
     /// Replaces the handler, from inside a callback. When the callback returns the new handler's
@@ -420,6 +474,9 @@ impl Connection {
         self.settle();
         self.rx.patience = Patience::default();
         self.tx.patience = Patience::default();
+        if let Some(succession) = &mut self.succession {
+            succession.value = Foreign::none();
+        }
         self.rx.shared.renew();
         true
     }
@@ -469,13 +526,15 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Handlers that follow each other on one connection.
-#[derive(Debug, Default)]
+/// Handlers that follow each other on one connection, and what one leaves to another.
+#[derive(Default)]
 struct Succession {
     /// Set by a callback, put in place when the callback returns.
     next: Option<Box<dyn Session>>,
     /// Sessions of replaced handlers; they hear of the end too.
     past: Vec<Box<dyn Session>>,
+    /// Of the user's, for a later callback.
+    value: Foreign<Box<dyn Any + Send>>,
 }
 
 impl Connection {
@@ -487,6 +546,14 @@ impl Connection {
 
     fn take_next(&mut self) -> Option<Box<dyn Session>> {
         self.succession.as_mut()?.next.take()
+    }
+
+    /// Moves what was kept to another value for the same connection.
+    fn hand_value_to(&mut self, other: &mut Self) {
+        let kept = self.succession.as_mut().map(|from| &mut from.value);
+        if let Some(value) = kept.filter(|value| value.is_some()) {
+            other.succession.get_or_insert_default().value = std::mem::take(value);
+        }
     }
 
     fn retire(&mut self, session: Box<dyn Session>) {

@@ -78,7 +78,7 @@ impl ConnectionOperator {
             self.drive();
             news |= WRITABLE;
         }
-        if due.rest {
+        if due.rest || due.message {
             news |= ATTEND;
         }
         if due.stall && shared.has_stalled() {

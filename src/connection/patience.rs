@@ -1,5 +1,6 @@
-//! How long the calls of one direction wait.
+//! How long the calls of one direction wait, and handlers between their calls.
 
+use super::{alarms::By, input::Rx};
 use std::time::{Duration, Instant};
 
 /// A timeout for each call, or one moment for all of them. One word, because every connection has it
@@ -14,6 +15,10 @@ struct Own {
     /// Nanoseconds, [`FOR_EVER`] for none, [`USUAL`] for that of the loop or dialer.
     timeout: u64,
     deadline: Option<Instant>,
+    /// How much of the input had been consumed when the deadline was set: it is for what comes next.
+    since: u64,
+    /// That was consumed as a whole.
+    met: bool,
 }
 
 const FOR_EVER: u64 = u64::MAX;
@@ -32,9 +37,31 @@ impl Patience {
 
     /// Each call waits until then, and no longer for a time of its own.
     pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.set_deadline_at(deadline, 0);
+    }
+
+    /// The same for input of which so much has been consumed.
+    pub(crate) fn set_deadline_at(&mut self, deadline: Option<Instant>, consumed: u64) {
         if deadline.is_some() || self.own.is_some() {
-            self.own().deadline = deadline;
+            let own = self.own();
+            own.deadline = deadline;
+            own.since = consumed;
+            own.met = false;
         }
+    }
+
+    /// Whether all is as the loop or dialer says.
+    #[inline]
+    pub(crate) fn is_usual(&self) -> bool {
+        self.own.is_none()
+    }
+
+    /// The deadline of the message that a handler waits for between its calls, of which so much is here: the
+    /// first since the deadline was set, and what came with it.
+    pub(crate) fn awaited(&mut self, consumed: u64, here: usize) -> Option<Instant> {
+        let own = self.own.as_deref_mut()?;
+        own.met |= consumed > own.since && here == 0;
+        own.deadline.filter(|_| !own.met)
     }
 
     /// When a call that begins to wait now gives up; `usual` is the timeout of the loop or dialer.
@@ -58,8 +85,27 @@ impl Patience {
             Box::new(Own {
                 timeout: USUAL,
                 deadline: None,
+                since: 0,
+                met: false,
             })
         })
+    }
+}
+
+impl Rx {
+    pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) {
+        let consumed = self.consumed();
+        self.patience.set_deadline_at(deadline, consumed);
+    }
+
+    /// When the message is late that a handler waits for between its calls.
+    pub(super) fn message_due(&mut self) -> Option<By> {
+        let (consumed, here) = (self.consumed(), self.len());
+        if let Some(at) = self.patience.awaited(consumed, here) {
+            return Some(By::Deadline(at));
+        }
+        let timeout = self.shared.context.limits.message_timeout?;
+        (here > 0).then_some(By::Timeout(timeout))
     }
 }
 

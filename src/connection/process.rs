@@ -50,6 +50,8 @@ pub(crate) struct Owner {
     failed: bool,
     /// The socket failed and the kernel was asked once more.
     broken_look: bool,
+    /// A message is late and the kernel was asked once more.
+    late_look: bool,
 }
 
 enum Turn {
@@ -207,6 +209,7 @@ impl Owner {
             last_look: false,
             failed: false,
             broken_look: false,
+            late_look: false,
         };
         owner.note_session();
         owner
@@ -394,6 +397,7 @@ impl Owner {
             && !self.conn.tx.gated
             && !rx.readable
             && rx.end.is_none()
+            && rx.patience.is_usual()
             && !shared.word.has(ABORT | CLOSE | BROKEN | DRAIN)
     }
 
@@ -412,6 +416,7 @@ impl Owner {
     /// What to do when the handler has nothing new to see.
     fn rest(&mut self, shared: &Arc<Shared>, available: usize) -> Turn {
         let limits = &shared.context.limits;
+        let by = self.conn.rx.message_due();
         let rx = &self.conn.rx;
         match rx.end {
             Some(End::Failed(kind)) => return Turn::Over(CloseReason::Error(kind)),
@@ -449,6 +454,20 @@ impl Owner {
             } else {
                 Turn::More
             };
+        }
+        // What is not read for want of memory is not late.
+        let handled = !self.steered && self.session.is_some();
+        let by = by.filter(|_| handled && rx.end.is_none() && !shared.is_heavy());
+        let late = by.is_some_and(|by| shared.message_is_late(rx.consumed(), by));
+        let looked = std::mem::replace(&mut self.late_look, late);
+        if late && looked {
+            return self.fail(shared, CloseReason::ReadTimeout);
+        }
+        if late {
+            // The rest may be in the kernel, and its event on its way.
+            self.conn.rx.readable = true;
+            self.conn.rx.urgent = true;
+            return Turn::More;
         }
         if bits & DRAIN != 0 && shared.holds.load(Ordering::Acquire) == 0 {
             if available > 0 {

@@ -98,7 +98,7 @@ impl Rx {
             if let Some(n) = self.find_here(b'\n', &mut scanned) {
                 let text = self.line_text(n)?;
                 if text > max {
-                    return self.line(max, 0, true);
+                    return self.prefix(max);
                 }
                 return self.line(text, n - text, false);
             }
@@ -106,17 +106,32 @@ impl Rx {
             let may_end =
                 scanned == max.saturating_add(1) && self.buffer().index_of(b'\r', max) == Some(max);
             if scanned > max && !may_end {
-                return self.line(max, 0, true);
+                return self.prefix(max);
             }
             match self.fill_by(scanned + 1, &mut until) {
                 Ok(()) => {}
                 // The last line may lack its end.
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && scanned > 0 => {
-                    return self.line(scanned.min(max), 0, scanned > max);
+                    if scanned > max {
+                        return self.prefix(max);
+                    }
+                    return self.line(scanned, 0, false);
                 }
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Takes the first part of a line that is longer.
+    fn prefix(&mut self, max: usize) -> io::Result<Line> {
+        if max == 0 {
+            // An empty part would be followed by empty parts for ever.
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "read_line(0), and the line is not empty: ask for at least one byte",
+            ));
+        }
+        self.line(max, 0, true)
     }
 
     /// Takes a line's text, and drops its end.
@@ -342,7 +357,8 @@ macro_rules! reading {
         ///
         /// # Errors
         ///
-        /// As [`Self::fill`].
+        /// As [`Self::fill`]; `InvalidInput`, with nothing consumed, if `max` is 0 and the line is not
+        /// empty.
         pub fn read_line(&mut self, max: usize) -> io::Result<Line> {
             self.before(|rx| rx.has(b'\n'))?;
             self.rx.read_line(max)
@@ -432,8 +448,15 @@ macro_rules! reading {
 
         /// Ends every wait for input at this instant; it takes the place of the timeout until
         /// the next call of either. An expired deadline fails only calls that have to wait.
+        ///
+        /// A handler that returns waits too: if it has left a part of a message, or consumed nothing since
+        /// the deadline was set, the connection ends with
+        /// [`CloseReason::ReadTimeout`](crate::CloseReason::ReadTimeout) at the deadline, however many bytes
+        /// have trickled in. Once it has consumed everything and returned, the deadline has been met: the
+        /// next message has none until one is set. A time for every message, without a call for each, is
+        /// [`Builder::message_timeout`](crate::Builder::message_timeout).
         pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
-            self.rx.patience.set_deadline(deadline);
+            self.rx.set_deadline(deadline);
         }
 
         /// Whether the peer closed its side and everything it sent has been received. What is

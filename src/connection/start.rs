@@ -173,6 +173,7 @@ pub(crate) fn hijack(conn: &mut Connection) -> io::Result<Connection> {
     let mut taken = Connection::new(&conn.rx.socket);
     std::mem::swap(&mut taken.rx, &mut conn.rx);
     std::mem::swap(&mut taken.tx, &mut conn.tx);
+    conn.hand_value_to(&mut taken);
     conn.guard.wire = None;
     conn.rx.spend();
     conn.tx.spend();

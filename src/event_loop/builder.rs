@@ -163,6 +163,21 @@ impl Builder {
         self
     }
 
+    /// How long the rest of a message may take whose begin a handler has seen and left unread: as handlers do
+    /// that read with `try_` calls, and [`framed`](crate::framed) ones. Bytes that trickle in do not prolong
+    /// it. Then the connection ends with [`CloseReason::ReadTimeout`](crate::CloseReason::ReadTimeout). A
+    /// message begins where the handler has consumed everything before it. One that is here when the handler
+    /// first looks costs nothing. Default (and `None`): as long as it takes.
+    ///
+    /// Handlers that wait for the rest inside of their calls are limited by
+    /// [`read_timeout`](Self::read_timeout), and by [`Connection::set_read_deadline`] for all calls together.
+    ///
+    /// [`Connection::set_read_deadline`]: crate::Connection::set_read_deadline
+    pub fn message_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.limits.message_timeout = timeout.into();
+        self
+    }
+
     /// When all threads are taken and turns have waited for one for this long, waits of handlers inside of
     /// calls of this crate are ended with [`Error::Overloaded`], the longest first, and what they waited on
     /// is closed with [`CloseReason::Overload`](crate::CloseReason::Overload). `None`: never. Default:
