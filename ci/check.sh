@@ -8,7 +8,7 @@ step ci/tidy.sh
 step cargo fmt --all --check
 step cargo fmt "${benches[@]}" --all --check
 step cargo clippy --workspace --all-targets -- -D warnings
-step cargo clippy "${benches[@]}" --workspace --all-targets -- -D warnings
+step cargo clippy "${benches[@]}" --config benches/.cargo/config.toml --workspace --all-targets -- -D warnings
 step cargo clippy "${libraries[@]}" --all-targets --all-features -- -D warnings
 (
     with_test_flags

@@ -9,6 +9,7 @@
 //! | 1 | sleeps 10 ms | the frame |
 //! | 2 | computes for about 50 us | the frame |
 //! | 3 | nothing | an empty frame: the bytes went one way |
+//! | 4 | sleeps 1 s | the frame |
 //! | other, or no payload | nothing | the frame |
 
 /// Length of the header in bytes.
@@ -30,6 +31,8 @@ pub(crate) enum Kind {
     Compute,
     /// Take it, answer with [`ACK`].
     Sink,
+    /// Sleep 1 s, then send it back.
+    Rest,
 }
 
 impl Kind {
@@ -39,6 +42,7 @@ impl Kind {
             1 => Self::Sleep,
             2 => Self::Compute,
             3 => Self::Sink,
+            4 => Self::Rest,
             _ => Self::Echo,
         }
     }
@@ -50,6 +54,7 @@ impl Kind {
             Self::Sleep => 1,
             Self::Compute => 2,
             Self::Sink => 3,
+            Self::Rest => 4,
         }
     }
 }

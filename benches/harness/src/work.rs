@@ -8,6 +8,8 @@ use crate::frame::Kind;
 
 /// How long a sleeping handler sleeps.
 pub(crate) const NAP: Duration = Duration::from_millis(10);
+/// How long one sleeps that is to outlast a burst.
+pub(crate) const REST: Duration = Duration::from_secs(1);
 /// How long a computing handler computes on an undisturbed core.
 pub(crate) const COMPUTATION: Duration = Duration::from_micros(50);
 
@@ -44,6 +46,7 @@ pub(crate) fn compute() {
 pub(crate) fn block_for(kind: Kind) {
     match kind {
         Kind::Sleep => std::thread::sleep(NAP),
+        Kind::Rest => std::thread::sleep(REST),
         Kind::Compute => compute(),
         Kind::Echo | Kind::Sink => {}
     }

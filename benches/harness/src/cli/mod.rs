@@ -1,5 +1,6 @@
 //! The command line.
 
+mod burst;
 mod call;
 mod compare;
 mod flood;
@@ -25,6 +26,7 @@ netpoll-bench: a load generator, servers to compare, and their ratios
   load --connect ADDR [options]   ask any server of the frame, and print what was seen
   call CLIENT --connect ADDR      run one client
   flood NAME [options]            what thousands of hostile peers do to the others on a server
+  burst [options]                 how long others wait when many handlers begin to sleep at once
   list                            the peers, the clients and the scenarios
   soak [options]                  everything at once against one server, for a while, and judge
   COMMAND --help                  the options of a command
@@ -43,6 +45,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failur
         "serve" => serve::run(args),
         "load" => load::run(args),
         "call" => call::run(args),
+        "burst" => burst::run(args),
         "flood" => flood::run(args),
         "list" => list::run(),
         "soak" => soak::run(args),

@@ -50,6 +50,7 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
             };
             match kind {
                 Kind::Sleep => compio::time::sleep(work::NAP).await,
+                Kind::Rest => compio::time::sleep(work::REST).await,
                 Kind::Compute => work::compute(),
                 Kind::Echo | Kind::Sink => {}
             }

@@ -30,6 +30,7 @@ pub(crate) fn serve(listener: StdListener) -> io::Result<()> {
 fn work_on(kind: Kind) {
     match kind {
         Kind::Sleep => may::coroutine::sleep(work::NAP),
+        Kind::Rest => may::coroutine::sleep(work::REST),
         Kind::Compute => work::compute(),
         Kind::Echo | Kind::Sink => {}
     }

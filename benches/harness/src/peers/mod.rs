@@ -118,6 +118,20 @@ pub(crate) static ALL: &[Peer] = &[
     },
     #[cfg(feature = "peers")]
     Peer {
+        name: "tokio-16",
+        design: "as tokio-mt with 16 workers",
+        handlers: "are blocking code in the task: block a worker",
+        serve: tokio::sixteen,
+    },
+    #[cfg(all(feature = "peers", tokio_unstable))]
+    Peer {
+        name: "tokio-16-eager",
+        design: "as tokio-16 with tokio's eager driver hand-off, which is unstable there",
+        handlers: "are blocking code in the task: block a worker",
+        serve: tokio::sixteen_eager,
+    },
+    #[cfg(feature = "peers")]
+    Peer {
         name: "tokio-ct",
         design: "current-thread runtime, a task and a 64 KiB BytesMut per connection",
         handlers: "sleep on tokio's timer; compute in the task",
@@ -194,6 +208,12 @@ pub(crate) static ALL: &[Peer] = &[
         design: "netpoll, one poller, handlers on up to 64 workers",
         handlers: "block a worker",
         serve: ours::workers,
+    },
+    Peer {
+        name: "netpoll-workers-512",
+        design: "as netpoll-workers with up to 512 workers: as many threads as netpoll may start",
+        handlers: "block a worker",
+        serve: ours::many_workers,
     },
     Peer {
         name: "netpoll-inline",

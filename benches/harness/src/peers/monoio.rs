@@ -54,6 +54,7 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
             };
             match kind {
                 Kind::Sleep => monoio::time::sleep(work::NAP).await,
+                Kind::Rest => monoio::time::sleep(work::REST).await,
                 Kind::Compute => work::compute(),
                 Kind::Echo | Kind::Sink => {}
             }

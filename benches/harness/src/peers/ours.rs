@@ -11,6 +11,7 @@ use crate::work;
 
 /// Threads of [`Dispatch::Workers`], as many as the hand-off peer has.
 const WORKERS: usize = 64;
+const MANY_WORKERS: usize = 512;
 /// How long the busy poller looks for events before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
 
@@ -36,8 +37,17 @@ pub(crate) fn filling(listener: TcpListener) -> io::Result<()> {
 
 /// Handlers run on a pool of threads.
 pub(crate) fn workers(listener: TcpListener) -> io::Result<()> {
+    on_workers(WORKERS, listener)
+}
+
+/// As many as the pollers of a loop with default options may start.
+pub(crate) fn many_workers(listener: TcpListener) -> io::Result<()> {
+    on_workers(MANY_WORKERS, listener)
+}
+
+fn on_workers(max: usize, listener: TcpListener) -> io::Result<()> {
     let workers = Dispatch::Workers {
-        max: WORKERS,
+        max,
         keep_alive: Duration::from_secs(60),
     };
     serve(

@@ -15,6 +15,8 @@ use crate::work;
 const BUFFER: usize = 64 << 10;
 /// Room in bytes below which the buffer is given new room before a receive.
 const LOW: usize = 4 << 10;
+/// Workers where handlers block them.
+const WORKERS: usize = 16;
 
 /// The multi-thread runtime, as many workers as cores; sleeping handlers use tokio's timer.
 pub(crate) fn multi_thread(listener: StdListener) -> io::Result<()> {
@@ -28,6 +30,26 @@ pub(crate) fn multi_thread_blocking(listener: StdListener) -> io::Result<()> {
     runtime.block_on(async { accept(listener, Handlers::Blocking).await })
 }
 
+/// The multi-thread runtime with [`WORKERS`] workers; handlers are blocking code in the task.
+pub(crate) fn sixteen(listener: StdListener) -> io::Result<()> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async { accept(listener, Handlers::InTask).await })
+}
+
+/// The same; a worker that waited for events passes that on before it runs a task.
+#[cfg(tokio_unstable)]
+pub(crate) fn sixteen_eager(listener: StdListener) -> io::Result<()> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .enable_eager_driver_handoff()
+        .build()?;
+    runtime.block_on(async { accept(listener, Handlers::InTask).await })
+}
+
 /// The current-thread runtime; sleeping handlers use tokio's timer.
 pub(crate) fn current_thread(listener: StdListener) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -38,6 +60,8 @@ pub(crate) fn current_thread(listener: StdListener) -> io::Result<()> {
 enum Handlers {
     Async,
     Blocking,
+    /// Blocking code, on the worker that runs the task.
+    InTask,
 }
 
 impl Handlers {
@@ -45,7 +69,9 @@ impl Handlers {
         match (self, kind) {
             (_, Kind::Echo | Kind::Sink) => {}
             (Self::Async, Kind::Sleep) => tokio::time::sleep(work::NAP).await,
+            (Self::Async, Kind::Rest) => tokio::time::sleep(work::REST).await,
             (Self::Async, Kind::Compute) => work::compute(),
+            (Self::InTask, _) => work::block_for(kind),
             (Self::Blocking, _) => {
                 tokio::task::spawn_blocking(move || work::block_for(kind)).await?;
             }
