@@ -274,8 +274,7 @@ impl GroupBuilder {
     /// How often callbacks are looked at, and so (half to one and a half times) how long one may
     /// wait without a call of [`before_blocking`](crate::before_blocking) before the role goes to
     /// another thread; 1 ms by default, at least 100 us and at most a minute. Where no callback was
-    /// found to wait for a second looks are half as often, after ten seconds a quarter, and until the
-    /// first a sixteenth.
+    /// found to wait for a second looks are half as often, after ten seconds, and before the first, a quarter.
     pub fn slow_after(mut self, time: Duration) -> Self {
         self.slow_after = time.clamp(Duration::from_micros(100), Duration::from_secs(60));
         self

@@ -31,11 +31,14 @@ use crate::{
 /// processor looking keeps others from what is looked for: a few times, and others first.
 const LOOK_FOR: Duration = Duration::from_micros(50);
 const LOOKS: u32 = 8;
+/// A run that comes back within this time has not waited.
+const SOON: Duration = Duration::from_millis(1);
 
 /// A thread of the pool takes the role, if it is still to be had.
 impl Job for Poller {
     fn run(self: Arc<Self>) {
-        if let Some(core) = self.role.accept().or_else(|| find_shared(&self)) {
+        if let Some(mut core) = self.role.accept().or_else(|| find_shared(&self)) {
+            core.read_clock();
             Leader::run(&self, |leader| leader.lead(core));
         }
     }
@@ -259,7 +262,8 @@ impl<'a> Leader<'a> {
 
     /// The role is gone; where it is shared, this thread may go on with the others.
     fn rejoin(&self) -> Option<Box<Core>> {
-        let core = find_shared(self.poller)?;
+        let mut core = find_shared(self.poller)?;
+        core.read_clock();
         self.context.returned(true);
         Some(core)
     }
@@ -439,8 +443,9 @@ impl<'a> Leader<'a> {
     #[inline(always)]
     fn release(&self, core: Box<Core>) -> Released {
         let poller = self.poller;
-        let (begin, terms) = (core.now, core.learner.terms(core.work.len()));
-        let deposit = poller.role.deposit(&self.seat, core, terms, begin);
+        let (begin, backlog) = (core.now, core.work.len());
+        let terms = core.learner.terms(backlog);
+        let deposit = poller.role.deposit(&self.seat, core, terms, backlog, begin);
         if deposit.unwatched {
             poller.monitor.watch();
         }
@@ -474,7 +479,8 @@ impl<'a> Leader<'a> {
     fn returned(&self, number: u64, begin: Moment) -> Option<Box<Core>> {
         let poller = self.poller;
         poller.counters.slow_runs.add(1);
-        let mut core = poller.role.rejoin(number)?;
+        let took = Duration::from_nanos(Moment::now().since(begin));
+        let mut core = poller.role.rejoin(number, took < SOON)?;
         core.rejoined(begin);
         Some(core)
     }
@@ -490,7 +496,7 @@ impl<'a> Leader<'a> {
                 poller.counters.waits.add(1);
             }
         }
-        if poller.role.want_help(number, now) {
+        for _ in 0..poller.role.want_help(number, now) {
             poller.counters.helpers.add(1);
             poller.send_leader();
         }

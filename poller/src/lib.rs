@@ -101,6 +101,7 @@
 
 mod abroad;
 mod balance;
+mod burst;
 mod command;
 mod contain;
 mod context;

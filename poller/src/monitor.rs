@@ -7,9 +7,8 @@
 //!
 //! A look costs as much as some requests: a timer, a wake-up, two switches. So where no run was found to
 //! wait for a while the ticks are longer ([`EASED`], [`CALM`]): the next such run stalls its poller for
-//! up to three or six ticks instead of one and a half, those after it do not. Before the first one in the
-//! group's life they are [much longer](UNUSED), since most groups never see one. Once something was
-//! suspected the next tick is short in any case.
+//! up to three or six ticks instead of one and a half, those after it do not. Once something was suspected the
+//! next tick is short in any case.
 //!
 //! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
 //! then [stands in](stand_in) at each tick: it polls and tells operators, so that a run that waits
@@ -43,16 +42,14 @@ const ALERT: Duration = Duration::from_secs(1);
 /// Then the tick is multiplied by this, for so long after that run.
 const EASED: u32 = 2;
 const UNEASY: Duration = Duration::from_secs(10);
-/// Then by this.
+/// Then by this, and as long as none ever was found.
 const CALM: u32 = 4;
-/// And by this as long as none ever was found.
-const UNUSED: u32 = 16;
 /// Processor time after which a run counts as computing for long.
 const COMPUTING: Duration = Duration::from_millis(5);
 
 /// See the module.
 pub(crate) struct Monitor {
-    tick: Duration,
+    pub(crate) tick: Duration,
     name: String,
     pub(crate) relief: Relief,
     state: Mutex<State>,
@@ -181,8 +178,7 @@ impl Monitor {
                 _ if alert => self.tick,
                 Some(ago) if ago < ALERT => self.tick,
                 Some(ago) if ago < UNEASY => self.tick * EASED,
-                Some(_) => self.tick * CALM,
-                None => self.tick * UNUSED,
+                Some(_) | None => self.tick * CALM,
             };
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet >= REST_AFTER {
@@ -335,7 +331,7 @@ impl Suspect {
             Activity::Waiting | Activity::Unknown => {
                 self.wanted = true;
                 poller.counters.waits.add(1);
-                if poller.role.want(self.deposit) {
+                if poller.role.found_waiting(self.deposit) {
                     poller.counters.promotions.add(1);
                     poller.send_leader();
                 }

@@ -75,7 +75,10 @@ impl Poller {
             clock,
             registry: Registry::new(control),
             commands: CommandQueue::new(waker),
-            role: Role::new(Box::new(Core::new(selector, busy_poll, processors))),
+            role: Role::new(
+                Box::new(Core::new(selector, busy_poll, processors)),
+                monitor.tick,
+            ),
             schedule: Schedule::new(),
             counters: Counters::new(),
             workers,

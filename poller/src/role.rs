@@ -31,14 +31,19 @@
 //! return from abroad take it and go on with the batch, and so does a promoted thread. The terms say by
 //! how many others a deposit has to be *covered*: threads at work (abroad and not known to wait),
 //! looking for the core, or on their way. If there are fewer, the depositor sends one before it runs.
+//!
+//! **Bursts.** While runs wait one after the other ([`Burst`]) every deposit is shared, and covered by
+//! threads on their way or looking alone: those abroad are expected to wait.
 
 use std::{
     cell::{Cell, OnceCell},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
     abroad::{Abroad, Run, ThreadId, UNNAMED},
+    burst::Burst,
     sync::{self, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering},
     sys::Moment,
 };
@@ -88,12 +93,15 @@ struct Slot<C> {
     terms: Terms,
     /// The number of the deposit that should be taken over.
     wanted: u64,
-    /// A promoted thread is under way (or queued until a thread is free).
-    promoting: bool,
+    /// Promoted threads under way (or queued until a thread is free).
+    promoting: usize,
     /// Threads looking for a shared deposit.
     looking: usize,
     /// Runs whose core has been taken by somebody else.
     abroad: Abroad,
+    burst: Burst,
+    /// What was left to do when the latest deposit was made with the lock.
+    backlog: usize,
 }
 
 /// A thread's own means to deposit, as long as it leads.
@@ -140,8 +148,8 @@ pub(crate) struct Sight {
 }
 
 impl<C> Role<C> {
-    /// A role whose core waits for its first leader.
-    pub(crate) fn new(core: Box<C>) -> Self {
+    /// A role whose core waits for its first leader; the monitor looks once per `tick`.
+    pub(crate) fn new(core: Box<C>, tick: Duration) -> Self {
         Self {
             slot: Mutex::new(Slot {
                 core: Some(core),
@@ -150,21 +158,24 @@ impl<C> Role<C> {
                 ownerless: true,
                 terms: Terms::ALONE,
                 wanted: 1,
-                promoting: true,
+                promoting: 1,
                 looking: 0,
                 abroad: Abroad::default(),
+                burst: Burst::new(tick),
+                backlog: 0,
             }),
             unwatched: AtomicBool::new(true),
         }
     }
 
-    /// Leaves the core for others to take, at the time `now`.
+    /// Leaves the core for others to take, with a `backlog` of things to do, at the time `now`.
     #[inline]
     pub(crate) fn deposit(
         &self,
         seat: &Seat<C>,
         core: Box<C>,
         terms: Terms,
+        backlog: usize,
         now: Moment,
     ) -> Deposit {
         match seat.known() {
@@ -174,7 +185,7 @@ impl<C> Role<C> {
                 unwatched: self.is_unwatched(),
                 uncovered: false,
             },
-            _ => self.deposit_with_lock(seat, core, terms, now),
+            _ => self.deposit_with_lock(seat, core, terms, backlog, now),
         }
     }
 
@@ -183,11 +194,14 @@ impl<C> Role<C> {
         &self,
         seat: &Seat<C>,
         core: Box<C>,
-        terms: Terms,
+        mut terms: Terms,
+        backlog: usize,
         now: Moment,
     ) -> Deposit {
         let mut slot = self.lock();
         debug_assert!(slot.core.is_none());
+        terms.shared |= slot.burst.goes_on(now);
+        slot.backlog = backlog;
         let number = slot.latest.number + 1;
         slot.core = Some(core);
         slot.latest = Run::new(number, seat.thread, now);
@@ -201,7 +215,7 @@ impl<C> Role<C> {
         Deposit {
             number,
             unwatched: self.is_unwatched(),
-            uncovered: terms.hands > 0 && !slot.is_covered(now),
+            uncovered: !slot.is_covered(now),
         }
     }
 
@@ -219,6 +233,7 @@ impl<C> Role<C> {
         let mut slot = self.lock();
         if slot.latest.number == number {
             if let Some(core) = slot.core.take() {
+                slot.burst.came_back();
                 return Some(core);
             }
         }
@@ -239,14 +254,18 @@ impl<C> Role<C> {
         self.unwatched.load(Ordering::Relaxed) && self.unwatched.swap(false, Ordering::Relaxed)
     }
 
-    /// After a deposit that could not be reclaimed: the core, if the caller is to lead nevertheless.
+    /// After a deposit that could not be reclaimed: the core, if the caller is to lead nevertheless. A run
+    /// that came back `soon` has not waited.
     ///
     /// That is the case if a later deposit waits for a promotion that has not arrived, because the
     /// caller is here already; and if a later deposit is shared.
-    pub(crate) fn rejoin(&self, number: u64) -> Option<Box<C>> {
+    pub(crate) fn rejoin(&self, number: u64, soon: bool) -> Option<Box<C>> {
         let mut slot = self.lock();
         slot.abroad.leave(number);
-        let wanted = slot.promoting && slot.is_wanted();
+        if soon {
+            slot.burst.came_back();
+        }
+        let wanted = slot.promoting > 0 && slot.is_wanted();
         if slot.terms.shared || wanted {
             slot.take_over()
         } else {
@@ -258,13 +277,14 @@ impl<C> Role<C> {
     /// caller has to send a thread to [`accept`](Self::accept), or to call
     /// [`give_up`](Self::give_up).
     pub(crate) fn want(&self, number: u64) -> bool {
+        self.lock().want(number)
+    }
+
+    /// As [`want`](Self::want), for a run that has not said that it waits: others behind it may do the same.
+    pub(crate) fn found_waiting(&self, number: u64) -> bool {
         let mut slot = self.lock();
-        if slot.latest.number != number || slot.core.is_none() {
-            slot.abroad.waits(number);
-            return false;
-        }
-        slot.latest.waiting = true;
-        slot.ask()
+        slot.burst.found(Moment::now());
+        slot.want(number)
     }
 
     /// As [`want`](Self::want) for whatever is deposited now.
@@ -274,19 +294,21 @@ impl<C> Role<C> {
     }
 
     /// As [`want`](Self::want), but the run is not known to wait: more hands are wanted, if they
-    /// (still) are at the time `now`.
-    pub(crate) fn want_help(&self, number: u64, now: Moment) -> bool {
+    /// (still) are at the time `now`. The caller has to send so many threads.
+    pub(crate) fn want_help(&self, number: u64, now: Moment) -> usize {
         let mut slot = self.lock();
-        slot.core.is_some()
-            && slot.latest.number == number
-            && !slot.is_covered(now)
-            && !std::mem::replace(&mut slot.promoting, true)
+        if slot.core.is_none() || slot.latest.number != number {
+            return 0;
+        }
+        let missing = slot.missing(now);
+        slot.promoting += missing;
+        missing
     }
 
     /// The promoted thread is here: the core, if it is still wanted.
     pub(crate) fn accept(&self) -> Option<Box<C>> {
         let mut slot = self.lock();
-        slot.promoting = false;
+        slot.promoting = slot.promoting.saturating_sub(1);
         if slot.terms.shared || slot.is_wanted() {
             slot.take_over()
         } else {
@@ -294,16 +316,17 @@ impl<C> Role<C> {
         }
     }
 
-    /// No thread could be sent.
+    /// A thread could not be sent.
     pub(crate) fn give_up(&self) {
-        self.slot.lock().promoting = false;
+        let mut slot = self.slot.lock();
+        slot.promoting = slot.promoting.saturating_sub(1);
     }
 
     /// The core of a deposit that waits for a promoted thread, for a caller who knows that none
     /// will come soon; to be [put back](Self::put_back) after a moment.
     pub(crate) fn lend(&self) -> Option<Box<C>> {
         let mut slot = self.lock();
-        if slot.promoting && slot.is_wanted() {
+        if slot.promoting > 0 && slot.is_wanted() {
             slot.take_over()
         } else {
             None
@@ -345,9 +368,13 @@ impl<C> Role<C> {
         core
     }
 
-    /// A run abroad that is suspected to wait, if any, judged at `now`.
+    /// A run abroad that is suspected to wait, if any, judged at `now`. In a burst it makes no difference.
     pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
-        self.slot.lock().abroad.suspect(now)
+        let slot = self.slot.lock();
+        if slot.burst.is_on() {
+            return None;
+        }
+        slot.abroad.suspect(now)
     }
 
     /// What the system says about a suspect: it waits, or it was computing at `now`.
@@ -489,13 +516,25 @@ impl<C> Slot<C> {
         let core = self.core.take()?;
         if !self.ownerless {
             self.abroad.enter(self.latest);
+            self.burst.taken();
         }
         Some(core)
     }
 
+    fn want(&mut self, number: u64) -> bool {
+        if self.latest.number != number || self.core.is_none() {
+            self.abroad.waits(number);
+            return false;
+        }
+        self.latest.waiting = true;
+        self.ask()
+    }
+
     fn ask(&mut self) -> bool {
         self.wanted = self.latest.number;
-        !std::mem::replace(&mut self.promoting, true)
+        let first = self.promoting == 0;
+        self.promoting += usize::from(first);
+        first
     }
 
     fn is_wanted(&self) -> bool {
@@ -503,8 +542,22 @@ impl<C> Slot<C> {
     }
 
     fn is_covered(&self, now: Moment) -> bool {
-        let there = usize::from(self.promoting) + self.looking + self.abroad.at_work(now);
-        there >= self.terms.hands
+        let coming = self.promoting + self.looking;
+        if self.burst.is_on() {
+            return coming >= self.burst.hands(self.backlog);
+        }
+        self.terms.hands <= coming || self.terms.hands <= coming + self.abroad.at_work(now)
+    }
+
+    /// How many threads are to be sent for the latest deposit at the time `now`.
+    fn missing(&self, now: Moment) -> usize {
+        if self.is_covered(now) {
+            0
+        } else if self.burst.is_on() {
+            self.burst.hands(self.backlog) - self.promoting - self.looking
+        } else {
+            usize::from(self.promoting == 0)
+        }
     }
 }
 
@@ -515,18 +568,19 @@ mod tests {
 
     /// A role, its first leader's core, and the seats of some threads.
     fn led() -> (Role<i32>, Box<i32>, [Seat<i32>; 4]) {
-        let role = Role::new(Box::new(7));
+        let role = Role::new(Box::new(7), Duration::from_millis(1));
         let core = role.accept().unwrap();
         (role, core, [0, 1, 2, 3].map(Seat::new))
     }
 
     /// What a thread does when its run returned.
     fn back(role: &Role<i32>, seat: &Seat<i32>, number: u64) -> Option<Box<i32>> {
-        role.reclaim(seat, number).or_else(|| role.rejoin(number))
+        role.reclaim(seat, number)
+            .or_else(|| role.rejoin(number, false))
     }
 
     fn alone(role: &Role<i32>, seat: &Seat<i32>, core: Box<i32>) -> Deposit {
-        role.deposit(seat, core, Terms::ALONE, Moment::now())
+        role.deposit(seat, core, Terms::ALONE, 0, Moment::now())
     }
 
     fn sighted(role: &Role<i32>) -> (u64, Option<ThreadId>) {
@@ -608,7 +662,7 @@ mod tests {
         let core = role.accept().expect("the thread that was under way");
         // No run is abroad that could cover this.
         assert!(
-            role.deposit(&seats[1], core, Terms::shared(1), Moment::now())
+            role.deposit(&seats[1], core, Terms::shared(1), 0, Moment::now())
                 .uncovered
         );
     }
@@ -632,11 +686,15 @@ mod tests {
     fn shared_deposits_are_covered_by_those_at_work() {
         let (role, core, seats) = led();
         let start = Moment::now();
-        let share = |core, thread, now| role.deposit(&seats[thread], core, Terms::shared(1), now);
+        let share =
+            |core, thread, now| role.deposit(&seats[thread], core, Terms::shared(1), 0, now);
         let first = share(core, 1, start);
         assert!(first.uncovered);
-        assert!(role.want_help(first.number, start));
-        assert!(!role.want_help(first.number, start), "one is on its way");
+        assert!(role.want_help(first.number, start) > 0);
+        assert!(
+            (role.want_help(first.number, start) == 0),
+            "one is on its way"
+        );
         let core = role
             .accept()
             .expect("a promoted thread takes a shared deposit");
@@ -676,20 +734,20 @@ mod tests {
     fn as_many_are_asked_for_as_the_terms_say() {
         let (role, core, seats) = led();
         let now = Moment::now();
-        let share = |core, thread| role.deposit(&seats[thread], core, Terms::shared(2), now);
+        let share = |core, thread| role.deposit(&seats[thread], core, Terms::shared(2), 0, now);
         let first = share(core, 1);
-        assert!(first.uncovered && role.want_help(first.number, now));
+        assert!(first.uncovered && role.want_help(first.number, now) > 0);
         let core = role.accept().unwrap();
         let second = share(core, 2);
         assert!(second.uncovered, "one of two is there");
-        assert!(role.want_help(second.number, now));
+        assert!(role.want_help(second.number, now) > 0);
         let core = role.accept().unwrap();
         let third = share(core, 3);
         assert!(!third.uncovered);
-        assert!(!role.want_help(third.number, now), "enough are there");
+        assert!(role.want_help(third.number, now) == 0, "enough are there");
         // Without a demand those who are there go on all the same.
         let core = back(&role, &seats[3], third.number).unwrap();
-        let fourth = role.deposit(&seats[3], core, Terms::shared(0), now);
+        let fourth = role.deposit(&seats[3], core, Terms::shared(0), 0, now);
         assert!(!fourth.uncovered);
         assert!(back(&role, &seats[1], first.number).is_some());
     }
@@ -698,12 +756,12 @@ mod tests {
     fn a_run_that_says_it_waits_covers_nothing() {
         let (role, core, seats) = led();
         let now = Moment::now();
-        let first = role.deposit(&seats[1], core, Terms::shared(1), now);
-        assert!(role.want_help(first.number, now));
+        let first = role.deposit(&seats[1], core, Terms::shared(1), 0, now);
+        assert!(role.want_help(first.number, now) > 0);
         let core = role.accept().unwrap();
         assert!(!role.want(first.number), "its core is in good hands");
         assert!(
-            role.deposit(&seats[2], core, Terms::shared(1), now)
+            role.deposit(&seats[2], core, Terms::shared(1), 0, now)
                 .uncovered
         );
     }
@@ -713,19 +771,21 @@ mod tests {
         let (role, core, seats) = led();
         assert!(!role.look(), "nothing is shared");
         let now = Moment::now();
-        let number = role.deposit(&seats[1], core, Terms::shared(1), now).number;
+        let number = role
+            .deposit(&seats[1], core, Terms::shared(1), 0, now)
+            .number;
         let core = back(&role, &seats[1], number).unwrap();
         assert!(role.look());
         assert!(role.find(false).is_none());
         assert!(
             !role
-                .deposit(&seats[1], core, Terms::shared(1), now)
+                .deposit(&seats[1], core, Terms::shared(1), 0, now)
                 .uncovered
         );
         let core = role.find(false).unwrap();
         assert!(back(&role, &seats[1], number + 1).is_none());
         assert!(
-            role.deposit(&seats[1], core, Terms::shared(1), now)
+            role.deposit(&seats[1], core, Terms::shared(1), 0, now)
                 .uncovered
         );
         assert!(role.look());
@@ -765,7 +825,9 @@ mod tests {
         let core = back(&role, &seats[2], eighth).unwrap();
         // What is shared does not lie in a seat, nor does what follows it at once.
         let now = Moment::now();
-        let ninth = role.deposit(&seats[2], core, Terms::shared(0), now).number;
+        let ninth = role
+            .deposit(&seats[2], core, Terms::shared(0), 0, now)
+            .number;
         assert!(role.slot.lock().core.is_some());
         let core = back(&role, &seats[2], ninth).unwrap();
         let tenth = alone(&role, &seats[2], core).number;

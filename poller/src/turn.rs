@@ -156,7 +156,7 @@ impl Core {
         self.learner.shared(self.now.since(begin));
     }
 
-    fn read_clock(&mut self) {
+    pub(crate) fn read_clock(&mut self) {
         self.now = Moment::now();
         self.runs += u64::from(std::mem::take(&mut self.untimed));
     }

@@ -8,7 +8,8 @@
 //!   around while another process has its processor keeps one that could run at once from being woken.
 //! * The worker that parked last is woken first: its stack and its share of the caches are warm, and
 //!   those that are not needed any more stay parked until they leave.
-//! * At most one wake-up is in flight. It ends when the woken worker looks at the queue.
+//! * At most one wake-up is in flight, or one for each leader that is called for. It ends when the woken worker
+//!   looks at the queue.
 //! * Whoever takes a job and leaves others behind passes the wake-up on, unless somebody is
 //!   looking around already.
 //! * With nobody to wake, a thread is started, up to the cap. If the system refuses one, the
@@ -343,8 +344,8 @@ struct State {
     parked: Vec<Arc<Bed>>,
     /// Threads looking around before they park.
     looking: usize,
-    /// A parked thread was notified, or a thread is being started.
-    waking: bool,
+    /// Parked threads that were notified, and threads that are being started.
+    waking: usize,
     /// Threads being started, whose handles are not in the list yet.
     starting: usize,
     /// Callers of `close` inside a join.
@@ -421,9 +422,18 @@ impl State {
         self.members.iter().any(|bed| bed.thread == thread)
     }
 
+    /// How many wake-ups may be in flight: leaders that were called for together come together.
+    fn wakes_at_once(&self) -> usize {
+        self.queue
+            .iter()
+            .take_while(|queued| queued.leads)
+            .count()
+            .max(1)
+    }
+
     /// Whether jobs wait and no thread is free, or on its way, to take them.
     fn is_stuck(&self) -> bool {
-        !self.queue.is_empty() && self.parked.is_empty() && self.looking == 0 && !self.waking
+        !self.queue.is_empty() && self.parked.is_empty() && self.looking == 0 && self.waking == 0
     }
 }
 
@@ -467,11 +477,11 @@ impl Shared {
     /// Sees to it that somebody will look at a queue that is not empty.
     fn call_for_help(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         self.pending.store(state.queue.len(), Ordering::Release);
-        if state.queue.is_empty() || state.looking > 0 || state.waking {
+        if state.queue.is_empty() || state.looking > 0 || state.waking >= state.wakes_at_once() {
             return;
         }
         if let Some(bed) = state.parked.pop() {
-            state.waking = true;
+            state.waking += 1;
             state.stats.wakes += 1;
             drop(state);
             bed.wake.notify_one();
@@ -497,7 +507,7 @@ impl Shared {
 
     /// Starts a thread; the wake-up is in flight until it takes its first job.
     fn start_thread(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        state.waking = true;
+        state.waking += 1;
         state.threads += 1;
         state.starting += 1;
         state.stats.peak_threads = state.stats.peak_threads.max(state.threads);
@@ -514,7 +524,7 @@ impl Shared {
         match started {
             Ok(handle) => state.handles.push((id, handle)),
             Err(error) => {
-                state.waking = false;
+                state.waking = state.waking.saturating_sub(1);
                 state.threads -= 1;
                 state.stats.spawn_failures += 1;
                 state.start_error = Some(error);
@@ -540,7 +550,7 @@ impl Shared {
         waits::belong_to(Some(self.waits.clone()));
         let mut state = self.state.lock();
         // This thread is what the wake-up in flight was about.
-        state.waking = false;
+        state.waking = state.waking.saturating_sub(1);
         state.members.push(bed.clone());
         // When this thread ends unless it gets a job before; set when it first parks after one.
         let mut leave_at = None;
@@ -621,7 +631,7 @@ impl Shared {
             };
             let Some(place) = state.parked.iter().position(|other| other.id == bed.id) else {
                 // Woken, if only just before the time was up: this is what the wake-up was about.
-                state.waking = false;
+                state.waking = state.waking.saturating_sub(1);
                 return true;
             };
             if late {

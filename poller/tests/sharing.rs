@@ -7,15 +7,17 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use poller::{Interest, PollerHandle, Progress, Readiness, before_blocking};
-use support::{LIMIT, Probe, group, pair, probe};
+use poller::{
+    Interest, PollerGroup, PollerHandle, PollerStats, Progress, Readiness, before_blocking,
+};
+use support::{LIMIT, Probe, group, pair, probe, until};
 
 /// Echoes in `run`, one run at a time, after doing `work`; an event that comes during a run makes
 /// it go round again.
@@ -169,4 +171,68 @@ fn short_runs_are_nobody_elses_business() {
     });
     assert_eq!(group.stats().total().sharings, 0);
     group.close();
+}
+
+/// Operators that are woken at the same moment; the runs of some wait, without a word, until all of those do.
+/// The monitor looks twice a second: were each of them to be found by it, this would take minutes.
+fn burst(waits: usize, returns: usize) -> PollerStats {
+    let group = PollerGroup::builder()
+        .pollers(1)
+        .slow_after(Duration::from_millis(500))
+        .build()
+        .unwrap();
+    let handle = group.pick();
+    let arrived = Arc::new((Mutex::new(0), Condvar::new()));
+    let operators: Vec<_> = (0..waits + returns)
+        .map(|n| {
+            let arrived = arrived.clone();
+            let (ours, peer) = pair();
+            let probe = probe(ours)
+                .on_ready(|_, readiness, budget| {
+                    if readiness.contains(Readiness::WAKE) {
+                        budget.request_run();
+                    }
+                    Progress::Drained
+                })
+                .on_run(move |_| {
+                    // They are mixed evenly.
+                    if n * waits % (waits + returns) < waits {
+                        let (count, changed) = &*arrived;
+                        let mut count = count.lock().unwrap();
+                        *count += 1;
+                        changed.notify_all();
+                        let all = changed.wait_timeout_while(count, LIMIT, |count| *count < waits);
+                        assert!(!all.unwrap().1.timed_out());
+                    }
+                    Progress::Drained
+                })
+                .register(&handle, Interest::READ);
+            (probe, peer)
+        })
+        .collect();
+    for (probe, _) in &operators {
+        probe.registration().wake();
+    }
+    until("all runs", || {
+        *arrived.0.lock().unwrap() == waits && operators.iter().all(|(probe, _)| probe.runs() == 1)
+    });
+    let stats = group.stats();
+    group.close();
+    // Those that run, and a few on their way.
+    let most = waits + returns + 10;
+    let threads = stats.workers.peak_threads;
+    assert!((waits..=most).contains(&threads), "{:?}", stats.workers);
+    stats.total()
+}
+
+#[test]
+fn a_burst_of_waits_takes_one_look() {
+    let stats = burst(300, 0);
+    assert_eq!(stats.promotions, 1, "{stats:?}");
+}
+
+#[test]
+fn a_burst_of_waits_among_others_takes_few_looks() {
+    let stats = burst(200, 200);
+    assert!((1..=10).contains(&stats.promotions), "{stats:?}");
 }

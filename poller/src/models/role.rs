@@ -1,6 +1,6 @@
 //! The role: never lost, never left behind by a runner that waits, watched whenever it must be.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     role::{Role, Seat, Terms},
@@ -30,9 +30,12 @@ impl Core {
 /// A role whose first leader is the caller, its core, and the leader's seat: one deposit was made and
 /// reclaimed, so that the next one is in the seat.
 fn led() -> (Arc<Role<Core>>, Box<Core>, Seat<Core>) {
-    let role = Arc::new(Role::new(Box::new(Core {
-        holders: Arc::default(),
-    })));
+    let role = Arc::new(Role::new(
+        Box::new(Core {
+            holders: Arc::default(),
+        }),
+        Duration::from_millis(1),
+    ));
     let core = role.accept().expect("the first leader is wanted");
     core.take();
     let seat = Seat::new(1);
@@ -44,12 +47,14 @@ fn led() -> (Arc<Role<Core>>, Box<Core>, Seat<Core>) {
 
 fn deposit(role: &Role<Core>, seat: &Seat<Core>, core: Box<Core>) -> u64 {
     core.leave();
-    role.deposit(seat, core, Terms::ALONE, Moment::now()).number
+    role.deposit(seat, core, Terms::ALONE, 0, Moment::now())
+        .number
 }
 
 /// What a thread does when its run returned.
 fn back(role: &Role<Core>, seat: &Seat<Core>, number: u64) -> Option<Box<Core>> {
-    role.reclaim(seat, number).or_else(|| role.rejoin(number))
+    role.reclaim(seat, number)
+        .or_else(|| role.rejoin(number, false))
 }
 
 /// A promoted thread.
@@ -202,7 +207,7 @@ fn loom_no_deposit_goes_unwatched() {
         });
         core.leave();
         let unwatched = role
-            .deposit(&seat, core, Terms::ALONE, Moment::now())
+            .deposit(&seat, core, Terms::ALONE, 0, Moment::now())
             .unwatched;
         if unwatched {
             *called.0.lock() = true;
@@ -241,7 +246,7 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
         let now = Moment::now();
         // The batch is shared already, so that there is something to look for.
         core.leave();
-        let first = role.deposit(&seat, core, Terms::shared(1), now).number;
+        let first = role.deposit(&seat, core, Terms::shared(1), 0, now).number;
         let core = back(&role, &seat, first).expect("nobody is there yet");
         let looker = thread::spawn({
             let role = role.clone();
@@ -253,9 +258,9 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
                 core.inspect(|core| core.take()).is_some()
             }
         });
-        let deposit = role.deposit(&seat, core, Terms::shared(1), now);
+        let deposit = role.deposit(&seat, core, Terms::shared(1), 0, now);
         let mut sent = false;
-        if deposit.uncovered && role.want_help(deposit.number, now) {
+        if deposit.uncovered && role.want_help(deposit.number, now) > 0 {
             sent = accept(&role).is_some();
         }
         let found = looker.join().unwrap();
@@ -270,8 +275,8 @@ fn loom_a_returning_run_takes_the_deposit_it_covered() {
         let (role, core, seat) = led();
         let now = Moment::now();
         core.leave();
-        let first = role.deposit(&seat, core, Terms::shared(1), now).number;
-        assert!(role.want_help(first, now));
+        let first = role.deposit(&seat, core, Terms::shared(1), 0, now).number;
+        assert!(role.want_help(first, now) > 0);
         let core = accept(&role).expect("shared");
         // The first run is abroad and ends now, while the second begins to wait.
         let returning = thread::spawn({
@@ -283,9 +288,9 @@ fn loom_a_returning_run_takes_the_deposit_it_covered() {
             }
         });
         core.leave();
-        let second = role.deposit(&Seat::new(2), core, Terms::shared(1), now);
+        let second = role.deposit(&Seat::new(2), core, Terms::shared(1), 0, now);
         let mut sent = false;
-        if second.uncovered && role.want_help(second.number, now) {
+        if second.uncovered && role.want_help(second.number, now) > 0 {
             sent = accept(&role).is_some();
         }
         let took = returning.join().unwrap();

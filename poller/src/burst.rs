@@ -1,0 +1,145 @@
+//! Runs that wait one after the other: how far threads are sent ahead of them.
+//!
+//! A run that waits without a word is found by the monitor, which takes a tick. A batch of hundreds of such
+//! runs would take hundreds. So once one is found, the deposits behind it are
+//! [covered](crate::role) in advance, and a run that did not come back before another thread took its core is
+//! counted as one that waits: nothing has to be found out. Each such run raises the level, each run that
+//! comes back to its core soon lowers it; so a single run that waits costs one thread sent in vain, and a
+//! batch of which a part waits keeps its level. After [a pause](LASTS) nothing is expected any more.
+
+use std::time::Duration;
+
+use crate::sys::{Moment, nanos};
+
+/// How many runs that come back it takes, at most, until the burst is over.
+const HIGHEST: u32 = 64;
+/// A run that waits raises the level by the level, and by this at most: as much as this many runs that come
+/// back lower it.
+const STEP: u32 = 4;
+/// One thread is on its way for each so many levels,
+const LEVELS: u32 = 4;
+/// and this many at most: a thread that is started sees to the next one.
+const MOST_HANDS: usize = 4;
+
+/// A burst without a deposit for so many ticks of the monitor is over.
+const LASTS: u32 = 10;
+
+/// The level of a burst, 0 for none.
+#[derive(Debug)]
+pub(crate) struct Burst {
+    level: u32,
+    /// When a run was found waiting, or the latest deposit since was made.
+    latest: Moment,
+    lasts: Duration,
+}
+
+impl Burst {
+    /// No burst yet; the monitor looks once per `tick`.
+    pub(crate) fn new(tick: Duration) -> Self {
+        Self {
+            level: 0,
+            latest: Moment::now(),
+            lasts: tick * LASTS,
+        }
+    }
+
+    /// A run was found waiting.
+    pub(crate) fn found(&mut self, now: Moment) {
+        self.level = self.level.max(1);
+        self.latest = now;
+    }
+
+    /// A deposit is made; whether it belongs to a burst.
+    pub(crate) fn goes_on(&mut self, now: Moment) -> bool {
+        if self.level > 0 && now.since(self.latest) > nanos(self.lasts) {
+            self.level = 0;
+        }
+        self.latest = now;
+        self.is_on()
+    }
+
+    /// A core was taken before its run had come back.
+    pub(crate) fn taken(&mut self) {
+        self.level = HIGHEST.min(self.level + self.level.min(STEP));
+    }
+
+    /// A run has come back, and has not waited.
+    pub(crate) fn came_back(&mut self) {
+        self.level = self.level.saturating_sub(1);
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_on(&self) -> bool {
+        self.level > 0
+    }
+
+    /// How many threads should be on their way, or look for the core, with so much to do behind a run.
+    pub(crate) fn hands(&self, backlog: usize) -> usize {
+        let hands = self.level.div_ceil(LEVELS) as usize;
+        hands.min(MOST_HANDS).min(backlog + 1)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn one_run_that_waits_is_soon_forgotten() {
+        let mut burst = Burst::new(TICK);
+        burst.taken();
+        assert!(!burst.is_on(), "it may compute");
+        burst.found(Moment::now());
+        burst.taken();
+        assert_eq!(burst.hands(100), 1);
+        burst.came_back();
+        burst.came_back();
+        assert!(!burst.is_on());
+        burst.came_back();
+        assert_eq!(burst.hands(100), 0);
+    }
+
+    #[test]
+    fn many_have_several_threads_on_their_way_as_long_as_there_is_work() {
+        let mut burst = Burst::new(TICK);
+        burst.found(Moment::now());
+        for _ in 0..400 {
+            burst.taken();
+        }
+        assert_eq!(burst.hands(100), MOST_HANDS);
+        assert_eq!(burst.hands(1), 2);
+        assert_eq!(burst.hands(0), 1, "others poll");
+        (0..HIGHEST).for_each(|_| burst.came_back());
+        assert!(!burst.is_on());
+    }
+
+    #[test]
+    fn a_batch_of_which_every_third_waits_keeps_its_level() {
+        let mut burst = Burst::new(TICK);
+        burst.found(Moment::now());
+        (0..3).for_each(|_| burst.taken());
+        for _ in 0..100 {
+            burst.came_back();
+            burst.came_back();
+            burst.taken();
+            assert!(burst.is_on());
+        }
+        assert_eq!(burst.hands(100), MOST_HANDS);
+    }
+
+    #[test]
+    fn after_a_pause_nothing_is_expected() {
+        let lasts = TICK * LASTS;
+        let mut now = Moment::now();
+        let mut burst = Burst::new(TICK);
+        burst.found(now);
+        (0..400).for_each(|_| burst.taken());
+        for _ in 0..10 {
+            now = now + lasts;
+            assert!(burst.goes_on(now));
+        }
+        assert!(!burst.goes_on(now + lasts + TICK));
+    }
+}
