@@ -537,6 +537,105 @@ fn a_closed_connection_lingers_without_holding_its_poller_up() {
     });
 }
 
+/// Stands before and behind the calls that are counted: a file that is not there is looked for.
+const MARK: &str = "/netpoll-counted-calls";
+
+/// Calls on a pooled connection, of which the system calls are counted.
+const COUNTED: usize = 60;
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pooled_call_is_three_system_calls() {
+    let name = "a_pooled_call_is_three_system_calls";
+    if std::env::var_os("NETPOLL_COUNTED").is_some() {
+        return bounded("counted", || {
+            [false, true].into_iter().for_each(pooled_calls)
+        });
+    }
+    let file = fresh_path();
+    let traced = std::process::Command::new("strace")
+        .args(["-f", "-qq", "-o"])
+        .arg(&file)
+        .arg(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--test-threads=1"])
+        .env("NETPOLL_COUNTED", "1")
+        .output();
+    let Ok(traced) = traced else {
+        return eprintln!("skipped: strace is not installed");
+    };
+    let lines = fs::read_to_string(&file).unwrap_or_default();
+    let _ = fs::remove_file(&file);
+    if !lines.contains(MARK) {
+        // Where a process may not be traced it does not run.
+        assert!(!traced.status.success(), "{traced:?}");
+        return eprintln!("skipped: strace may not trace");
+    }
+    assert!(traced.status.success(), "{traced:?}");
+    // The thread's calls between two marks, of a call on a connection each.
+    let (mut thread, mut calls) = ("", Vec::<Vec<String>>::new());
+    for line in lines.lines() {
+        let Some((of, call)) = line.split_once(' ') else {
+            continue;
+        };
+        let call = call.trim();
+        if call.contains(MARK) {
+            thread = of;
+            calls.push(Vec::new());
+        } else if let (true, Some(last)) = (of == thread, calls.last_mut()) {
+            match last.last_mut() {
+                // One that others run into takes two lines; a mark may too.
+                Some(begun) if call.contains(" resumed>") => begun.push_str(call),
+                None if call.contains(" resumed>") => {}
+                _ => last.push(call.to_owned()),
+            }
+        }
+    }
+    // Behind the last mark of each transport other things are done.
+    for (transport, calls) in ["TCP", "unix"].iter().zip(calls.chunks(COUNTED + 1)) {
+        let is_three = |call: &&Vec<String>| {
+            let begins = ["recv", "send", "recv"];
+            call.len() == 3
+                && call[0].contains("MSG_PEEK")
+                && call
+                    .iter()
+                    .zip(begins)
+                    .all(|(call, begin)| call.starts_with(begin))
+        };
+        let calls = &calls[..COUNTED];
+        // On a busy machine an answer takes longer than the slice of a receive, and is polled for.
+        let slow = |call: &&Vec<String>| call.iter().any(|call| call.starts_with("poll("));
+        assert!(
+            calls.iter().any(|call| is_three(&call)),
+            "{transport}: {:?}",
+            calls[0]
+        );
+        let others: Vec<_> = calls
+            .iter()
+            .filter(|call| !is_three(call) && !slow(call))
+            .collect();
+        assert!(others.len() < COUNTED / 4, "{transport}: {:?}", others[0]);
+    }
+}
+
+fn pooled_calls(unix: bool) {
+    let (server, address) = echo_server(unix);
+    let pool = Pool::new(patient());
+    let call = || {
+        let mut conn = pool.get(&address).unwrap();
+        conn.write_slice(b"q").unwrap();
+        conn.flush().unwrap();
+        assert_eq!(conn.next(1).unwrap(), b"q");
+    };
+    (0..WARM).for_each(|_| call());
+    for _ in 0..COUNTED {
+        assert!(fs::metadata(MARK).is_err());
+        call();
+    }
+    assert!(fs::metadata(MARK).is_err());
+    pool.close();
+    server.shutdown(LIMIT).unwrap();
+}
+
 extern "C" fn nothing(_: libc::c_int) {}
 
 #[test]

@@ -389,7 +389,7 @@ fn row_050_a_peer_that_never_reads_again_is_given_up_by_the_system_if_it_is_told
         let sent = handle.send(Bytes::from(vec![0; MUCH]));
         // The system's time may be up before the send has returned.
         let accepted = sent.is_ok();
-        assert!(sent.and_then(|()| handle.flush()).is_err());
+        assert!(sent.and_then(|_| handle.flush()).is_err());
         let reason = ends.wait_len(1)[0];
         assert_eq!(reason, CloseReason::Error(io::ErrorKind::TimedOut));
         assert_eq!(handle.stats().queued, 0);

@@ -298,6 +298,41 @@ fn a_vectored_write_that_is_taken_says_so() {
 }
 
 #[test]
+fn an_interrupted_write_has_taken_nothing() {
+    on_both(|transport| {
+        let (conn, peer) = pair_of(transport);
+        let handle = conn.handle();
+        let mut conn = Some(conn);
+        let mut sent = Vec::new();
+        for round in 0..3_u8 {
+            let mut writer = conn.take().unwrap();
+            let writing = asleep_in(move || {
+                let mut taken = 0;
+                // `write` sends by itself, and waits when nothing more fits.
+                let error = loop {
+                    match Write::write(&mut writer, &[round; 10_000]) {
+                        Ok(n) => taken += n,
+                        Err(error) => break error,
+                    }
+                };
+                (writer, taken, error)
+            });
+            handle.interrupt();
+            let (writer, taken, error) = writing.join().unwrap();
+            assert!(is_interrupted(&error), "{error}");
+            sent.extend(std::iter::repeat_n(round, taken));
+            conn = Some(writer);
+        }
+        let mut conn = conn.unwrap();
+        let reading = reader(&peer, sent.len() + 3);
+        conn.write_str("end").unwrap();
+        conn.flush().unwrap();
+        let got = reading.join().unwrap();
+        assert!(got[..sent.len()] == sent && got.ends_with(b"end"));
+    });
+}
+
+#[test]
 fn a_sender_that_waits_for_room_is_interrupted() {
     on_both(|transport| {
         let dialer = Dialer::new()

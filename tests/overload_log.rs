@@ -4,69 +4,15 @@
 mod support;
 
 use netpoll::{EventLoop, PollerGroup};
-use std::{
-    fmt,
-    io::Write,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io::Write, time::Duration};
 use support::{
     Gate, Log, OpenOnDrop, Script, Server, Transport, bounded, echo_frames, eventually, frame,
+    lines::{keep, lines},
     read_frame,
 };
-use tracing::{
-    Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
-
-/// Keeps the text of the warnings of this crate.
-struct Warnings;
-
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-fn lines() -> Vec<String> {
-    LINES.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-impl Subscriber for Warnings {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "netpoll" && *metadata.level() == tracing::Level::WARN
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Text(String);
-
-        impl Visit for Text {
-            fn record_debug(&mut self, _: &Field, value: &dyn fmt::Debug) {
-                self.0 = format!("{value:?}");
-            }
-        }
-
-        let mut text = Text(String::new());
-        event.record(&mut text);
-        LINES
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(text.0);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
 #[test]
 fn one_line_names_the_connections_that_have_the_threads() {
-    tracing::subscriber::set_global_default(Warnings).unwrap();
+    keep(tracing::Level::WARN);
     bounded("log", || {
         let gate = Gate::new();
         let _open = OpenOnDrop(gate.clone());

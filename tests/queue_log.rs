@@ -4,63 +4,11 @@
 mod support;
 
 use netpoll::{CloseReason, Delimited, Event, EventLoop, event_fn, framed};
-use std::{
-    collections::BTreeSet,
-    fmt,
-    io::Write,
-    sync::{Mutex, PoisonError},
+use std::{collections::BTreeSet, io::Write};
+use support::{
+    Log, Script, Server, Transport, bounded, eventually,
+    lines::{keep, lines},
 };
-use support::{Log, Script, Server, Transport, bounded, eventually};
-use tracing::{
-    Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
-
-/// Keeps the text of all events of this crate.
-struct Lines;
-
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-fn lines() -> Vec<String> {
-    LINES.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-impl Subscriber for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "netpoll"
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Text(String);
-
-        impl Visit for Text {
-            fn record_debug(&mut self, _: &Field, value: &dyn fmt::Debug) {
-                self.0 = format!("{value:?}");
-            }
-        }
-
-        let mut text = Text(String::new());
-        event.record(&mut text);
-        LINES
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(text.0);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
 /// The number behind `connection `.
 fn number(line: &str) -> Option<u64> {
     let (_, rest) = line.split_once("connection ")?;
@@ -70,7 +18,7 @@ fn number(line: &str) -> Option<u64> {
 
 #[test]
 fn every_line_about_a_connection_has_its_number() {
-    tracing::subscriber::set_global_default(Lines).unwrap();
+    keep(tracing::Level::TRACE);
     bounded("log", || {
         let ids = Log::new();
         let (mut servers, mut peers) = (Vec::new(), Vec::new());

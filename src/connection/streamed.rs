@@ -63,7 +63,8 @@ impl Tx {
         self.streamed = self.pending();
         let dry = DRY.try_with(|dry| dry.replace(NONE)).unwrap_or(NONE);
         if dry != NONE && (half || dry != self.shared.id) {
-            match self.flush() {
+            let flushed = self.flush();
+            match self.done(flushed) {
                 // It is taken, and sent when there is room.
                 Err(e) if may_go_on(&e) => {}
                 flushed => flushed?,

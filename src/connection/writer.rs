@@ -48,7 +48,7 @@ impl Tx {
 
     /// The end of a write whose bytes are all taken: it must not fail because its wait was interrupted, or
     /// its caller would write them again. The next wait is interrupted instead.
-    fn done(&self, waited: io::Result<()>) -> io::Result<()> {
+    pub(super) fn done(&self, waited: io::Result<()>) -> io::Result<()> {
         match waited {
             Err(error) if Error::from_io(&error) == Some(Error::Interrupted) => {
                 self.shared.keep_interrupt(For::Output);

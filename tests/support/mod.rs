@@ -7,6 +7,8 @@
 
 pub(crate) mod counting;
 mod frames;
+#[cfg(feature = "tracing")]
+pub(crate) mod lines;
 mod peer;
 mod process;
 mod script;
