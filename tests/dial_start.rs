@@ -184,10 +184,7 @@ fn a_sender_waits_for_the_connect() {
         let mut hole = Hole::new(transport);
         let (handle, told) = started(&patient(), &hole.address);
         handle.send_bytes(Bytes::from_static(b"sent")).unwrap();
-        let flushing = {
-            let handle = handle.clone();
-            support::asleep_in(move || handle.flush())
-        };
+        let flushing = support::asleep_in(move || handle.flush());
         assert!(!flushing.is_finished());
         let peer = hole.accept(b"sent");
         flushing.join().unwrap().unwrap();
