@@ -6,6 +6,7 @@ mod compare;
 mod flood;
 mod list;
 mod load;
+mod pool;
 mod serve;
 mod soak;
 
@@ -27,6 +28,7 @@ netpoll-bench: a load generator, servers to compare, and their ratios
   call CLIENT --connect ADDR      run one client
   flood NAME [options]            what thousands of hostile peers do to the others on a server
   burst [options]                 how long others wait when many handlers begin to sleep at once
+  pool [options]                  more callers than connections, over netpoll's pool and r2d2
   list                            the peers, the clients and the scenarios
   soak [options]                  everything at once against one server, for a while, and judge
   COMMAND --help                  the options of a command
@@ -47,6 +49,7 @@ pub(crate) fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failur
         "call" => call::run(args),
         "burst" => burst::run(args),
         "flood" => flood::run(args),
+        "pool" => pool::run(args),
         "list" => list::run(),
         "soak" => soak::run(args),
         "soak-server" => soak::serve(args),
