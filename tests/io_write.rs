@@ -12,8 +12,8 @@ use std::{
     time::Duration,
 };
 use support::{
-    Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, every, every_blocking,
-    giving, limited_pair, on_tcp, pattern,
+    Case, Kind, LIMIT, Log, Peer, Script, Server, Transport, bounded, eventually, every,
+    every_blocking, giving, limited_pair, on_tcp, pattern,
 };
 
 const BUFFER: usize = 64 << 10;
@@ -50,7 +50,7 @@ fn expect(peer: &mut impl Read, expected: &[u8]) {
 #[test]
 fn a_copy_of_256_mib_collects_no_more_than_the_buffer() {
     const ALL: usize = 256 << 20;
-    const PIECE: usize = 8192;
+    const PIECE: usize = BUFFER / 2;
     bounded("copy", || {
         let (mut conn, mut peer) = limited_pair();
         let reader = thread::spawn(move || expect_repeated(&mut peer, &pattern(1, PIECE), ALL));
@@ -385,6 +385,21 @@ fn a_reading_call_sends_before_it_waits() {
             }
             Ok(())
         }));
+        let tries: [fn(&mut Connection) -> io::Result<bool>; 7] = [
+            |conn| conn.try_fill(1),
+            |conn| conn.try_fill_more(),
+            |conn| Ok(conn.try_peek(1)?.is_some()),
+            |conn| Ok(conn.try_next(1)?.is_some()),
+            |conn| Ok(conn.try_until(b'!')?.is_some()),
+            |conn| Ok(conn.try_next_bytes(1)?.is_some()),
+            |conn| Ok(conn.try_slice(1)?.is_some()),
+        ];
+        for read in tries {
+            let mut conn = server.dial();
+            conn.write_all(b"and now?").unwrap();
+            eventually("an answer", || read(&mut conn).unwrap());
+            assert_eq!(conn.stats().messages_out, 1);
+        }
         for read in reads {
             let mut conn = server.dial();
             conn.write_all(b"are you ").unwrap();

@@ -104,7 +104,8 @@ const MAY_MOVE: usize = 512;
 /// * by the write that finds the [write buffer](crate::Builder::write_buffer) full (64 KiB), before it takes
 ///   more. It waits and fails as [`flush`](Self::flush) does;
 /// * when the callback returns, with Ok or an error (not by a panic);
-/// * before a reading call of this connection that may have to wait, `try_` calls excepted;
+/// * before a reading call of this connection that may have to wait, and, if the connection is one's own,
+///   by a `try_` call that finds too little;
 /// * by the next write, where this thread has read through [`std::io::Read`] all that another connection,
 ///   or the other half of this one, has to read: so `io::copy` passes on what comes while it waits for more;
 /// * when the connection is closed in order by its owner, dropped, or its sending side shut down.

@@ -242,7 +242,11 @@ impl Owner {
             return Ok(());
         };
         match shared.contain("on_prepare", || session.prepare(conn)) {
-            Some(called) => conn.tx.end_callback(called),
+            Some(called) => {
+                // No call may wait here.
+                conn.tx.send_last();
+                called
+            }
             None => Err(Error::Closed(CloseReason::HandlerPanic).into()),
         }
     }

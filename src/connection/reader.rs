@@ -197,7 +197,11 @@ macro_rules! reading {
         /// [`Error::PeerClosed`](crate::Error::PeerClosed).
         #[inline]
         pub fn try_fill(&mut self, n: usize) -> io::Result<bool> {
-            self.rx.try_fill(n)
+            let here = self.rx.try_fill(n)?;
+            if !here {
+                self.unfulfilled();
+            }
+            Ok(here)
         }
 
         /// Waits until more is [`available`](Self::available) than now, however much: for messages of
@@ -242,7 +246,11 @@ macro_rules! reading {
         /// # drop(handler);
         /// ```
         pub fn try_fill_more(&mut self) -> io::Result<bool> {
-            self.rx.try_fill_more()
+            let more = self.rx.try_fill_more()?;
+            if !more {
+                self.unfulfilled();
+            }
+            Ok(more)
         }
 
         /// The next `n` bytes without consuming them; waits for them.
@@ -385,6 +393,7 @@ macro_rules! reading {
             if self.rx.try_fill(n)? {
                 self.rx.buffer().peek(n).map(Some)
             } else {
+                self.unfulfilled();
                 Ok(None)
             }
         }
@@ -399,6 +408,7 @@ macro_rules! reading {
             if self.rx.try_fill(n)? {
                 self.rx.buffer().next(n).map(Some)
             } else {
+                self.unfulfilled();
                 Ok(None)
             }
         }
@@ -411,7 +421,10 @@ macro_rules! reading {
         pub fn try_until(&mut self, delim: u8) -> io::Result<Option<&[u8]>> {
             match self.rx.try_find(delim)? {
                 Some(n) => self.rx.buffer().next(n).map(Some),
-                None => Ok(None),
+                None => {
+                    self.unfulfilled();
+                    Ok(None)
+                }
             }
         }
 
@@ -424,6 +437,7 @@ macro_rules! reading {
             if self.rx.try_fill(n)? {
                 self.rx.buffer().next_bytes(n).map(Some)
             } else {
+                self.unfulfilled();
                 Ok(None)
             }
         }
@@ -437,6 +451,7 @@ macro_rules! reading {
             if self.rx.try_fill(n)? {
                 self.rx.buffer().slice(n).map(Some)
             } else {
+                self.unfulfilled();
                 Ok(None)
             }
         }
@@ -480,7 +495,7 @@ macro_rules! reading_traits {
             }
 
             fn try_fill(&mut self, n: usize) -> io::Result<bool> {
-                self.rx.try_fill(n)
+                self.try_fill(n)
             }
 
             fn chain(&mut self) -> &mut LinkBuffer {
@@ -492,7 +507,7 @@ macro_rules! reading_traits {
             }
 
             fn try_fill_more(&mut self) -> io::Result<bool> {
-                self.rx.try_fill_more()
+                self.try_fill_more()
             }
 
             // However many pieces it comes in, one call waits no longer than one timeout.

@@ -76,6 +76,14 @@ impl ReadHalf<'_> {
     fn before(&mut self, _: impl FnOnce(&mut Rx) -> bool) -> io::Result<()> {
         Ok(())
     }
+
+    #[expect(
+        clippy::unused_self,
+        clippy::needless_pass_by_ref_mut,
+        reason = "as that of a connection"
+    )]
+    #[inline]
+    fn unfulfilled(&mut self) {}
 }
 
 impl WriteHalf<'_> {
@@ -95,6 +103,14 @@ impl OwnedReadHalf {
     fn before(&mut self, _: impl FnOnce(&mut Rx) -> bool) -> io::Result<()> {
         Ok(())
     }
+
+    #[expect(
+        clippy::unused_self,
+        clippy::needless_pass_by_ref_mut,
+        reason = "as that of a connection"
+    )]
+    #[inline]
+    fn unfulfilled(&mut self) {}
 
     /// A handle for other threads.
     pub fn handle(&self) -> ConnectionHandle {

@@ -178,6 +178,15 @@ impl Connection {
         }
         Ok(())
     }
+
+    /// A reading call that never waits found too little: its owner asks again, and the peer may wait. A
+    /// callback sends when it returns.
+    #[inline]
+    pub(super) fn unfulfilled(&mut self) {
+        if self.tx.has_streamed() && self.tx.is_owned() && !self.tx.shared.word.has(CLOSE) {
+            self.tx.send_last();
+        }
+    }
 }
 
 /// Whether a flush that failed may succeed later.

@@ -75,8 +75,9 @@ impl Tx {
     /// As [`Self::room`], for room that is lent: a slot, or what is filled in later.
     #[inline]
     pub(crate) fn lend(&mut self, n: usize) -> io::Result<&mut LinkBuffer> {
+        self.room(n)?;
         self.reserved = true;
-        self.room(n)
+        Ok(self.raw_buffer())
     }
 
     /// As [`Self::room`] for bytes that are linked. Pieces of many chunks would keep them all alive.
