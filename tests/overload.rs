@@ -3,9 +3,10 @@
 mod support;
 
 use netpoll::{
-    Builder, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, Error, EventLoop,
-    Handler, LinkBuffer, OnFull, PollerGroup, Pool, RelayEnd, relay,
+    Address, Builder, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, Error,
+    EventLoop, Handler, LinkBuffer, OnFull, PollerGroup, Pool, RelayEnd, relay,
 };
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
@@ -195,6 +196,55 @@ fn connections_are_accepted_while_every_thread_is_taken() {
         for peer in &mut more {
             assert_eq!(read_frame(peer).unwrap(), b"fine");
         }
+        drop(more);
+        capped.stop();
+    });
+}
+
+#[test]
+fn peers_that_leave_are_let_go_while_every_thread_is_taken() {
+    on_our_threads(|place, transport| {
+        const IDLE: usize = 200;
+        let (gate, held) = (Gate::new(), Gate::new());
+        let _open = (OpenOnDrop(gate.clone()), OpenOnDrop(held.clone()));
+        let reasons = Log::new();
+        let (log, end) = (reasons.clone(), held.clone());
+        let first = AtomicUsize::new(0);
+        let capped = place.serve(
+            transport,
+            gated(&gate).disconnect(move |_, reason| {
+                // Two ends wait: others, and whom accepting is for, do not wait for them.
+                if first.fetch_add(1, SeqCst) == IDLE {
+                    end.pass();
+                }
+                log.push(reason);
+            }),
+        );
+        let server = &capped.server;
+        let idle: Vec<Peer> = (0..IDLE).map(|_| server.connect()).collect();
+        let last: Vec<Peer> = (0..3).map(|_| server.connect()).collect();
+        eventually("all are there", || {
+            server.event_loop.stats().connected == IDLE as u64 + 3
+        });
+        let taken = take_every_thread(server, &gate);
+        drop(idle);
+        for reason in reasons.wait_len(IDLE) {
+            assert_eq!(reason, CloseReason::Peer);
+        }
+        let open = || server.event_loop.stats().active;
+        eventually("their descriptors", || open() == 3 + 2 * MOST);
+        // One that waits in its end holds up neither the other ends nor accepting.
+        drop(last);
+        held.wait_arrived(1);
+        reasons.wait_len(IDLE + 2);
+        let before = server.event_loop.stats().accepted;
+        let more: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+        eventually("the others", || {
+            server.event_loop.stats().accepted == before + 20
+        });
+        assert_eq!(gate.arrived(), MOST, "no other handler got a thread");
+        held.open();
+        release(&gate, taken);
         drop(more);
         capped.stop();
     });
@@ -650,6 +700,68 @@ fn handlers_that_wait_for_a_pool_end_for_others() {
         pool.close();
         backend.stop();
     });
+}
+
+#[test]
+fn handlers_that_wait_for_a_dial_end_for_others() {
+    on_our_threads(|place, transport| {
+        let hole = Hole::new(transport);
+        let to = hole.address.clone();
+        let dialer = Dialer::new();
+        let ends = Ends::new();
+        let script = ends.script(move |_| dialer.dial_connection(&to).map(drop));
+        let capped = place.serve_in_haste(transport, script, |builder| builder);
+        let waiting = ends.flood(&capped);
+        ends.expect_overload();
+        drop(waiting);
+        // The last few go on waiting.
+        drop(hole);
+        capped.stop();
+    });
+}
+
+/// A listener whose backlog is full: a dial gets no answer.
+struct Hole {
+    address: Address,
+    _sockets: Vec<Socket>,
+}
+
+impl Hole {
+    fn new(transport: Transport) -> Self {
+        let (domain, at) = match transport {
+            Transport::Tcp => {
+                let any = std::net::SocketAddr::from((support::loopback(), 0));
+                (Domain::IPV4, SockAddr::from(any))
+            }
+            Transport::Unix => (Domain::UNIX, SockAddr::unix(support::fresh_path()).unwrap()),
+        };
+        let listener = Socket::new(domain, Type::STREAM, None).unwrap();
+        listener.bind(&at).unwrap();
+        listener.listen(0).unwrap();
+        let at = listener.local_addr().unwrap();
+        let address = match at.as_socket() {
+            Some(ip) => Address::from(ip),
+            None => Address::Unix(at.as_pathname().unwrap().into()),
+        };
+        let mut sockets = vec![listener];
+        sockets.extend((0..4).map(|_| {
+            let socket = Socket::new(domain, Type::STREAM.nonblocking(), None).unwrap();
+            let _ = socket.connect(&at);
+            socket
+        }));
+        Self {
+            address,
+            _sockets: sockets,
+        }
+    }
+}
+
+impl Drop for Hole {
+    fn drop(&mut self) {
+        if let Address::Unix(path) = &self.address {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// A connection of the default pollers.

@@ -11,7 +11,7 @@ use crate::{
     balance::{Balance, Picker},
     monitor::Monitor,
     poller::Poller,
-    reserve::{MOST_IN_RESERVE, MOST_WAITING},
+    reserve::{Ends, MOST_IN_RESERVE, MOST_WAITING},
     stats::GroupStats,
     sync::{AtomicUsize, Ordering},
     workers::WorkerPool,
@@ -258,8 +258,8 @@ impl GroupBuilder {
     /// The most threads at once, leaders included; 512 by default and never fewer than pollers.
     /// Once as many callbacks wait as there are threads, further ones wait for one to return;
     /// the monitor polls meanwhile, at each tick ([`slow_after`](Self::slow_after)), and a reserve of up to
-    /// four more threads makes the runs that [are brief](Operator::is_brief) and calls the scheduled
-    /// closures.
+    /// four more threads makes the runs that [are brief](Operator::is_brief) or [only end](Operator::is_ending)
+    /// something, and calls the scheduled closures.
     pub fn max_threads(mut self, threads: usize) -> Self {
         self.max_threads = threads;
         self
@@ -336,6 +336,7 @@ impl GroupBuilder {
             monitor.look_after(pool.look_after_by(&monitor));
         }
         let left = Arc::new(AtomicUsize::new(self.pollers));
+        let ends = Arc::new(Ends::default());
         let mut handles = Vec::new();
         for index in 0..self.pollers {
             let (workers, reserve) = (workers.clone(), reserve.clone());
@@ -350,6 +351,7 @@ impl GroupBuilder {
                     end_monitor.stop();
                 }
             });
+            let reserve = (reserve, ends.clone());
             let poller = Poller::new(index, workers, reserve, monitor, self.busy_poll, on_end)?;
             handles.push(PollerHandle::new(poller));
         }

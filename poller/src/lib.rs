@@ -146,6 +146,6 @@ pub use readiness::{Interest, Readiness};
 pub use registration::Registration;
 pub use schedule::TimerKey;
 pub use stats::{GroupStats, PollerStats};
-pub use sys::{coarse_millis, wait_any, wait_ready, wait_ready_or};
+pub use sys::{coarse_millis, wait_any, wait_any_or, wait_ready, wait_ready_or};
 pub use waits::{Waiter, Waiting, begin_wait};
 pub use workers::{Holding, Job, WorkerPool, WorkerPoolBuilder, WorkerStats};

@@ -50,6 +50,13 @@ pub trait Operator: Send + Sync + 'static {
         false
     }
 
+    /// Whether a run that is due now only ends what the operator stands for. Where every thread of the group is
+    /// taken such runs are made by two threads of the reserve, one after the other: they may wait after all.
+    /// Asked before such a run, with the role held: must not block.
+    fn is_ending(&self) -> bool {
+        false
+    }
+
     /// A number by which statistics name it ([`Holding::id`](crate::Holding::id)); 0 for none.
     fn id(&self) -> u64 {
         0
@@ -76,6 +83,10 @@ impl<O: Operator + ?Sized> Operator for Arc<O> {
 
     fn is_brief(&self) -> bool {
         (**self).is_brief()
+    }
+
+    fn is_ending(&self) -> bool {
+        (**self).is_ending()
     }
 
     fn id(&self) -> u64 {

@@ -15,6 +15,7 @@ use crate::{
     member::Entry,
     monitor::Monitor,
     registry::{Registry, Token, closed, inherited},
+    reserve::Ends,
     role::Role,
     schedule::Schedule,
     stats::Counters,
@@ -37,6 +38,7 @@ pub(crate) struct Poller {
     pub(crate) workers: WorkerPool,
     /// For brief work while all of those are taken.
     pub(crate) reserve: WorkerPool,
+    pub(crate) ends: Arc<Ends>,
     pub(crate) monitor: Arc<Monitor>,
     /// Processors there are for its threads.
     pub(crate) processors: usize,
@@ -62,7 +64,7 @@ impl Poller {
     pub(crate) fn new(
         index: usize,
         workers: WorkerPool,
-        reserve: WorkerPool,
+        (reserve, ends): (WorkerPool, Arc<Ends>),
         monitor: Arc<Monitor>,
         busy_poll: Option<Duration>,
         on_end: Box<dyn Fn() + Send + Sync>,
@@ -83,6 +85,7 @@ impl Poller {
             counters: Counters::new(),
             workers,
             reserve,
+            ends,
             monitor,
             processors,
             waiting_often: AtomicBool::new(false),

@@ -4,12 +4,16 @@
 //! have to wait until some other operator's run returns. Where every thread is inside of a run, the monitor
 //! hands such work to the reserve, whose threads are started then and leave when nothing more comes.
 //!
+//! Runs that [only end](crate::Operator::is_ending) something may wait after all, and would hold up what brief runs
+//! are there for: they have two of these threads at most, and a queue.
+//!
 //! They hold no core. A brief run ends as one does whose role went to another thread meanwhile.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     leader::run_apart,
+    member::Entry,
     poller::Poller,
     sync::Mutex,
     turn::Work,
@@ -20,6 +24,57 @@ use crate::{
 pub(crate) const MOST_IN_RESERVE: usize = 4;
 /// Work that may wait for them. What is above that waits where it was.
 pub(crate) const MOST_WAITING: usize = 1024;
+
+/// Threads of the reserve that make runs which only end something, at most.
+const MOST_ENDING: usize = 2;
+
+/// Runs that only end something, of all pollers of a group.
+#[derive(Default)]
+pub(crate) struct Ends {
+    state: Mutex<Ending>,
+}
+
+#[derive(Default)]
+struct Ending {
+    queue: VecDeque<(Arc<Poller>, Arc<Entry>)>,
+    /// Threads that make them, and will look at the queue again.
+    threads: usize,
+}
+
+impl Ends {
+    fn take(self: &Arc<Self>, reserve: &WorkerPool, poller: &Arc<Poller>, entry: Arc<Entry>) {
+        {
+            let mut state = self.state.lock();
+            state.queue.push_back((poller.clone(), entry));
+            if state.threads == MOST_ENDING {
+                return;
+            }
+            state.threads += 1;
+        }
+        if !reserve.submit_if_manned(self.clone()) {
+            // The next one that is handed over tries again.
+            self.state.lock().threads -= 1;
+        }
+    }
+}
+
+impl Job for Ends {
+    fn run(self: Arc<Self>) {
+        loop {
+            let next = {
+                let mut state = self.state.lock();
+                let next = state.queue.pop_front();
+                state.threads -= usize::from(next.is_none());
+                next
+            };
+            let Some((poller, entry)) = next else {
+                return;
+            };
+            poller.counters.brief_runs.add(1);
+            run_apart(&poller, entry);
+        }
+    }
+}
 
 /// A run or a closure, to be done once.
 struct Brief {
@@ -44,6 +99,13 @@ impl Job for Brief {
 
 /// Gives work to the reserve; returns it if it is not brief, or no thread can be had for it.
 pub(crate) fn hand_to(reserve: &WorkerPool, poller: &Arc<Poller>, work: Work) -> Result<(), Work> {
+    let work = match work {
+        Work::Run(entry, _) if poller.contain(|| entry.operator.is_ending()) == Some(true) => {
+            poller.ends.take(reserve, poller, entry);
+            return Ok(());
+        }
+        work => work,
+    };
     let brief = match &work {
         Work::Run(entry, _) => poller.contain(|| entry.operator.is_brief()) == Some(true),
         Work::Call(_) => true,

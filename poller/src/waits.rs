@@ -85,6 +85,11 @@ impl Waiting {
             .is_some_and(|(waits, number)| waits.is_ended(*number))
     }
 
+    /// Whether the thread is one of a pool, which may end the wait.
+    pub fn may_be_ended(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// The wait is over; whether it was ended.
     pub fn finish(mut self) -> bool {
         self.leave()
@@ -231,7 +236,7 @@ mod tests {
     fn outside_of_pools_waits_are_never_ended() {
         let on = Arc::new(Woken::default());
         let waiting = begin_wait(on.clone());
-        assert!(!waiting.was_ended());
+        assert!(!waiting.was_ended() && !waiting.may_be_ended());
         assert!(!waiting.finish());
         assert_eq!(Arc::strong_count(&on), 1);
     }

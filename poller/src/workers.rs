@@ -289,7 +289,7 @@ impl WorkerPool {
     }
 
     /// Whether every thread allowed is there and busy.
-    pub(crate) fn is_exhausted(&self) -> bool {
+    pub fn is_exhausted(&self) -> bool {
         let state = self.shared.state.lock();
         state.parked.len() + state.looking == 0 && state.threads >= self.shared.config.max_threads
     }

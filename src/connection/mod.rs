@@ -51,6 +51,7 @@ pub(crate) use state::{
     ABORT, BRIEF, BROKEN, CLOSE, CLOSED, DRAIN, FLUSHING, HELD, HUNG_UP, PIPED, QUEUED, READABLE,
     RUNNING, WRITABLE, WROTE,
 };
+pub(crate) use wake::Bell;
 
 use crate::{
     config::OnFull,

@@ -6,8 +6,8 @@ use super::{
     process,
     shared::{For, Shared},
     state::{
-        ABORT, ATTEND, BRIEF, BROKEN, CLOSE, CLOSED, DRAIN, HUNG_UP, LINGER, OWNED, PEER_CLOSED,
-        PIPED, QUEUED, READ_WAIT, READABLE, SEALED, URGENT, WRITABLE, WRITE_SHUT,
+        ABORT, ATTEND, BRIEF, BROKEN, CLOSE, CLOSED, CONNECTED, DRAIN, HUNG_UP, LINGER, OWNED,
+        PEER_CLOSED, PIPED, QUEUED, READ_WAIT, READABLE, SEALED, URGENT, WRITABLE, WRITE_SHUT,
     },
 };
 use crate::{
@@ -158,7 +158,13 @@ impl ConnectionOperator {
             if before & DRAIN != 0 {
                 self.part_if_idle();
             }
-            self.place(budget)
+            if shared.context.runner.is_exhausted() && self.is_ending() {
+                // The end does not wait for a thread that handlers may hold.
+                budget.request_run();
+                Progress::Drained
+            } else {
+                self.place(budget)
+            }
         } else {
             Progress::Drained
         };
@@ -298,6 +304,18 @@ impl Operator for ConnectionOperator {
 
     fn is_brief(&self) -> bool {
         self.shared.word.has(BRIEF)
+    }
+
+    fn is_ending(&self) -> bool {
+        let shared = &self.shared;
+        let bits = shared.word.load();
+        if bits & CONNECTED == 0 || bits & OWNED != 0 {
+            return false;
+        }
+        let half_open = shared.context.limits.half_open;
+        let due = ABORT | CLOSE | BROKEN | if half_open { 0 } else { PEER_CLOSED };
+        // What came before the end is for the handler.
+        bits & ABORT != 0 || (bits & due != 0 && self.peek_state() != Peek::Data)
     }
 
     fn run(&self) -> Progress {

@@ -7,6 +7,7 @@
 //! would never learn of the end. So a thread that waits also watches a descriptor of its own: an eventfd on
 //! Linux, elsewhere a socket pair, made by its first wait and closed with the thread.
 
+use poller::Waiter;
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -42,6 +43,12 @@ impl Bell {
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl Waiter for Bell {
+    fn wake(&self) {
+        self.ring();
     }
 }
 

@@ -159,6 +159,14 @@ impl Runner {
         }
     }
 
+    /// Whether every thread that a turn could have is taken, as far as that is known.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        match self {
+            Self::Workers(pool) => pool.is_exhausted(),
+            Self::Adaptive | Self::Inline | Self::Custom(_) => false,
+        }
+    }
+
     /// What has its threads, the longest first; `None` if they are those of the pollers.
     pub(crate) fn holding(&self) -> Option<Vec<Holding>> {
         match self {

@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     io,
     net::SocketAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use socket2::{Domain, SockAddr, SockRef};
 
 use super::{
     address::Address,
+    endable::{Endable, LooksUp},
     options::SocketOptions,
     resolve::resolve,
     stream::Socket,
@@ -48,7 +49,8 @@ pub(crate) struct Dial<'a> {
 /// # Errors
 ///
 /// [`Error::DialTimeout`] at the deadline, [`Error::SelfConnect`], [`Error::InvalidAddress`],
-/// [`Error::ShuttingDown`] when cancelled, or what the system reports; all with the address in
+/// [`Error::ShuttingDown`] when cancelled, [`Error::Overloaded`] if the calling handler's thread was needed by
+/// others, or what the system reports; all with the address in
 /// the text. No descriptor is left behind.
 pub(crate) fn connect(address: &Address, dial: Dial<'_>) -> io::Result<Socket> {
     let result = match address {
@@ -92,12 +94,16 @@ impl Dial<'_> {
 
     fn connect_unix(&self, address: &Address) -> io::Result<Socket> {
         let mut knock = Knock::new(self, address)?;
+        let mut waiting = None;
         loop {
             if knock.has_connected(self)? {
                 return Ok(knock.socket);
             }
             self.check_cancelled()?;
-            poller::before_blocking();
+            let waiting = waiting.get_or_insert_with(|| poller::begin_wait(Arc::new(LooksUp)));
+            if waiting.was_ended() {
+                return Err(Error::Overloaded.into());
+            }
             thread::sleep(knock.next_at.saturating_duration_since(Instant::now()));
         }
     }
@@ -217,6 +223,7 @@ impl Race {
     }
 
     fn run(mut self, dial: &Dial<'_>) -> io::Result<Socket> {
+        let mut endable = None;
         loop {
             if let Some(socket) = self.begin(dial)? {
                 return into_own(socket);
@@ -224,8 +231,12 @@ impl Race {
             dial.check_cancelled()?;
             let until = [self.next_at(), dial.look_up_at()];
             let until = until.into_iter().flatten().min();
-            poller::before_blocking();
-            if let Some(socket) = self.wait(dial, until)?.1 {
+            let endable = endable.get_or_insert_with(Endable::begin);
+            if let Err(error) = endable.check() {
+                return Err(self.judge(Some(error.into())));
+            }
+            let wait = |fds: &[BorrowedFd<'_>]| endable.wait_any(fds, Interest::WRITE, until);
+            if let Some(socket) = self.wait(dial, wait)?.1 {
                 return into_own(socket);
             }
         }
@@ -238,7 +249,9 @@ impl Race {
             if let Some(socket) = self.begin(dial)? {
                 return Ok(Some(socket));
             }
-            match self.wait(dial, Some(Instant::now()))? {
+            let look =
+                |fds: &[BorrowedFd<'_>]| wait_any(fds, Interest::WRITE, Some(Instant::now()));
+            match self.wait(dial, look)? {
                 (false, _) => return Ok(None),
                 (true, Some(socket)) => return Ok(Some(socket)),
                 (true, None) => {}
@@ -269,10 +282,10 @@ impl Race {
     fn wait(
         &mut self,
         dial: &Dial<'_>,
-        until: Option<Instant>,
+        wait: impl FnOnce(&[BorrowedFd<'_>]) -> io::Result<Vec<Readiness>>,
     ) -> io::Result<(bool, Option<Arc<Socket>>)> {
         let fds: Vec<_> = self.pending.iter().map(|a| a.socket.as_fd()).collect();
-        let ready = wait_any(&fds, Interest::WRITE, until)?;
+        let ready = wait(&fds)?;
         let some = ready.iter().any(|ready| !ready.is_empty());
         Ok((some, self.take_results(dial, &ready)))
     }

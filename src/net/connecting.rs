@@ -3,6 +3,7 @@
 use super::{
     address::Address,
     connect::{Dial, Knock, Race, into_own},
+    endable::Endable,
     resolve::{Addresses, resolve_then},
     stream::Socket,
 };
@@ -15,7 +16,7 @@ use std::{io, mem, net::IpAddr, os::fd::AsFd, sync::Arc, time::Instant};
 ///
 /// # Errors
 ///
-/// What the connect failed with, [`Error::DialTimeout`], [`Error::WouldDeadlock`] if it would wait on a thread
+/// What the connect failed with, [`Error::DialTimeout`], [`Error::Overloaded`], [`Error::WouldDeadlock`] if it would wait on a thread
 /// that must not, or that it is no connected socket.
 pub(crate) fn peer_of(socket: &Socket, deadline: Option<Instant>) -> io::Result<Address> {
     match socket.peer_address() {
@@ -32,9 +33,13 @@ pub(crate) fn peer_of(socket: &Socket, deadline: Option<Instant>) -> io::Result<
         if poller::must_not_block() {
             return Err(Error::WouldDeadlock.into());
         }
-        poller::before_blocking();
-        if !is_over(deadline)? {
-            return Err(Error::DialTimeout.into());
+        let endable = Endable::begin();
+        while !is_over(Some(Instant::now()))? {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Error::DialTimeout.into());
+            }
+            endable.check()?;
+            endable.wait_any(&[socket.as_fd()], Interest::WRITE, deadline)?;
         }
     }
     match socket.take_error()? {

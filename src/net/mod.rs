@@ -8,6 +8,7 @@ mod address;
 mod bind;
 mod connect;
 mod connecting;
+mod endable;
 mod listener;
 mod options;
 mod outgoing;

@@ -1,9 +1,9 @@
 //! Host names to addresses, by a deadline.
 //!
-//! The system's resolver blocks and cannot be interrupted. Where there is a deadline it runs on a thread
-//! of its own, of which there are [`MAX_RESOLVERS`] at most; one that is late is left behind. Look-ups
+//! The system's resolver blocks and cannot be interrupted. Where there is a deadline, or where others may need
+//! the caller's thread, it runs on a thread of its own, of which there are [`MAX_RESOLVERS`] at most; one that is late is left behind. Look-ups
 //! beyond that wait in a queue for a thread, and whatever they wait for, their callers wait until the
-//! deadline and no longer.
+//! deadline, or until others need their threads, and no longer.
 
 use std::{
     collections::VecDeque,
@@ -14,6 +14,9 @@ use std::{
     time::Instant,
 };
 
+use poller::Waiter;
+
+use super::endable::LooksUp;
 use crate::{
     error::{Error, InvalidAddress},
     sync::{Condvar, Mutex},
@@ -26,6 +29,7 @@ use crate::{
 /// # Errors
 ///
 /// What the system's resolver reports, [`Error::DialTimeout`] when the deadline passes,
+/// [`Error::Overloaded`] if the calling handler's thread was needed by others,
 /// [`InvalidAddress::NoSuchHost`], or that no thread can be had.
 pub(super) fn resolve(
     host: &str,
@@ -35,13 +39,11 @@ pub(super) fn resolve(
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    poller::before_blocking();
-    let addresses = match deadline {
-        None => look_up(host, port),
-        Some(deadline) => {
-            let host: Box<str> = host.into();
-            RESOLVERS.in_time(deadline, move || look_up(&host, port))
-        }
+    let addresses = if deadline.is_none() && !poller::begin_wait(Arc::new(LooksUp)).may_be_ended() {
+        look_up(host, port)
+    } else {
+        let host: Box<str> = host.into();
+        RESOLVERS.in_time(deadline, move || look_up(&host, port))
     }?;
     some(addresses)
 }
@@ -110,6 +112,14 @@ impl<T> Task<T> {
     }
 }
 
+impl<T: Send + 'static> Waiter for Task<T> {
+    fn wake(&self) {
+        // Its thread has looked at the mark, and sleeps, or has yet to look.
+        drop(self.result.lock());
+        self.done.notify_one();
+    }
+}
+
 impl<T: Send + 'static> Resolvers<T> {
     fn new(max: usize) -> Self {
         Self {
@@ -121,29 +131,42 @@ impl<T: Send + 'static> Resolvers<T> {
         }
     }
 
-    /// Runs `work` on a thread of its own and waits for it until `deadline`.
+    /// Runs `work` on a thread of its own and waits for it until `deadline`, or until others need the
+    /// calling thread.
     fn in_time(
         &self,
-        deadline: Instant,
+        deadline: impl Into<Option<Instant>>,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
+        let deadline = deadline.into();
         let task = Task::new(work);
+        let waiting = poller::begin_wait(Arc::clone(&task) as Arc<dyn Waiter>);
         self.submit(&task)?;
+        let mut in_time = true;
         let mut result = task.result.lock();
-        loop {
+        let error = loop {
             if let Some(result) = result.take() {
                 return result;
             }
-            if task.done.wait_until(&mut result, deadline).timed_out() && result.is_none() {
-                break;
+            if waiting.was_ended() {
+                break Error::Overloaded;
             }
-        }
+            if !in_time {
+                break Error::DialTimeout;
+            }
+            match deadline {
+                None => task.done.wait(&mut result),
+                Some(deadline) => {
+                    in_time = !task.done.wait_until(&mut result, deadline).timed_out();
+                }
+            }
+        };
         drop(result);
         // In the queue it would be run for nothing.
         let mut state = self.state.lock();
         state.queue.retain(|other| !Arc::ptr_eq(other, &task));
         drop(state);
-        Err(Error::DialTimeout.into())
+        Err(error.into())
     }
 
     fn submit(&self, task: &Arc<Task<T>>) -> io::Result<()> {
@@ -288,6 +311,54 @@ mod tests {
         });
         let state = resolvers.state.lock();
         assert!(state.threads <= 2 && state.queue.is_empty());
+    }
+
+    /// A job that looks a name up; the look-up hangs until `release` is dropped.
+    struct Asks {
+        resolvers: Resolvers<i32>,
+        tell: mpsc::Sender<Option<Error>>,
+        release: Mutex<Option<mpsc::Receiver<()>>>,
+    }
+
+    impl poller::Job for Asks {
+        fn run(self: Arc<Self>) {
+            let release = self.release.lock().take();
+            let result = self.resolvers.in_time(None, move || {
+                if let Some(release) = release {
+                    let _ = release.recv();
+                }
+                Ok(0)
+            });
+            let error = result.err().and_then(|error| Error::from_io(&error));
+            self.tell.send(error).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_look_up_ends_for_those_that_need_its_thread() {
+        let group = poller::PollerGroup::builder().pollers(1).build().unwrap();
+        let pool = poller::WorkerPool::builder()
+            .max_threads(1)
+            .overload_after(Duration::from_millis(20))
+            .build();
+        group.look_after(&pool);
+        let (tell, told) = mpsc::channel();
+        let job = |release| {
+            Arc::new(Asks {
+                resolvers: Resolvers::new(1),
+                tell: tell.clone(),
+                release: Mutex::new(release),
+            })
+        };
+        let (hold, release) = mpsc::channel();
+        assert!(pool.submit(job(Some(release))).is_ok());
+        assert!(pool.submit(job(None)).is_ok());
+        let limit = Duration::from_secs(60);
+        assert_eq!(told.recv_timeout(limit), Ok(Some(Error::Overloaded)));
+        assert_eq!(told.recv_timeout(limit), Ok(None));
+        drop(hold);
+        pool.close();
+        group.close();
     }
 
     #[test]

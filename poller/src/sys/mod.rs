@@ -36,7 +36,7 @@ pub use clock::coarse_millis;
 pub(crate) use clock::{Moment, nanos};
 pub(crate) use selector::{Control, Selector, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id, thread_waits};
-pub use wait::{wait_any, wait_ready, wait_ready_or};
+pub use wait::{wait_any, wait_any_or, wait_ready, wait_ready_or};
 
 use crate::Readiness;
 

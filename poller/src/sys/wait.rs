@@ -83,6 +83,30 @@ pub fn wait_any(
     Ok(ready.collect())
 }
 
+/// As [`wait_any`], and until `other` is readable: a way for other threads to end the wait.
+///
+/// Returns what each is ready for, in the order of `fds`, and whether `other` was readable.
+///
+/// # Errors
+///
+/// As [`wait_ready`].
+pub fn wait_any_or(
+    fds: &[BorrowedFd<'_>],
+    interest: Interest,
+    other: BorrowedFd<'_>,
+    deadline: Option<Instant>,
+) -> io::Result<(Vec<Readiness>, bool)> {
+    let mut entries: Vec<_> = fds.iter().map(|fd| entry(*fd, interest)).collect();
+    entries.push(entry(other, Interest::READ));
+    poll_all(&mut entries, deadline)?;
+    let mut ready: Vec<_> = entries
+        .iter()
+        .map(|entry| readiness(entry.revents))
+        .collect();
+    let rung = ready.pop().is_some_and(|ready| !ready.is_empty());
+    Ok((ready, rung))
+}
+
 fn entry(fd: BorrowedFd<'_>, interest: Interest) -> libc::pollfd {
     libc::pollfd {
         fd: fd.as_raw_fd(),
