@@ -286,7 +286,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("np-connecting-{}", std::process::id()));
         let listener = super::super::Listener::builder()
             .backlog(0)
-            .bind(&Address::Unix(path.clone()))
+            .bind(Address::Unix(path.clone()))
             .unwrap();
         let address = Address::Unix(path);
         let first = drive(Connecting::new(address.clone()), far()).unwrap();

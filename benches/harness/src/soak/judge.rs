@@ -19,9 +19,9 @@ const MONITORS: u64 = 1;
 const RESIDENT_GROWTH: f64 = 16.0 * 1024.0;
 const ALLOCATED_GROWTH: f64 = 2.0 * 1024.0;
 const GROWTH_SHARE: f64 = 0.05;
-/// What may stay allocated when all peers are gone, in KiB: the pool keeps 8 MiB of chunks, each
-/// thread that serves keeps some buffers.
-const KEPT_KIB: u64 = 16 * 1024;
+/// What may stay allocated when all peers are gone, in KiB: within seconds the pool keeps 256 KiB of
+/// chunks at most, each thread that serves keeps 600 KiB.
+const KEPT_KIB: u64 = 4 * 1024;
 
 /// An episode without descriptors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -276,7 +276,7 @@ mod tests {
                 loop_connected: 490,
                 loop_disconnected: 490,
                 panics_ordered: 7,
-                heap: 9 << 20,
+                heap: 3 << 20,
                 loop_panics: 7,
                 requests: 10_000,
                 ..Figures::default()
@@ -350,7 +350,7 @@ mod tests {
             ("as many descriptors in", |seen| {
                 seen.load_descriptors.1 += 1
             }),
-            ("what was allocated", |seen| seen.figures.heap = 17 << 20),
+            ("what was allocated", |seen| seen.figures.heap = 5 << 20),
             ("a pool", |seen| seen.load.stale = 4),
             ("accepting goes on", |seen| seen.shortages[0].resumed = None),
             ("accepting goes on", |seen| {
