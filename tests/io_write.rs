@@ -592,3 +592,34 @@ fn a_write_that_has_to_send_fails_as_a_flush() {
         server.event_loop.shutdown_forced(LIMIT).unwrap();
     });
 }
+
+#[test]
+fn a_copy_to_a_peer_that_does_not_read_waits() {
+    const ALL: usize = 24 << 20;
+    bounded("copy", || {
+        let (mut from, mut source) = limited_pair();
+        let (mut to, mut target) = limited_pair();
+        let handle = to.handle();
+        let copy = thread::spawn(move || {
+            io::copy(&mut from, &mut to)?;
+            to.close()
+        });
+        let writer = thread::spawn(move || {
+            // Small pieces: the reader has read all that is here again and again.
+            for piece in pattern(9, ALL).chunks(10_000) {
+                source.write_all(piece).unwrap();
+            }
+        });
+        eventually("the socket is full", || handle.stats().queued > 0);
+        let (mut got, mut most) = (vec![0; ALL], 0);
+        for part in got.chunks_mut(100_000) {
+            most = most.max(handle.stats().queued);
+            target.read_exact(part).unwrap();
+        }
+        assert!(got == pattern(9, ALL));
+        assert!(most <= 3 * BUFFER, "{most} bytes were queued");
+        target.expect_end();
+        writer.join().unwrap();
+        copy.join().unwrap().unwrap();
+    });
+}

@@ -48,11 +48,14 @@ impl Rx {
 impl Tx {
     /// [`io::Write::write`]. `half`: this is one of two values for a connection.
     pub(super) fn stream(&mut self, data: &[u8], half: bool) -> io::Result<usize> {
-        let full = !self.reserved && {
-            let pending = self.pending();
-            pending > 0 && pending >= self.shared.output_limits().write_buffer
-        };
-        if full || !self.has_room(data.len()) {
+        let dry = DRY.try_with(|dry| dry.replace(NONE)).unwrap_or(NONE);
+        // The thread is about to wait for input.
+        let now = !self.reserved && dry != NONE && (half || dry != self.shared.id);
+        let bound = self.shared.output_limits().write_buffer;
+        let pending = self.pending();
+        let full = !self.reserved && pending > 0 && pending >= bound;
+        // What fails, fails before anything is taken.
+        if full || (now && self.shared.outbox.queued() > bound) || !self.has_room(data.len()) {
             self.flush()?;
         }
         let data = &data[..data.len().min(self.limit())];
@@ -61,13 +64,11 @@ impl Tx {
             return Ok(data.len());
         }
         self.streamed = self.pending();
-        let dry = DRY.try_with(|dry| dry.replace(NONE)).unwrap_or(NONE);
-        if dry != NONE && (half || dry != self.shared.id) {
-            let flushed = self.flush();
-            match self.done(flushed) {
+        if now {
+            match self.try_flush() {
                 // It is taken, and sent when there is room.
-                Err(e) if may_go_on(&e) => {}
-                flushed => flushed?,
+                Err(e) if matches!(Error::from_io(&e), Some(Error::OutputFull { .. })) => {}
+                sent => drop(sent?),
             }
         }
         Ok(data.len())
@@ -187,12 +188,4 @@ impl Connection {
             self.tx.send_last();
         }
     }
-}
-
-/// Whether a flush that failed may succeed later.
-fn may_go_on(error: &io::Error) -> bool {
-    matches!(
-        Error::from_io(error),
-        Some(Error::OutputFull { .. } | Error::WouldDeadlock)
-    )
 }
