@@ -95,7 +95,7 @@ impl ConnectionHandle {
     /// # Errors
     ///
     /// [`Error::Closed`] on an ended connection, [`Error::OutputFull`] or [`Error::WriteTimeout`] by
-    /// policy, [`Error::Poisoned`] after a message was cut. Nothing
+    /// policy, [`Error::Interrupted`], [`Error::Poisoned`] after a message was cut. Nothing
     /// of the message was accepted then, unless the connection ended while it was being sent:
     /// what did not go out is counted as lost.
     pub fn send(&self, message: impl Into<LinkBuffer>) -> io::Result<usize> {
@@ -126,7 +126,8 @@ impl ConnectionHandle {
     ///
     /// [`Error::WriteTimeout`] when the write timeout passes first (the connection is poisoned
     /// then: what went out may end inside a message), [`Error::Closed`] when the connection ends
-    /// first, [`Error::WouldDeadlock`] on a poller's thread that must not wait.
+    /// first, [`Error::Interrupted`] (what was accepted is still sent), [`Error::WouldDeadlock`] on a
+    /// poller's thread that must not wait.
     pub fn flush(&self) -> io::Result<()> {
         let mark = self.shared.outbox.mark();
         self.shared.wait_sent(mark, &self.patience)

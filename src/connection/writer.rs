@@ -197,6 +197,7 @@ macro_rules! writing {
         ///
         /// [`Error::WriteTimeout`](crate::Error::WriteTimeout) with how much was sent (the
         /// connection is poisoned then), [`Error::Closed`](crate::Error::Closed),
+        /// [`Error::Interrupted`](crate::Error::Interrupted) (the rest is still sent),
         /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) if it had to wait on a poller's
         /// thread that must not (inline dispatch; the rest is still sent).
         pub fn flush_and_wait(&mut self) -> io::Result<()> {
