@@ -136,7 +136,8 @@ fn a_connection_of_ones_own_is_connected_from_its_birth() {
         assert_eq!(conn.state(), State::Connected);
         let watching = watch(handle.clone());
         handle.close();
-        assert_eq!(conn.state(), State::Disconnecting);
+        // Its poller may have ended it already.
+        assert!(conn.state() >= State::Disconnecting);
         drop(conn);
         assert_eq!(handle.state(), State::Disconnected);
         forwards(&watching.join().unwrap());
