@@ -137,10 +137,10 @@ fn a_kept_connection_is_reported_with_the_place_where_it_was_dialled() {
 
 #[inline(never)]
 fn keeps_memory(conn: &mut Connection) -> io::Result<Option<(Bytes, LinkBuffer)>> {
-    if !conn.try_fill(2000)? {
+    if !conn.try_fill(10_000)? {
         return Ok(None);
     }
-    Ok(Some((conn.next_bytes(1000)?, conn.slice(1000)?)))
+    Ok(Some((conn.next_bytes(5000)?, conn.slice(5000)?)))
 }
 
 #[test]
@@ -155,20 +155,20 @@ fn what_a_handler_keeps_of_a_message_is_reported() {
         conn.flush()
     });
     let mut peer = server.connect();
-    peer.write_all(&[9; 2000]).unwrap();
+    peer.write_all(&[9; 10_000]).unwrap();
     peer.read_exact(&mut [0]).unwrap();
     drop(peer);
     for kind in [Kind::View, Kind::Slice] {
         let found = only(kind);
-        assert_eq!(found.bytes(), 1000);
+        assert_eq!(found.bytes(), 5000);
         // A chunk to receive into is much larger than what is kept of it.
-        assert!(found.pinned() >= 4096, "{found:?}");
+        assert!(found.pinned() >= 10_000, "{found:?}");
         assert!(found.backtrace().to_string().contains("keeps_memory"));
     }
     // The connection is over, what was kept of it is not.
     wait_for(|leaks| leaks.len() == 2);
     let (view, slice) = kept.lock().take().unwrap();
-    assert_eq!((&view[..], slice.len()), (&[9; 1000][..], 1000));
+    assert_eq!((&view[..], slice.len()), (&[9; 5000][..], 5000));
     drop((view, slice));
     server.stop();
 }
