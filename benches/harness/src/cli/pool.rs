@@ -122,7 +122,7 @@ pub(super) fn run(mut args: lexopt::Parser) -> Result<(), Failure> {
             let of = |figure: fn(&Seen) -> f64| {
                 median(rounds.iter().map(figure)).map_or(f64::NAN, |median| median.value)
             };
-            let hold = hold.map_or("no call".into(), |hold| format!("{hold:?}"));
+            let hold = hold.map_or_else(|| "no call".into(), |hold| format!("{hold:?}"));
             println!(
                 "hold {hold:7} {name:8} {:9.0} loans/s, {:7.1} us CPU a loan, {:6.2} % failed, \
                  waits in fair ones: p50 {:5.2}, p99 {:6.2}, longest {:7.2}",
