@@ -84,7 +84,7 @@ fn drive(peers: &[UnixStream], mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn runs_that_often_wait_are_shared_and_nothing_is_lost() {
+fn runs_that_often_wait_get_help_and_nothing_is_lost() {
     /// Threads that were sent to share a batch, before runs wait seldom again.
     const HELPED: u64 = 10;
     let group = group(1);
@@ -123,7 +123,8 @@ fn runs_that_often_wait_are_shared_and_nothing_is_lost() {
     });
     let total = group.stats().total();
     assert_eq!(total.panics, 0);
-    assert!(total.sharings > 0 && total.waits >= 12, "{total:?}");
+    // They were found waiting, by the monitor or by threads that came for the rest of the batch.
+    assert!(total.waits > 0 && total.handovers + total.promotions > 0, "{total:?}");
     group.close();
     assert!(probes.iter().all(|probe| probe.detached() == 1));
     assert_eq!(group.stats().workers.threads, 0);
