@@ -124,7 +124,10 @@ fn runs_that_often_wait_get_help_and_nothing_is_lost() {
     let total = group.stats().total();
     assert_eq!(total.panics, 0);
     // They were found waiting, by the monitor or by threads that came for the rest of the batch.
-    assert!(total.waits > 0 && total.handovers + total.promotions > 0, "{total:?}");
+    assert!(
+        total.waits > 0 && total.handovers + total.promotions > 0,
+        "{total:?}"
+    );
     group.close();
     assert!(probes.iter().all(|probe| probe.detached() == 1));
     assert_eq!(group.stats().workers.threads, 0);
