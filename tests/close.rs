@@ -1293,6 +1293,43 @@ fn an_idle_client_learns_of_the_peers_end_without_reading() {
     });
 }
 
+#[test]
+fn an_idle_client_whose_output_waited_learns_of_it() {
+    const MUCH: usize = 8 << 20;
+    bounded("output that waited", || {
+        for transport in [Transport::Tcp, Transport::Unix] {
+            let listener = std::os::unix::net::UnixListener::bind(support::fresh_path());
+            let tcp = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+            let (mut conn, mut peer): (Connection, Box<dyn Read + Send>) = match transport {
+                Transport::Tcp => {
+                    let conn = Dialer::new().dial_connection(tcp.local_addr().unwrap());
+                    (conn.unwrap(), Box::new(tcp.accept().unwrap().0))
+                }
+                Transport::Unix => {
+                    let listener = listener.unwrap();
+                    let address = listener.local_addr().unwrap();
+                    let path = address.as_pathname().unwrap().to_path_buf();
+                    let conn = Dialer::new().dial_connection(path);
+                    (conn.unwrap(), Box::new(listener.accept().unwrap().0))
+                }
+            };
+            conn.write_bytes(vec![7; MUCH].into()).unwrap();
+            assert!(!conn.try_flush().unwrap(), "the socket took all of it");
+            // Its poller watches for room as well from here on.
+            peer.read_exact(&mut vec![0; MUCH]).unwrap();
+            conn.flush().unwrap();
+            let closes = Log::new();
+            let log = closes.clone();
+            conn.on_close(move |reason| log.push(reason));
+            assert!(conn.is_active());
+            drop(peer);
+            eventually("the end is noticed", || !conn.is_active());
+            drop(conn);
+            closes.wait_len(1);
+        }
+    });
+}
+
 // ----------------------------------------------------------------------------------- detach
 
 #[test]

@@ -16,12 +16,13 @@ use crate::{
     net::{Peek, Socket},
     sync::AtomicU32,
 };
-use poller::{Budget, Member, Operator, Progress, Readiness};
+use poller::{Budget, Interest, Member, Operator, Progress, Readiness};
 use std::{
     io,
     ops::Deref,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
+    time::Instant,
 };
 
 /// A connection as its poller sees it: the socket, which dereferences to itself, and what it
@@ -121,6 +122,11 @@ impl ConnectionOperator {
         if bits & CLOSED != 0 {
             return Progress::Drained;
         }
+        let readiness = if bits & OWNED != 0 {
+            self.with_end(readiness)
+        } else {
+            readiness
+        };
         let mut news = 0;
         if readiness.intersects(Readiness::READABLE | hangup) && bits & OWNED == 0 {
             news |= READABLE;
@@ -169,6 +175,18 @@ impl ConnectionOperator {
             Progress::Drained
         };
         if more { Progress::Yield } else { progress }
+    }
+
+    /// Adds the peer's end to what is reported of a connection in its owner's hands. `mio` shows
+    /// `EPOLLRDHUP` only beside `EPOLLIN`, which is not asked for there, so an event that comes with room for
+    /// output hides it: the system is asked.
+    #[cold]
+    fn with_end(&self, readiness: Readiness) -> Readiness {
+        if readiness != Readiness::WRITABLE {
+            return readiness;
+        }
+        let end = poller::wait_ready(self.fd(), Interest::HANGUP, Some(Instant::now()));
+        readiness | end.unwrap_or(Readiness::EMPTY)
     }
 
     /// Takes a connection whose end is due out of its owner's hands. `true`: the owner's role is ours.
