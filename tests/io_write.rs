@@ -557,7 +557,7 @@ fn the_buffer_is_an_option_and_of_one_connection() {
 #[test]
 fn a_write_that_has_to_send_fails_as_a_flush() {
     every(|case| {
-        // Nobody reads: the queue fills, then the write timeout passes or, inline, nothing may wait.
+        // The peer reads nothing: the queue fills, then the write timeout passes or, inline, nothing may wait.
         let ends = Log::new();
         let (seen, ended) = (ends.clone(), Log::new());
         let reasons = ended.clone();

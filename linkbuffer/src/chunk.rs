@@ -243,9 +243,8 @@ impl ChunkPool {
     }
 
     /// Has `call` called when the pool keeps more than 256 KiB and did not before, and by each
-    /// [`trim`](Self::trim) after which it does: whoever gets the call has `trim` called later. It is called
-    /// by whoever gives the chunk back, in the middle of that, on any thread: it must not block, nor call
-    /// `trim`.
+    /// [`trim`](Self::trim) after which it does: the callee schedules a later `trim`. The thread that gives
+    /// a chunk back calls it, in the middle of that: it must not block, nor call `trim`.
     ///
     /// A pool has one watcher, the first. `false`: it had one before.
     pub fn watch(&self, call: impl Fn() + Send + Sync + 'static) -> bool {

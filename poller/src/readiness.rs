@@ -107,6 +107,9 @@ impl Interest {
     /// Writable.
     pub const WRITE: Self = Self(1 << 1);
     /// The peer closed its sending side, or the connection is gone.
+    ///
+    /// With `WRITE` and without `READ` an event that reports room may hide that the peer closed its sending
+    /// side: ask with [`wait_ready`](crate::wait_ready), as the end is told once.
     pub const HANGUP: Self = Self(1 << 2);
 
     const NAMES: [&'static str; 3] = ["READ", "WRITE", "HANGUP"];

@@ -1,9 +1,9 @@
 //! Dials that nothing waits for.
 //!
 //! A dial is a value that threads advance: one of the pollers' when a socket is writable or a time has come,
-//! one that looked a name up, one that cancels. Whoever advances it takes the work out of its place, so that
-//! no lock is held across system calls and user code; who finds the place empty leaves a note, and whoever has
-//! the work looks again. The end, with its callback, belongs to a thread of the pollers that may wait.
+//! one that looked a name up, one that cancels. The thread that advances it takes the work out of its place, so
+//! that no lock is held across system calls and user code; a thread that finds the place empty leaves a note,
+//! and the thread that has the work looks again. The end, with its callback, belongs to a thread of the pollers that may wait.
 //!
 //! * The poller's hold on a socket ends ([`Watch`]) before the connection gets it, and when it loses.
 //! * Timers are not set back: one that comes too early advances the dial for nothing. All are cancelled at

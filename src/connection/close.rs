@@ -142,8 +142,8 @@ impl Shared {
                 aside.set_output_limits(None);
                 aside.take_callbacks()
             };
-            // Dropping them is user code.
             self.clear_interrupts();
+            // Dropping them is user code.
             for (_, callback) in callbacks {
                 self.contain("drop of a close callback", move || drop(callback));
             }

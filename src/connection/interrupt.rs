@@ -84,7 +84,7 @@ impl Interrupts {
     }
 
     /// Interrupts those who wait, `reading` and `writing` saying whether any do; `inside` that a receive
-    /// waits by itself. One that nobody takes is kept.
+    /// waits by itself. An interrupt that ends no call is kept.
     fn interrupt(&mut self, calls: Calls, reading: bool, writing: bool, inside: bool) {
         let reads = calls != Calls::Writes;
         let writes = calls != Calls::Reads;
@@ -192,7 +192,7 @@ impl Shared {
             let interrupts = &mut waiters.interrupts;
             interrupts.interrupt(calls, reading, writing, inside);
             if interrupts.has_kept() {
-                // Whoever gets the connection from a pool shall not get this.
+                // The next user of a pooled connection must not get this.
                 self.word.set(TAILORED);
             }
             if let Some(wire) = &wire {

@@ -182,7 +182,8 @@ impl ConnectionOperator {
     /// output hides it: the system is asked.
     #[cold]
     fn with_end(&self, readiness: Readiness) -> Readiness {
-        if readiness != Readiness::WRITABLE {
+        let end = Readiness::READ_CLOSED | Readiness::WRITE_CLOSED | Readiness::ERROR;
+        if !readiness.contains(Readiness::WRITABLE) || readiness.intersects(end) {
             return readiness;
         }
         let end = poller::wait_ready(self.fd(), Interest::HANGUP, Some(Instant::now()));

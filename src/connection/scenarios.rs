@@ -187,7 +187,7 @@ fn shuttle_an_interrupt_is_never_lost() {
     check_schedules(|| {
         let (link, _peer) = Link::new();
         let handle = ConnectionHandle::new(Arc::clone(&link.shared));
-        // More than the socket takes, and nobody reads.
+        // More than the socket takes; the peer reads nothing.
         let bytes = Bytes::from(vec![1; 64 * MESSAGE]);
         assert_eq!(handle.send_bytes(bytes).unwrap(), 64 * MESSAGE);
         let other = handle.clone();

@@ -537,7 +537,7 @@ impl Shared {
             if taken {
                 return Ok(Waited::Interrupted);
             }
-            // Whoever ends the connection, or the wait, from here on sees the bell.
+            // A thread that ends the connection, or the wait, from here on sees the bell.
             waiters.bell.clone_from(&bell);
             waiters.polling = true;
             waiters.interrupts.rounds(For::Input)

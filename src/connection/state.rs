@@ -278,7 +278,7 @@ impl Word {
     }
 
     /// The callback that gave the connection away has returned. Returns the bits before; if the user has
-    /// let go of it meanwhile ([`GONE`]), the owner's role is the caller's and nobody else's.
+    /// let go of it meanwhile ([`GONE`]), only the caller has the owner's role.
     pub(crate) fn end_callback(&self) -> u32 {
         let after = |bits| {
             let left = if bits & GONE != 0 { OWNED } else { 0 };

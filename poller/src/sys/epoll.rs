@@ -37,8 +37,9 @@ pub(super) fn remove(registry: &mio::Registry, fd: BorrowedFd<'_>) -> io::Result
     control(registry, libc::EPOLL_CTL_DEL, fd, 0, 0)
 }
 
-/// What an event says. `mio` shows `EPOLLRDHUP` only next to `EPOLLIN`; an event that shows nothing
-/// at all is a bare `EPOLLRDHUP`, because nothing else is ever asked for.
+/// What an event says. `mio` shows `EPOLLRDHUP` only next to `EPOLLIN`. An event that shows nothing at all is
+/// a bare `EPOLLRDHUP`, because nothing else is ever asked for; next to `EPOLLOUT` it stays hidden, which
+/// [`Interest::HANGUP`] documents.
 pub(super) fn readiness(event: &impl Flags) -> Readiness {
     let readiness = collect(event);
     if readiness.is_empty() {
