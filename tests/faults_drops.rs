@@ -13,7 +13,7 @@ use std::{
     },
     time::Duration,
 };
-use support::{Case, LIMIT, Log, Peer, Script, Server, echo_frames, every, frame};
+use support::{Case, LIMIT, Log, Peer, Script, Server, echo_frames, every, frame, read_frame};
 
 /// More than the sockets between two peers hold.
 const MUCH: usize = 24 << 20;
@@ -188,7 +188,7 @@ fn row_076_a_payload_that_panics_when_its_connection_is_reset() {
 }
 
 /// A payload that panics whenever it is dropped, also on the way of another panic.
-struct Firework(Vec<u8>, Log<()>);
+struct Firework(Bytes, Log<()>);
 
 impl AsRef<[u8]> for Firework {
     fn as_ref(&self) -> &[u8] {
@@ -207,7 +207,7 @@ impl Drop for Firework {
 fn fireworks(drops: &Log<()>) -> LinkBuffer {
     let mut chain = LinkBuffer::new();
     for len in [8192, 10, 8192] {
-        let payload = Firework(vec![1; len], drops.clone());
+        let payload = Firework(vec![1; len].into(), drops.clone());
         // One that is copied panics at once.
         let _ = catch_unwind(AssertUnwindSafe(|| {
             chain.write_bytes(Bytes::from_owner(payload));
@@ -305,6 +305,41 @@ fn row_076_payloads_that_panic_when_they_are_dropped_together() {
             server.stop();
             assert_eq!((drops.len(), ends.len()), (3, 2), "{what}");
         }
+    });
+}
+
+#[test]
+fn row_076_payloads_that_panic_when_unflushed_output_is_compacted() {
+    const LEN: usize = 8192;
+    every(|case| {
+        let drops = Log::new();
+        let log = drops.clone();
+        let server = case.serve(Script::new().request(move |conn| {
+            if conn.peek(1)? != b"!" {
+                return echo_frames(conn);
+            }
+            conn.skip(1)?;
+            for _ in 0..3 {
+                // A small part of a chunk, which the connection copies when it keeps it.
+                let mut chunk = LinkBuffer::with_capacity(64 << 10);
+                chunk.write_slice(&[1; 60_000]);
+                chunk.flush();
+                let part = chunk.next_bytes(60_000)?.slice(..LEN);
+                conn.write_bytes(Bytes::from_owner(Firework(part, log.clone())))?;
+            }
+            Ok(())
+        }));
+        let mut peer = server.connect();
+        peer.write_all(b"!").unwrap();
+        drops.wait("all payloads are dropped", |drops| drops.len() == 3);
+        peer.write_all(&frame(b"more")).unwrap();
+        let mut output = vec![0; 3 * LEN];
+        peer.read_exact(&mut output).unwrap();
+        assert_eq!(output, [1; 3 * LEN]);
+        assert_eq!(read_frame(&mut peer).unwrap(), b"more");
+        drop(peer);
+        server.stop();
+        assert_eq!(drops.len(), 3);
     });
 }
 

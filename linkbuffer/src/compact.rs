@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::buffer::{LinkBuffer, NEVER};
 use crate::chunk::{self, Class};
+use crate::discard::Discarded;
 use crate::node::Node;
 use crate::place;
 
@@ -69,10 +70,12 @@ impl LinkBuffer {
             return self.release();
         }
         self.settle();
+        // Payloads that panic are dropped when everything is in its place.
+        let mut copied = Discarded::default();
         if total > SMALL {
-            self.copy_loose(total);
+            self.copy_loose(total, &mut copied);
         } else if !self.is_compact() {
-            self.copy_all(total);
+            self.copy_all(total, &mut copied);
             self.compacted = self.written;
         }
     }
@@ -141,23 +144,23 @@ impl LinkBuffer {
         self.compacted == self.written
     }
 
-    fn copy_all(&mut self, total: usize) {
+    fn copy_all(&mut self, total: usize, copied: &mut Discarded) {
         let mut own = chunk::allocate(total.next_multiple_of(UNIT));
         own.extend_from_slice(&self.front.as_slice()[self.off..]);
         self.off = 0;
         let old = std::mem::replace(&mut self.front, Node::Own(own, Class::UNPOOLED));
-        self.discard(old);
+        copied.add(self, old);
         while let Some(node) = self.pop_rest() {
             if let Some(own) = self.front.as_mut() {
                 own.extend_from_slice(node.as_slice());
             }
-            self.discard(node);
+            copied.add(self, node);
         }
     }
 
     /// Copies the loose nodes among those that came since the last time.
     #[inline(never)]
-    fn copy_loose(&mut self, total: usize) {
+    fn copy_loose(&mut self, total: usize, copied: &mut Discarded) {
         let fresh = match self.written.checked_sub(self.compacted) {
             Some(fresh) if self.compacted != NEVER => usize::try_from(fresh).unwrap_or(total),
             _ => total,
@@ -179,7 +182,7 @@ impl LinkBuffer {
                     let len = self.unread(i);
                     (total / 16).min(GROWTH) / len * len
                 };
-                vacated |= self.copy_node(i, following);
+                vacated |= self.copy_node(i, following, copied);
             }
         }
         if vacated {
@@ -194,7 +197,7 @@ impl LinkBuffer {
                 .chunk()
                 .is_some_and(|size| size / 2 > self.unread(0))
         {
-            self.copy_node(0, 0);
+            self.copy_node(0, 0, copied);
         }
         // The last node is looked at again when it is not the last any more.
         let last = 1 + self.rest.as_ref().map_or(0, |links| links.nodes.len());
@@ -205,7 +208,7 @@ impl LinkBuffer {
 
     /// Moves node `i` into room behind the one before it, or into a chunk of its own with some room.
     /// `true`: its place is vacant.
-    fn copy_node(&mut self, i: usize, room: usize) -> bool {
+    fn copy_node(&mut self, i: usize, room: usize, copied: &mut Discarded) -> bool {
         let consumed = self.node(i).len() - self.unread(i);
         let old = std::mem::replace(self.node_mut(i), Node::Vacant);
         let bytes = &old.as_slice()[consumed..];
@@ -229,7 +232,7 @@ impl LinkBuffer {
             *self.node_mut(i) = Node::Own(own, Class::UNPOOLED);
             false
         };
-        self.discard(old);
+        copied.add(self, old);
         vacated
     }
 

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     /// A payload that panics when it is dropped.
-    struct Firework(Vec<u8>, Arc<AtomicUsize>);
+    struct Firework(Bytes, Arc<AtomicUsize>);
 
     impl AsRef<[u8]> for Firework {
         fn as_ref(&self) -> &[u8] {
@@ -90,9 +90,25 @@ mod tests {
     fn chain(drops: &Arc<AtomicUsize>) -> LinkBuffer {
         let mut chain = LinkBuffer::new();
         for _ in 0..3 {
-            let payload = Firework(vec![1; 5000], Arc::clone(drops));
+            let payload = Firework(vec![1; 5000].into(), Arc::clone(drops));
             chain.write_bytes(Bytes::from_owner(payload));
             chain.write_str("between");
+        }
+        chain
+    }
+
+    /// Three that are views of chunks which are much larger, linked as they are.
+    fn parts(len: usize, drops: &Arc<AtomicUsize>) -> LinkBuffer {
+        let mut chain = LinkBuffer::new();
+        for _ in 0..3 {
+            let mut chunk = LinkBuffer::with_capacity(64 << 10);
+            chunk.write_slice(&[1; 60_000]);
+            chunk.flush();
+            let view = chunk.next_bytes(60_000).unwrap().slice(..len);
+            let payload = Bytes::from_owner(Firework(view, Arc::clone(drops)));
+            chain.link(Node::Shared(payload));
+            chain.pending += len;
+            chain.written += len as u64;
         }
         chain
     }
@@ -123,6 +139,19 @@ mod tests {
             chain.landed(room);
         });
         assert_eq!(moved, (one, 3));
+    }
+
+    #[test]
+    fn a_buffer_is_whole_when_copied_payloads_panicked() {
+        for len in [100, 5000] {
+            let drops = Arc::default();
+            let mut buf = parts(len, &drops);
+            assert!(catch_unwind(AssertUnwindSafe(|| buf.compact())).is_err());
+            assert_eq!(drops.load(SeqCst), 3);
+            buf.flush();
+            assert_eq!(buf, *vec![1; 3 * len]);
+            assert!(buf.pinned() < 4 * len + 4096, "{} of {len}", buf.pinned());
+        }
     }
 
     #[test]

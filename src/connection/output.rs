@@ -566,12 +566,10 @@ fn weigh(guard: &impl Contain, delta: i32) {
     }
 }
 
-/// Copies what would keep more memory alive than itself. A payload that panics when it is dropped is
-/// gone by then.
-fn compact(guard: &impl Contain, chain: &mut LinkBuffer) {
-    if !guard.contain(|| chain.compact()) {
-        guard.contain(|| chain.compact());
-    }
+/// Copies what would keep more memory alive than itself. A payload that panics when it is dropped has been
+/// copied by then.
+pub(super) fn compact(guard: &impl Contain, chain: &mut LinkBuffer) {
+    guard.contain(|| chain.compact());
 }
 
 /// Drops what will not be sent, payload by payload.

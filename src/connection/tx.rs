@@ -3,7 +3,7 @@
 use super::{
     limits::{Allowance, Manner, Sender},
     operator::Wire,
-    output::{Mark, Sent, Sink, Straight, drop_output},
+    output::{Mark, Sent, Sink, Straight, compact, drop_output},
     patience::Patience,
     queue::{Bound, Full},
     shared::{For, Shared, Waited},
@@ -89,7 +89,7 @@ impl Tx {
             // A fourth of the limit, in chunks that small messages are received into.
             let fourth = self.shared.context.limits.output.bytes / 4;
             if buffer.is_loose((fourth / spare::ROOM).clamp(1, LINKS)) {
-                buffer.compact();
+                compact(&*self.shared, buffer);
             }
         }
         Ok(buffer)
@@ -273,7 +273,7 @@ impl Tx {
                 0
             }
             Some(mut buffer) => {
-                buffer.compact();
+                compact(&*self.shared, &mut buffer);
                 let held = buffer.pinned();
                 self.buffer = Some(buffer);
                 held
