@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use std::{io::Write, net::Shutdown};
 use support::{
     Case, Gate, Kind, Log, OpenOnDrop, Peer, Script, Transport, bounded, decode, descriptors, echo,
-    eventually, every, frame, in_child, on_tcp, pattern, read_frame, settled_descriptors,
+    echo_frames, eventually, every, frame, in_child, on_tcp, pattern, read_frame,
+    settled_descriptors,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -303,5 +304,49 @@ fn row_035_a_message_takes_one_receive() {
         assert_eq!(receives, messages, "{case:?}");
         drop(peer);
         server.stop();
+    });
+}
+
+#[test]
+fn row_035_a_receive_that_a_tracer_cuts_loses_nothing() {
+    let _turn = TURN.lock();
+    every(|case| {
+        let raw = Script::new().request(|conn| {
+            let n = conn.available();
+            let all = conn.next_bytes(n)?;
+            conn.write_bytes(all)?;
+            conn.flush()
+        });
+        let server = case.serve(raw);
+        let framed = case.serve(Script::new().request(echo_frames));
+        let body = pattern(35, 700);
+        let mut old = framed.connect();
+        for _ in 0..40 {
+            old.ping(&body);
+        }
+        {
+            // From the first receive on, whatever the handler takes.
+            let _cut = Plan::new(35)
+                .every(Call::Receive, 1, Fault::Cut(7))
+                .install();
+            for server in [&server, &framed] {
+                let mut peer = server.connect();
+                for _ in 0..5 {
+                    peer.ping(&body);
+                }
+            }
+        }
+        {
+            // On a connection whose counts have always been right, in the middle of a message.
+            let _cut = Plan::new(35)
+                .every(Call::Receive, 3, Fault::Cut(100))
+                .install();
+            for _ in 0..40 {
+                old.ping(&body);
+            }
+        }
+        drop(old);
+        server.stop();
+        framed.stop();
     });
 }

@@ -48,6 +48,9 @@ const LANDING: usize = 16 << 10;
 const LITTLE: usize = 4096;
 /// The largest room made for a message before any of it has arrived.
 const TRUST: usize = 1 << 20;
+/// How often a receive below its room is followed by another one, after one that was cut for no reason that
+/// the kernel tells.
+const CHECKS: u8 = 16;
 /// Receives per turn, so that one busy connection does not starve the others.
 const TURN_READS: u32 = 16;
 
@@ -66,6 +69,10 @@ pub(crate) struct Rx {
     pub(crate) readable: bool,
     /// There may be urgent data among that: a receive that it cut says nothing about what is behind it.
     pub(crate) urgent: bool,
+    /// The last receive ended below its room, and nothing but that count says that the queue is empty.
+    unproven: bool,
+    /// So many receives of that kind are followed by one more. The first of a connection is.
+    checks: u8,
     /// Nothing more will come.
     pub(crate) end: Option<End>,
     /// The handler is not run again before this many bytes are here.
@@ -111,6 +118,8 @@ impl Rx {
             buffer: None,
             readable: false,
             urgent: false,
+            unproven: false,
+            checks: 1,
             end: None,
             mark: 0,
             exact: false,
@@ -206,8 +215,22 @@ impl Rx {
     /// A turn begins: takes over what the poller learned.
     pub(crate) fn note(&mut self, bits: u32) {
         self.reads = 0;
-        self.readable |= bits & READABLE != 0;
+        if bits & READABLE != 0 {
+            self.readable = true;
+            // What comes now may be new.
+            self.unproven = false;
+        }
         self.urgent |= bits & URGENT != 0;
+    }
+
+    /// Whether a part of a message is here and one more receive is due: what cut the message may be a receive
+    /// that was cut, as a tracer of the process can do, and no event tells of the rest.
+    pub(crate) fn doubts(&mut self, pause_at: usize) -> bool {
+        let part = 1..pause_at.max(self.mark);
+        let doubts =
+            self.unproven && !self.readable && self.end.is_none() && part.contains(&self.len());
+        self.readable |= doubts;
+        doubts
     }
 
     /// When a call that begins to wait now gives up.
@@ -254,6 +277,7 @@ impl Rx {
                 self.fresh = true;
                 self.owed = false;
                 add(&self.shared.bytes_in, n);
+                self.note_doubt();
                 if self.has_emptied(more) {
                     self.readable = false;
                 } else if self.mark > 0 || !self.asks_first(n, filled) {
@@ -297,8 +321,20 @@ impl Rx {
     /// Whether the kernel has nothing after a receive that says so or not: a hang-up may hide behind it,
     /// and what is behind urgent data.
     #[inline]
-    fn has_emptied(&self, more: bool) -> bool {
-        !more && !self.urgent && !self.shared.word.has(PEER_CLOSED)
+    fn has_emptied(&mut self, more: bool) -> bool {
+        let bits = self.shared.word.load();
+        self.unproven = !more && !self.urgent && bits & PEER_CLOSED == 0;
+        // A call of the owner's looks at the queue before it waits, and whenever it is made.
+        self.unproven && (self.checks == 0 || bits & OWNED != 0)
+    }
+
+    /// Bytes came. If the count of the receive before said that there were none, the next ones are not
+    /// believed either.
+    #[inline]
+    fn note_doubt(&mut self) {
+        if std::mem::take(&mut self.unproven) {
+            self.checks = CHECKS;
+        }
     }
 
     /// Waits until `n` bytes are here.
@@ -450,6 +486,7 @@ impl Rx {
         if word.has(READABLE) {
             let news = word.clear(READABLE | URGENT);
             self.readable = true;
+            self.unproven = false;
             self.urgent |= news & URGENT != 0;
         }
     }
@@ -592,6 +629,7 @@ impl Rx {
                 self.fresh = true;
                 self.owed = false;
                 add(&self.shared.bytes_in, received.n);
+                self.note_doubt();
                 if self.charge.is_behind(self.len()) {
                     self.weigh();
                 }
@@ -604,6 +642,9 @@ impl Rx {
             // At urgent data the kernel says so too if a signal is pending: then it is asked again.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = std::mem::take(&mut self.urgent);
+                if std::mem::take(&mut self.unproven) {
+                    self.checks = self.checks.saturating_sub(1);
+                }
             }
             Err(e) => self.finish(End::Failed(e.kind())),
         }

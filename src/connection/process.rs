@@ -357,6 +357,10 @@ impl Owner {
             let run = (enough && (rx.fresh || again))
                 || (unseen_end && (available > 0 || limits.half_open || self.wants_end()));
             if !run {
+                if self.conn.rx.doubts(limits.pause_at) {
+                    received = false;
+                    continue;
+                }
                 return self.rest(shared, available);
             }
             let rx = &mut self.conn.rx;

@@ -50,6 +50,8 @@ pub enum Fault {
     Errno(i32),
     /// The call may move at most this many bytes (at least one).
     Short(usize),
+    /// As [`Short`](Self::Short), and a receive is not told: the kernel has more than its count says.
+    Cut(usize),
     /// The call is not made and fails with `EAGAIN`, and the socket's readiness is announced anew:
     /// as if the bytes, or the room for them, had come a moment later.
     ///
@@ -199,6 +201,7 @@ pub(crate) fn pass<T>(
         None => op(None),
         Some(Fault::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
         Some(Fault::Later) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+        Some(Fault::Cut(count)) => op(Some(count.max(1))),
         Some(Fault::Short(count)) => {
             if call == Call::Receive {
                 note_cut(true);

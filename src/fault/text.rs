@@ -48,6 +48,7 @@ fn parse_fault(text: &str) -> Result<Fault, String> {
         None if text == "eintr" => Fault::Errno(libc::EINTR),
         Some(("held", n)) => Fault::Held(Duration::from_micros(number(n)?)),
         Some(("late", n)) => Fault::Late(Duration::from_micros(number(n)?)),
+        Some(("cut", n)) => Fault::Cut(number(n)?),
         Some(("short", n)) => Fault::Short(number(n)?),
         Some(("errno", n)) => Fault::Errno(number(n)?),
         _ => return Err(format!("'{text}' is no fault")),

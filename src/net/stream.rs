@@ -53,7 +53,12 @@ pub(crate) struct Socket {
 /// * on a unix socket what comes along with the bytes ends a receive, descriptors or the credentials of
 ///   another writer: `recvmsg(2)` says that it had to drop that.
 ///
+/// A tracer of the process that shortens the call is not told of: the first receive of a connection is followed
+/// by another one whatever its count, and so is one that leaves a part of a message ([`Rx`]).
+///
 /// Elsewhere than on Linux nothing is concluded from a count.
+///
+/// [`Rx`]: crate::connection::Connection
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Received {
     /// Bytes; none is the end of the stream.
