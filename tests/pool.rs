@@ -3,7 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, Error, Pool, PoolBuilder, State, handler_fn,
+    Address, CloseReason, Connection, ConnectionHandle, Dialer, Error, Pool, PoolBuilder, State,
+    handler_fn,
 };
 use socket2::SockRef;
 use std::{
@@ -20,7 +21,7 @@ use std::{
 };
 use support::{
     Case, Kind, LIMIT, Log, Script, Transport, bounded, decode, echo, echo_frames, eventually,
-    every, every_blocking, frame, in_child, on_tcp, settled_descriptors,
+    every, every_blocking, frame, giving, in_child, on_tcp, settled_descriptors,
 };
 
 fn dialer() -> Dialer {
@@ -1079,6 +1080,24 @@ fn a_timer_of_the_last_user_never_meets_the_next() {
 }
 
 #[test]
+fn output_that_was_promised_never_meets_the_next() {
+    bounded("hold", || {
+        let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
+        let pool = pool();
+        let mut conn = pool.get(&server.address).unwrap();
+        let (id, hold) = (conn.id(), conn.handle().hold());
+        call(&mut conn, b"x").unwrap();
+        drop(conn);
+        let conn = pool.get(&server.address).unwrap();
+        assert_ne!(conn.id(), id);
+        let (id, other) = (conn.id(), conn.handle().hold());
+        drop((hold, other, conn));
+        assert_eq!(pool.get(&server.address).unwrap().id(), id, "all were kept");
+        assert_eq!(pool.stats().rejected, 1);
+    });
+}
+
+#[test]
 fn a_kept_connection_that_an_old_handle_closes_is_closed() {
     bounded("old handle", || {
         let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
@@ -1104,4 +1123,58 @@ fn a_kept_connection_that_an_old_handle_closes_is_closed() {
             assert_eq!(pool.stats().idle, 0);
         }
     });
+}
+
+/// A loan whose user does nothing with it ends as that is said.
+fn loan_ends_while_idle(case: Case, how: &str) {
+    let servers = Log::new();
+    let server = case.serve(giving(&servers));
+    let dialer = dialer();
+    let pool = Pool::new(dialer.clone());
+    drop(pool.get(&server.address).unwrap());
+    let mut conn = pool.get(&server.address).unwrap();
+    assert_eq!(pool.stats().reused, 1);
+    let theirs: ConnectionHandle = servers.wait_len(1).remove(0);
+    let (handle, ends) = (conn.handle(), Log::new());
+    let log = ends.clone();
+    conn.on_close(move |reason| log.push(reason));
+    match how {
+        "close" => handle.close(),
+        "abort" => handle.abort(),
+        "idle" => conn.set_idle_timeout(Some(Duration::from_millis(50))),
+        "fin" => theirs.close(),
+        _ => theirs.abort(),
+    }
+    let done = handle.done().wait_timeout(LIMIT).expect("an end");
+    assert_eq!(done.is_ok(), matches!(how, "close" | "abort"), "{done:?}");
+    let reason = ends.wait_len(1)[0];
+    match how {
+        "close" => assert_eq!(reason, CloseReason::Local),
+        "abort" => assert_eq!(reason, CloseReason::Abort),
+        "idle" => assert_eq!(reason, CloseReason::IdleTimeout),
+        "fin" => assert_eq!(reason, CloseReason::Peer),
+        _ => assert!(matches!(reason, CloseReason::Error(_) | CloseReason::Peer)),
+    }
+    assert!(theirs.done().wait_timeout(LIMIT).is_some(), "its peer");
+    eventually("it is closed", || dialer.stats().unwrap().active == 0);
+    assert!(conn.fill(1).is_err());
+    assert!(conn.write_u8(0).and_then(|()| conn.flush()).is_err());
+    drop(conn);
+    assert_eq!(ends.len(), 1);
+    eventually("its place is free", || {
+        let stats = pool.stats();
+        (stats.in_use, stats.closing, stats.idle) == (0, 0, 0)
+    });
+    server.stop();
+}
+
+#[test]
+fn a_loan_ends_while_its_user_is_idle() {
+    for transport in [Transport::Tcp, Transport::Unix] {
+        for how in ["close", "abort", "idle", "fin", "reset"] {
+            bounded(&format!("{transport:?}, {how}"), move || {
+                loan_ends_while_idle(Case::new(transport, Kind::Adaptive), how);
+            });
+        }
+    }
 }

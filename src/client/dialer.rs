@@ -112,7 +112,8 @@ impl Dialer {
         self.limit(|limits| limits.write_timeout = Some(timeout))
     }
 
-    /// Idle timeout of connections with a handler. Default: none.
+    /// Closes connections that neither sent nor received anything for this long, with a handler or without,
+    /// as [`Builder::idle_timeout`](crate::Builder::idle_timeout). Default: never.
     pub fn idle_timeout(self, timeout: Duration) -> Self {
         self.limit(|limits| limits.idle_timeout = Some(timeout))
     }

@@ -277,7 +277,8 @@ impl Rest for Remains {
     }
 }
 
-/// Tells the pool that a connection of its has ended, if it is kept then.
+/// Tells the pool that a connection of its has ended. One that is on loan ends as any other connection of
+/// its caller's, and does not come back.
 struct Watch {
     pool: Weak<Inner>,
     slot: Slot,
@@ -291,8 +292,11 @@ impl Hooks for Watch {
     fn write_complete(&self, _: &ConnectionHandle) {}
 
     fn ended(&self, shared: &Shared) {
-        if let Some(pool) = self.pool.upgrade() {
-            pool.shelf.evict_one(self.slot, shared.id);
+        let pool = self.pool.upgrade();
+        let was_kept = pool.is_some_and(|pool| pool.shelf.evict_one(self.slot, shared.id));
+        if !was_kept {
+            shared.set_hooks(None);
+            shared.wake_poller();
         }
     }
 }
@@ -313,10 +317,11 @@ impl Drop for Place<'_> {
 /// or half written, or [discarded](Self::discard).
 ///
 /// The next user gets it as it was dialled: timeouts and deadlines are the dialer's again, close callbacks
-/// are dropped. Options that were set on the descriptor itself stay. A
+/// are dropped. Options that were set on the descriptor itself stay. One that ends on loan, by its peer, by a
+/// handle or by an idle timeout, is over as any other of its user's, and does not come back. A
 /// [handle](Connection::handle) that is kept for longer than the loan still acts on the connection, which
-/// another user has then: let go of it first. With a [timer](ConnectionHandle::after) that is still set a
-/// connection is not kept.
+/// another user has then: let go of it first. With a [timer](ConnectionHandle::after) that is still set, or a
+/// [`Hold`](crate::Hold), a connection is not kept.
 pub struct Pooled {
     conn: Option<Connection>,
     lease: Option<Lease>,

@@ -63,7 +63,6 @@ impl Shared {
             }
             if before & state::OWNED != 0 {
                 self.ring();
-                self.tell_keeper();
                 // The owner may do nothing with it: its poller ends it.
                 self.wake_poller();
             }

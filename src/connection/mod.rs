@@ -60,6 +60,7 @@ use crate::{
     handler::{Handler, Session, sessions},
     net::{Address, Peek, Socket},
     stats::ConnectionStats,
+    sync::Ordering,
     trace,
 };
 use bytes::Bytes;
@@ -189,8 +190,9 @@ impl Connection {
 
     /// Closes the connection once neither side sent or received anything for this long; `None`
     /// never does. Checked by the poller with a precision of its timer tick, and only after
-    /// pending input was seen. See [`Builder::idle_timeout`](crate::Builder::idle_timeout). No effect
-    /// on a connection without a handler.
+    /// pending input was seen. See [`Builder::idle_timeout`](crate::Builder::idle_timeout). On a connection
+    /// of one's own a call that waits fails then, with [`Error::Closed`], and so does the next call of an
+    /// owner who does nothing with it.
     pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
         self.rx.shared.set_idle_timeout(timeout);
     }
@@ -470,7 +472,10 @@ impl Connection {
     /// Makes the connection as it was dialled, for another user. `false`: it cannot be had.
     pub(crate) fn renew(&mut self) -> bool {
         // Only timers that are set hold a weak reference.
-        if !self.is_sound() || Arc::weak_count(&self.rx.shared) > 0 {
+        let is_free = |shared: &Arc<Shared>| {
+            Arc::weak_count(shared) == 0 && shared.holds.load(Ordering::Acquire) == 0
+        };
+        if !self.is_sound() || !is_free(&self.rx.shared) {
             return false;
         }
         self.settle();

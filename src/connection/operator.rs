@@ -153,9 +153,6 @@ impl ConnectionOperator {
             shared.word.post(news)
         };
         let more = self.tell(before, news);
-        if bits & OWNED != 0 && news & PEER_CLOSED != 0 {
-            shared.tell_keeper();
-        }
         if readiness.contains(Readiness::TIMER) {
             shared.arm();
         }
@@ -194,8 +191,11 @@ impl ConnectionOperator {
     #[cold]
     fn take_if_due(&self, bits: u32) -> bool {
         let shared = &self.shared;
-        if bits & (PEER_CLOSED | BROKEN | ABORT | CLOSE) == 0 || shared.is_kept() {
-            // A pool lets go of what it keeps by itself.
+        if bits & (PEER_CLOSED | BROKEN | ABORT | CLOSE) == 0 {
+            return false;
+        }
+        if shared.tell_keeper() {
+            // A pool lets go by itself of what it keeps, and has this looked at again if that is on loan.
             return false;
         }
         if bits & (ABORT | CLOSE) != 0 {

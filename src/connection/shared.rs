@@ -391,32 +391,22 @@ impl Shared {
         if self.word.has(state::OWNED) {
             self.ring();
             self.wake_poller();
-            self.tell_keeper();
         }
         self.notify_all();
     }
 
-    /// Whether a pool keeps the connection.
-    pub(super) fn is_kept(&self) -> bool {
-        self.word.has(state::OWNED) && self.aside.lock().hooks.is_some()
-    }
-
-    /// A connection in its caller's hands has ended: tells the pool that may keep it, on a thread of
-    /// the poller's that may run user code.
-    pub(super) fn tell_keeper(&self) {
-        let (hooks, wire) = {
-            let aside = self.aside.lock();
-            (aside.hooks.clone(), aside.wire.clone())
+    /// The end of a connection in its caller's hands is near: tells the pool that may keep it, on a thread
+    /// of the poller's that may run user code. `false`: there is no pool.
+    pub(super) fn tell_keeper(self: &Arc<Self>) -> bool {
+        let hooks = self.hooks();
+        let (true, Some(registration)) = (hooks.is_some(), self.registration()) else {
+            return false;
         };
-        let (true, Some(wire), Some(registration)) = (hooks.is_some(), wire, self.registration())
-        else {
-            return;
-        };
-        // Without the socket, which it is about.
-        let shared = Arc::clone(&wire.shared);
+        let shared = Arc::clone(self);
         registration
             .poller()
             .schedule(Instant::now(), move || hooks.ended(&shared));
+        true
     }
 
     /// Whether nothing is read because memory is short. What a peer that is gone has left is read all the

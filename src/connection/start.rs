@@ -163,11 +163,12 @@ pub(crate) fn hijack(conn: &mut Connection) -> io::Result<Connection> {
         return Err(Error::Unsupported(text).into());
     };
     registration.set_interest(Interest::HANGUP)?;
+    // Hooks of a connection that has an owner are those of a pool.
+    shared.set_hooks(None);
     if shared.word.set(OWNED | BUSY) & QUEUED != 0 {
         // What is queued from here on sees to it by itself.
         shared.watch_output();
     }
-    shared.set_hooks(None);
     // In the user's hands it keeps no chunk of the thread's.
     conn.rx.settle();
     let mut taken = Connection::new(&conn.rx.socket);
