@@ -8,7 +8,7 @@ use netpoll::{
 };
 use std::{
     io::{self, Read, Write},
-    net::TcpListener,
+    net::{Shutdown, TcpListener},
     os::{fd::AsFd, unix::net::UnixStream},
     thread,
     time::{Duration, Instant},
@@ -639,6 +639,23 @@ fn an_owner_may_send_after_its_peer_has_ended() {
         drop((reading, writing));
         assert_eq!(peer.rest().unwrap(), b"answer and more to the end");
     });
+}
+
+#[test]
+fn an_owner_that_reads_no_more_goes_on_sending() {
+    for origin in [Origin::Dialled, Origin::Adopted, Origin::Taken] {
+        bounded(&format!("{origin:?}"), move || {
+            let (mut conn, mut peer, _server) = owned(origin, None);
+            conn.shutdown(Shutdown::Read).unwrap();
+            assert_eq!(conn.read(&mut [0; 1]).unwrap(), 0);
+            let done = conn.handle().done();
+            assert!(done.wait_timeout(Duration::from_millis(1500)).is_none());
+            conn.write_str("and more").unwrap();
+            conn.flush().unwrap();
+            drop(conn);
+            assert_eq!(peer.rest().unwrap(), b"and more");
+        });
+    }
 }
 
 #[test]

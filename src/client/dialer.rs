@@ -295,13 +295,14 @@ impl Dialer {
     /// Takes over a connected stream socket, TCP or unix, such as one half of a socket pair or a
     /// descriptor inherited from another process.
     ///
-    /// One that is still connecting, in non-blocking mode, is waited for: at most the connect timeout.
+    /// One that is still connecting, in non-blocking mode, is waited for: at most the connect timeout. Where
+    /// callbacks must not wait (inline dispatch), [`start_connection`](Self::start_connection) dials without.
     ///
     /// # Errors
     ///
     /// `InvalidInput` or `NotConnected` if it is no connected stream socket, or what the system reports; if
     /// it was connecting, `ConnectionRefused` and what else [`dial_connection`](Self::dial_connection)
-    /// returns. The descriptor is closed then.
+    /// returns, [`Error::WouldDeadlock`](crate::Error::WouldDeadlock) among it. The descriptor is closed then.
     pub fn adopt(&self, fd: impl Into<OwnedFd>) -> io::Result<Connection> {
         let context = self.context()?;
         let socket = Socket::from_fd(fd.into())?;

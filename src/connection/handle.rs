@@ -73,7 +73,8 @@ impl ConnectionHandle {
         self
     }
 
-    /// Where the peer is.
+    /// Where the peer is: the address that answered, or, of a dial by name that was
+    /// [started](crate::Dialer::start_connection), that name.
     pub fn peer_addr(&self) -> &Address {
         &self.shared.peer
     }

@@ -144,7 +144,8 @@ impl Connection {
         self.rx.shared.id
     }
 
-    /// Where the peer is.
+    /// Where the peer is: the address that answered, or, of a dial by name that was
+    /// [started](crate::Dialer::start_connection), that name.
     pub fn peer_addr(&self) -> &Address {
         &self.rx.shared.peer
     }

@@ -15,6 +15,7 @@ use crate::{
     error::{CloseReason, Error},
     memory::Charge,
     net::Socket,
+    sync::Ordering,
 };
 use linkbuffer::LinkBuffer;
 use std::{io, net::Shutdown, sync::Arc, time::Instant};
@@ -470,6 +471,9 @@ impl Shared {
                 return Err(Error::OutputFull { queued, limit: 0 }.into());
             }
             self.word.set(WRITE_SHUT);
+        } else if self.word.has(OWNED) {
+            // The system reports this as the peer's end, but the owner goes on sending.
+            self.holds.fetch_add(1, Ordering::AcqRel);
         }
         match self.socket() {
             Some(socket) => socket.shutdown(how),
