@@ -33,9 +33,7 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn new(limits: Limits, runner: Runner, group: PollerGroup) -> Self {
         group.report_overload(log_overload);
-        if let Runner::Workers(pool) = &runner {
-            group.look_after(pool);
-        }
+        runner.looked_after_by(&group);
         let memory_limit = limits.memory;
         #[cfg(not(any(loom, shuttle)))]
         let trimming = crate::memory::Trimming::by(&group);

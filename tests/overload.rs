@@ -76,8 +76,8 @@ impl Place {
         };
         let builder = EventLoop::builder().pollers(group.clone());
         let builder = match self {
-            Self::Workers => builder.overload_after(overload_after),
-            _ => builder,
+            Self::Workers | Self::Executor => builder.overload_after(overload_after),
+            Self::Adaptive | Self::Pollers => builder,
         };
         (group, builder.dispatch(dispatch))
     }
@@ -118,6 +118,16 @@ fn everywhere(test: impl Fn(Place, Transport) + Send + Sync + Copy + 'static) {
             });
         }
     }
+}
+
+/// Runs a test wherever the library has the threads.
+#[track_caller]
+fn on_our_threads(test: impl Fn(Place, Transport) + Send + Sync + Copy + 'static) {
+    everywhere(move |place, transport| {
+        if place != Place::Executor {
+            test(place, transport);
+        }
+    });
 }
 
 /// Echoes; a frame that begins with `b` waits at the gate first, which is no wait in a call of ours.
@@ -464,16 +474,6 @@ fn relays_of_a_loop_go_on_while_its_threads_are_taken() {
 
 // ------------------------------------------------------------------------ waits that are ended
 
-/// Runs a test wherever the library has the threads.
-#[track_caller]
-fn on_our_threads(test: impl Fn(Place, Transport) + Send + Sync + Copy + 'static) {
-    everywhere(move |place, transport| {
-        if place != Place::Executor {
-            test(place, transport);
-        }
-    });
-}
-
 /// What became of handlers that waited, and why their connections ended.
 #[derive(Clone)]
 struct Ends {
@@ -545,7 +545,7 @@ impl Ends {
 
 #[test]
 fn handlers_that_wait_for_input_end_for_those_that_have_some() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let ends = Ends::new();
         let script = ends.script(|conn| conn.fill(1000));
         let capped = place.serve_in_haste(transport, script, |builder| builder);
@@ -570,7 +570,7 @@ fn handlers_that_wait_for_input_end_for_those_that_have_some() {
 
 #[test]
 fn handlers_that_wait_for_the_kernel_end_for_others() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let ends = Ends::new();
         let script = ends.script(|conn| {
             conn.write_bytes(vec![1; 6 << 20].into())?;
@@ -587,7 +587,7 @@ fn handlers_that_wait_for_the_kernel_end_for_others() {
 
 #[test]
 fn handlers_that_wait_for_room_of_another_connection_end_for_others() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let (ends, handles) = (Ends::new(), Log::new());
         let (slow, told) = (Arc::new(Mutex::new(None)), handles.clone());
         let full: Arc<Mutex<Option<ConnectionHandle>>> = Arc::clone(&slow);
@@ -634,7 +634,7 @@ fn handlers_that_wait_for_room_of_another_connection_end_for_others() {
 
 #[test]
 fn handlers_that_wait_for_an_end_end_for_others() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let (ends, handles) = (Ends::new(), Log::<ConnectionHandle>::new());
         let (told, first) = (handles.clone(), handles.clone());
         let script = ends
@@ -658,7 +658,7 @@ fn handlers_that_wait_for_an_end_end_for_others() {
 
 #[test]
 fn handlers_that_wait_for_a_relay_end_for_others() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let far_ends = Arc::new(Mutex::new(Vec::new()));
         let held = Arc::clone(&far_ends);
         let ends = Ends::new();
@@ -681,7 +681,7 @@ fn handlers_that_wait_for_a_relay_end_for_others() {
 
 #[test]
 fn handlers_that_wait_for_a_pool_end_for_others() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let backend = Server::start(transport, EventLoop::builder(), Script::new());
         let pool = Pool::builder(Dialer::new())
             .max_total(1)
@@ -704,7 +704,7 @@ fn handlers_that_wait_for_a_pool_end_for_others() {
 
 #[test]
 fn handlers_that_wait_for_a_dial_end_for_others() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let hole = Hole::new(transport);
         let to = hole.address.clone();
         let dialer = Dialer::new();
@@ -772,7 +772,7 @@ fn ends_of(transport: Transport) -> (Connection, Peer) {
 
 #[test]
 fn calls_of_handlers_end_for_others_and_handlers_may_say_so() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let far_ends = Arc::new(Mutex::new(Vec::new()));
         let held = Arc::clone(&far_ends);
         let reasons = Log::new();
@@ -829,7 +829,7 @@ fn calls_of_handlers_end_for_others_and_handlers_may_say_so() {
 
 #[test]
 fn without_a_limit_handlers_wait() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let ends = Ends::new();
         let capped = place.serve(transport, ends.script(|conn| conn.fill(1)));
         let mut waiting: Vec<Peer> = (0..MOST).map(|_| capped.server.connect()).collect();
@@ -857,7 +857,7 @@ fn without_a_limit_handlers_wait() {
 
 #[test]
 fn handlers_that_cannot_be_ended_are_named() {
-    on_our_threads(|place, transport| {
+    everywhere(|place, transport| {
         let gate = Gate::new();
         let _open = OpenOnDrop(gate.clone());
         let handles = Log::new();

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     Interest, Member, Operator, Overload, PollerHandle, Registration,
     balance::{Balance, Picker},
+    foreign::ForeignQueue,
     monitor::Monitor,
     poller::Poller,
     reserve::{Ends, MOST_IN_RESERVE, MOST_WAITING},
@@ -202,6 +203,12 @@ impl PollerGroup {
     pub fn look_after(&self, pool: &WorkerPool) {
         let monitor = &self.shared.monitor;
         monitor.look_after(pool.look_after_by(monitor));
+    }
+
+    /// As [`look_after`](Self::look_after), of jobs for threads that are not the crate's.
+    pub fn look_after_foreign(&self, queue: &ForeignQueue) {
+        let monitor = &self.shared.monitor;
+        monitor.look_after(queue.look_after_by(monitor));
     }
 
     /// Has `report` called, on the monitor's thread, when runs, or jobs of a pool that the group

@@ -106,6 +106,7 @@ mod command;
 mod contain;
 mod context;
 mod control;
+mod foreign;
 mod group;
 mod handle;
 mod leader;
@@ -137,6 +138,7 @@ pub use balance::Balance;
 #[doc(hidden)]
 pub use contain::{Panicked, contained};
 pub use context::{before_blocking, must_not_block};
+pub use foreign::{ForeignQueue, ForeignThreads, Ticket};
 pub use group::{GroupBuilder, PollerGroup};
 pub use handle::PollerHandle;
 pub use member::Member;

@@ -30,7 +30,7 @@ use crate::{
     poller::Poller,
     sync::{Condvar, Mutex, Ordering, thread},
     sys::{Activity, Moment, nanos, thread_activity},
-    workers::{Holding, WeakPool},
+    workers::{Holding, longest_first},
 };
 
 /// Ticks without any deposit after which the monitor parks.
@@ -56,12 +56,38 @@ pub(crate) struct Monitor {
     changed: Condvar,
 }
 
+/// Threads for which work may have to wait.
+pub(crate) trait Watched: Send + Sync {
+    /// What waits for a thread.
+    fn backlog(&self, now: Moment) -> Backlog;
+
+    /// Ends waits of the threads for so much overdue work; how many those were.
+    fn end_waits(&self, overdue: usize, now: Moment) -> usize;
+
+    /// What has a thread, the longest first.
+    fn holding(&self) -> Vec<Holding>;
+
+    /// The monitor is about to rest: work that waits calls it from here on. `false`: some waits already.
+    fn rest(&self) -> bool;
+}
+
+/// Work that waits for a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    /// How much has waited for too long.
+    pub(crate) overdue: usize,
+    /// There is some, and no thread on its way to it as far as that is known.
+    pub(crate) waits: bool,
+    /// All threads are known to be taken, or seem to be.
+    pub(crate) stuck: bool,
+}
+
 /// What to look at.
 #[derive(Clone, Default)]
 struct Scope {
     pollers: Vec<Weak<Poller>>,
     /// The pollers' own threads first.
-    pools: Vec<WeakPool>,
+    pools: Vec<Weak<dyn Watched>>,
 }
 
 #[derive(Default)]
@@ -92,25 +118,25 @@ impl Monitor {
         Arc::make_mut(&mut state.scope).pollers = pollers;
     }
 
-    /// Looks at another pool as well; the pollers' own threads come first.
-    pub(crate) fn look_after(&self, pool: WeakPool) {
+    /// Looks at other threads as well; the pollers' own come first.
+    pub(crate) fn look_after(&self, pool: Weak<dyn Watched>) {
         let mut state = self.state.lock();
         let scope = Arc::make_mut(&mut state.scope);
-        scope.pools.retain(WeakPool::is_there);
+        scope.pools.retain(|pool| pool.strong_count() > 0);
         scope.pools.push(pool);
     }
 
-    /// There is something to look at: starts the monitor, or starts it again.
-    pub(crate) fn watch(self: &Arc<Self>) {
+    /// There is something to look at: starts the monitor, or starts it again. `false`: it has no thread.
+    pub(crate) fn watch(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
         if state.stopped {
-            return;
+            return true;
         }
         state.called = true;
         if state.started {
             drop(state);
             self.changed.notify_all();
-            return;
+            return true;
         }
         let monitor = self.clone();
         let started = thread::Builder::new()
@@ -126,6 +152,7 @@ impl Monitor {
                 poller.role.ask_for_watch();
             }
         }
+        state.started
     }
 
     /// The group ends.
@@ -167,9 +194,9 @@ impl Monitor {
                     found += poller.counters.of_interest();
                 }
             }
-            let stuck = self.look_at_pools(&scope, overdue);
-            moved |= stuck;
-            alert |= stuck;
+            let backlog = self.look_at_pools(&scope, overdue);
+            moved |= backlog.waits;
+            alert |= backlog.stuck;
             if std::mem::replace(&mut found_before, found) != found {
                 found_at = Some(Instant::now());
             }
@@ -202,29 +229,29 @@ impl Monitor {
         None
     }
 
-    /// Looks whether jobs of the pools, or so many runs, have waited for a thread for too long; whether any
-    /// job waits at all.
-    fn look_at_pools(&self, scope: &Scope, runs: usize) -> bool {
+    /// Looks whether jobs of the pools, or so many runs, have waited for a thread for too long; what waits in
+    /// all.
+    fn look_at_pools(&self, scope: &Scope, runs: usize) -> Backlog {
         let now = Moment::now();
-        let mut stuck = false;
+        let mut all = Backlog::default();
         for (index, pool) in scope.pools.iter().enumerate() {
             let Some(pool) = pool.upgrade() else {
                 continue;
             };
-            let (mut overdue, waits) = pool.overdue(now);
-            stuck |= waits;
+            let backlog = pool.backlog(now);
+            all.waits |= backlog.waits;
+            all.stuck |= backlog.stuck;
             let own = index == 0;
-            if own {
-                overdue += runs;
-            }
+            let overdue = backlog.overdue + if own { runs } else { 0 };
             if overdue > 0 {
                 let holding = || {
                     if own { scope.holding() } else { pool.holding() }
                 };
-                self.relief.relieve(&pool, overdue, now, holding);
+                self.relief.relieve(&*pool, overdue, now, holding);
             }
+            all.overdue += overdue;
         }
-        stuck
+        all
     }
 
     /// Runs that go on while others poll, the longest first.
@@ -237,8 +264,9 @@ impl Monitor {
     fn rest(&self, scope: &Scope, suspects: &[Suspect]) -> bool {
         self.state.lock().called = false;
         let pollers = &scope.pollers;
-        // Whoever finds no thread from here on calls.
-        let mut parked = !scope.pools.iter().any(WeakPool::is_watched);
+        // Work that finds no thread from here on calls.
+        let pools = scope.pools.iter().filter_map(Weak::upgrade);
+        let mut parked = pools.fold(true, |rest, pool| pool.rest() && rest);
         for (poller, suspect) in pollers.iter().zip(suspects) {
             if let Some(poller) = poller.upgrade() {
                 parked &= poller.role.unwatch(suspect.deposit);
@@ -276,9 +304,7 @@ impl fmt::Debug for Monitor {
 impl Scope {
     fn holding(&self) -> Vec<Holding> {
         let pollers = self.pollers.iter().filter_map(Weak::upgrade);
-        let mut all: Vec<_> = pollers.flat_map(|poller| poller.holding()).collect();
-        all.sort_by_key(|holding| std::cmp::Reverse(holding.time));
-        all
+        longest_first(pollers.flat_map(|poller| poller.holding()))
     }
 }
 

@@ -4,12 +4,7 @@
 
 use std::{fmt, sync::OnceLock, time::Duration};
 
-use crate::{
-    contain::contained,
-    sync::Mutex,
-    sys::Moment,
-    workers::{Holding, WorkerPool},
-};
+use crate::{contain::contained, monitor::Watched, sync::Mutex, sys::Moment, workers::Holding};
 
 /// Reports come no faster than this.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);
@@ -53,7 +48,7 @@ impl Relief {
     /// Has waits of the pool ended for so much work, and says so from time to time.
     pub(crate) fn relieve(
         &self,
-        pool: &WorkerPool,
+        pool: &dyn Watched,
         overdue: usize,
         now: Moment,
         holding: impl FnOnce() -> Vec<Holding>,

@@ -72,9 +72,9 @@ pub fn begin_wait(on: Arc<dyn Waiter>) -> Waiting {
     }
 }
 
-/// The calling thread belongs to the pool with these waits.
-pub(crate) fn belong_to(waits: Option<Arc<Waits>>) {
-    let _ = OWN.try_with(|own| own.replace(waits));
+/// The calling thread belongs to the pool with these waits; to which it belonged before.
+pub(crate) fn belong_to(waits: Option<Arc<Waits>>) -> Option<Arc<Waits>> {
+    OWN.try_with(|own| own.replace(waits)).ok().flatten()
 }
 
 impl Waiting {

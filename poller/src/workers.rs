@@ -24,7 +24,7 @@ use std::{
 
 use crate::{
     contain::contained,
-    monitor::Monitor,
+    monitor::{Backlog, Monitor, Watched},
     sync::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
     sys::{Moment, coarse_millis},
     waits::{self, Waits},
@@ -53,7 +53,7 @@ pub struct Holding {
 
 /// The time after which work is overdue, divided by this, is how old a wait must be to be ended for it, and
 /// what a thread has to take the work up.
-const PAUSES: u32 = 10;
+pub(crate) const PAUSES: u32 = 10;
 
 /// How often a worker looks around before it parks.
 const LOOKS: u32 = if cfg!(loom) { 1 } else { 6 };
@@ -237,35 +237,10 @@ impl WorkerPool {
     }
 
     /// From now on `monitor` looks after the pool.
-    pub(crate) fn look_after_by(&self, monitor: &Arc<Monitor>) -> WeakPool {
+    pub(crate) fn look_after_by(&self, monitor: &Arc<Monitor>) -> Weak<dyn Watched> {
         let _ = self.shared.monitor.set(Arc::downgrade(monitor));
-        WeakPool(Arc::downgrade(&self.shared))
-    }
-
-    /// Jobs that have waited for a thread for too long, those that lead pollers not counted; and whether
-    /// any wait now without a thread on its way.
-    pub(crate) fn overdue(&self, now: Moment) -> (usize, bool) {
-        let mut state = self.shared.state.lock();
-        let time = self.shared.config.overload_after;
-        state.watched = state.is_stuck() && time.is_some();
-        let Some(time) = time.filter(|_| state.watched) else {
-            return (0, false);
-        };
-        let unseen = |queued: &&mut Queued| queued.seen.is_none();
-        for queued in state.queue.iter_mut().rev().take_while(unseen) {
-            queued.seen = Some(now);
-        }
-        let overdue = |queued: &&Queued| queued.seen.is_some_and(|seen| seen + time <= now);
-        let jobs = state.queue.iter().filter(|queued| !queued.leads);
-        (jobs.take_while(overdue).count(), true)
-    }
-
-    /// Ends waits of the pool's threads for so much overdue work; how many those were.
-    pub(crate) fn end_waits(&self, overdue: usize, now: Moment) -> usize {
-        let Some(time) = self.shared.config.overload_after else {
-            return 0;
-        };
-        self.shared.waits.end(overdue, now, time / PAUSES)
+        let pool: Weak<Shared> = Arc::downgrade(&self.shared);
+        pool
     }
 
     /// Whether this work has waited for too long at `now`.
@@ -276,16 +251,7 @@ impl WorkerPool {
 
     /// Jobs that have a thread, the longest first.
     pub fn holding(&self) -> Vec<Holding> {
-        let now = coarse_millis();
-        let state = self.shared.state.lock();
-        let mut all: Vec<_> = state
-            .members
-            .iter()
-            .filter_map(|bed| bed.holding(now))
-            .collect();
-        drop(state);
-        all.sort_by_key(|holding| std::cmp::Reverse(holding.time));
-        all
+        self.shared.holding()
     }
 
     /// Whether every thread allowed is there and busy.
@@ -391,23 +357,28 @@ struct Bed {
     id: u64,
     thread: thread::ThreadId,
     wake: Condvar,
-    /// The present job's number, 0 for none, and when it began by the coarse clock. Only the thread writes
-    /// them.
+    doing: Doing,
+}
+
+/// What a thread does: only the thread writes it.
+#[derive(Default)]
+pub(crate) struct Doing {
+    /// The present job's number, 0 for none, and when it began by the coarse clock.
     job: AtomicU64,
     since: AtomicU64,
 }
 
-impl Bed {
-    fn begin(&self, job: &dyn Job) {
+impl Doing {
+    pub(crate) fn begin(&self, id: u64) {
         self.since.store(coarse_millis(), Ordering::Relaxed);
-        self.job.store(job.id(), Ordering::Release);
+        self.job.store(id, Ordering::Release);
     }
 
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         self.job.store(0, Ordering::Relaxed);
     }
 
-    fn holding(&self, now: u64) -> Option<Holding> {
+    pub(crate) fn holding(&self, now: u64) -> Option<Holding> {
         let id = self.job.load(Ordering::Acquire);
         let since = self.since.load(Ordering::Relaxed);
         (id != 0).then(|| Holding {
@@ -415,6 +386,13 @@ impl Bed {
             time: Duration::from_millis(now.saturating_sub(since)),
         })
     }
+}
+
+/// All of these, in the order in which they are told.
+pub(crate) fn longest_first(all: impl Iterator<Item = Holding>) -> Vec<Holding> {
+    let mut all: Vec<_> = all.collect();
+    all.sort_by_key(|holding| std::cmp::Reverse(holding.time));
+    all
 }
 
 impl State {
@@ -437,24 +415,48 @@ impl State {
     }
 }
 
-/// A pool that is looked after.
-#[derive(Clone)]
-pub(crate) struct WeakPool(Weak<Shared>);
-
-impl WeakPool {
-    pub(crate) fn upgrade(&self) -> Option<WorkerPool> {
-        self.0.upgrade().map(|shared| WorkerPool { shared })
+impl Watched for Shared {
+    /// Those that lead pollers are not counted.
+    fn backlog(&self, now: Moment) -> Backlog {
+        let mut state = self.state.lock();
+        let time = self.config.overload_after;
+        state.watched = state.is_stuck() && time.is_some();
+        let Some(time) = time.filter(|_| state.watched) else {
+            return Backlog::default();
+        };
+        let unseen = |queued: &&mut Queued| queued.seen.is_none();
+        for queued in state.queue.iter_mut().rev().take_while(unseen) {
+            queued.seen = Some(now);
+        }
+        let overdue = |queued: &&Queued| queued.seen.is_some_and(|seen| seen + time <= now);
+        let jobs = state.queue.iter().filter(|queued| !queued.leads);
+        Backlog {
+            overdue: jobs.take_while(overdue).count(),
+            waits: true,
+            stuck: true,
+        }
     }
 
-    pub(crate) fn is_there(&self) -> bool {
-        self.0.strong_count() > 0
+    fn end_waits(&self, overdue: usize, now: Moment) -> usize {
+        let Some(time) = self.config.overload_after else {
+            return 0;
+        };
+        self.waits.end(overdue, now, time / PAUSES)
     }
 
-    /// Whether jobs have been without a thread since the monitor last looked.
-    pub(crate) fn is_watched(&self) -> bool {
-        self.0
-            .upgrade()
-            .is_some_and(|shared| shared.state.lock().watched)
+    fn holding(&self) -> Vec<Holding> {
+        let now = coarse_millis();
+        let state = self.state.lock();
+        longest_first(
+            state
+                .members
+                .iter()
+                .filter_map(|bed| bed.doing.holding(now)),
+        )
+    }
+
+    fn rest(&self) -> bool {
+        !self.state.lock().watched
     }
 }
 
@@ -544,8 +546,7 @@ impl Shared {
             id,
             thread: thread::current().id(),
             wake: Condvar::new(),
-            job: AtomicU64::new(0),
-            since: AtomicU64::new(0),
+            doing: Doing::default(),
         });
         waits::belong_to(Some(self.waits.clone()));
         let mut state = self.state.lock();
@@ -561,10 +562,10 @@ impl Shared {
                 has_led = leads;
                 self.call_for_help(state);
                 if !leads {
-                    bed.begin(&*job);
+                    bed.doing.begin(job.id());
                 }
                 let outcome = contained(|| job.run());
-                bed.end();
+                bed.doing.end();
                 state = self.state.lock();
                 if let Err(thrown) = outcome {
                     state.stats.panics += 1;

@@ -30,6 +30,8 @@ pub(crate) struct Aside {
     pub(super) over: bool,
     /// Over, and nobody is counting output any more.
     pub(super) settled: bool,
+    /// An executor dropped a turn: it gets no other one of this connection.
+    pub(crate) dropped: bool,
 }
 
 /// What few connections have before they end.

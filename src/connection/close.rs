@@ -193,7 +193,7 @@ impl Shared {
 
     /// As [`contain`](Self::contain), for a caller that has [entered](Inside) already.
     #[inline]
-    pub(super) fn caught<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn caught<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
         poller::contained(code)
             .map_err(|thrown| self.note_panic(what, thrown))
             .ok()

@@ -1,12 +1,13 @@
 //! Where callbacks run.
 
+mod custom;
 mod workers;
 
-use crate::{
-    connection::{BRIEF, Shared, take_turn},
-    foreign::Foreign,
-};
-use poller::{Budget, Holding, WorkerPool};
+pub use custom::{Executor, Task};
+
+use crate::connection::{BRIEF, Shared};
+use custom::Custom;
+use poller::{Budget, Holding, PollerGroup, WorkerPool};
 use std::{fmt, io, sync::Arc, time::Duration};
 
 /// Where an event loop runs the callbacks of its connections.
@@ -28,7 +29,9 @@ pub enum Dispatch {
     /// On the poller's thread. Handlers must not block; calls that would have to wait fail with
     /// [`Error::WouldDeadlock`](crate::Error::WouldDeadlock).
     Inline,
-    /// Wherever this executor runs them.
+    /// Wherever this executor runs them. Loops and dialers that are given clones of one `Arc` share its threads:
+    /// when turns of one of them have waited for a thread for too long
+    /// ([`overload_after`](crate::Builder::overload_after)), waits of handlers of any of them end.
     Custom(Arc<dyn Executor>),
 }
 
@@ -47,53 +50,6 @@ impl fmt::Debug for Dispatch {
     }
 }
 
-/// Runs tasks for [`Dispatch::Custom`].
-pub trait Executor: Send + Sync + 'static {
-    /// Takes a task to be [run](Task::run) exactly once, soon, on a thread that may block.
-    /// Called on a poller's thread: must not block.
-    ///
-    /// A task ends when its connection has had its share of the thread. A connection that has more to do
-    /// comes again as another task, behind those that wait already.
-    ///
-    /// # Errors
-    ///
-    /// The task itself if it cannot be taken; it is then run as with [`Dispatch::Adaptive`].
-    fn execute(&self, task: Task) -> Result<(), Task>;
-}
-
-/// One turn of one connection's callbacks. Dropping it without running it closes the
-/// connection.
-#[must_use = "a task that is dropped closes its connection"]
-pub struct Task {
-    shared: Option<Arc<Shared>>,
-}
-
-impl Task {
-    /// Runs the callbacks that are due.
-    pub fn run(mut self) {
-        if let Some(shared) = self.shared.take() {
-            take_turn(&shared);
-        }
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        if let Some(shared) = self.shared.take() {
-            shared.abort_with(crate::CloseReason::HandlerError);
-            take_turn(&shared);
-        }
-    }
-}
-
-impl fmt::Debug for Task {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Task")
-            .field(&self.shared.as_ref().map(|shared| shared.id))
-            .finish()
-    }
-}
-
 /// Where a turn was placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
@@ -109,7 +65,7 @@ pub(crate) enum Runner {
     Adaptive,
     Inline,
     Workers(WorkerPool),
-    Custom(Foreign<Arc<dyn Executor>>),
+    Custom(Custom),
 }
 
 impl Runner {
@@ -117,11 +73,20 @@ impl Runner {
         Ok(match dispatch {
             Dispatch::Adaptive => Self::Adaptive,
             Dispatch::Inline => Self::Inline,
-            Dispatch::Custom(executor) => Self::Custom(Foreign::new(executor)),
+            Dispatch::Custom(executor) => Self::Custom(Custom::new(executor, overload_after)),
             Dispatch::Workers { max, keep_alive } => {
                 Self::Workers(workers::pool(max, keep_alive, overload_after)?)
             }
         })
+    }
+
+    /// Has the group's monitor look how long turns wait for threads that are not the group's.
+    pub(crate) fn looked_after_by(&self, group: &PollerGroup) {
+        match self {
+            Self::Adaptive | Self::Inline => {}
+            Self::Workers(pool) => group.look_after(pool),
+            Self::Custom(custom) => custom.looked_after_by(group),
+        }
     }
 
     /// Places a turn of a connection whose owner's role the caller has.
@@ -147,15 +112,7 @@ impl Runner {
             // It does not wait for threads that handlers may hold.
             Self::Workers(_) if shared.word.has(BRIEF) => false,
             Self::Workers(pool) => pool.submit(Arc::<Shared>::clone(shared)).is_ok(),
-            Self::Custom(executor) => {
-                let task = Task {
-                    shared: Some(Arc::clone(shared)),
-                };
-                executor
-                    .execute(task)
-                    .map_err(|mut refused| refused.shared = None)
-                    .is_ok()
-            }
+            Self::Custom(custom) => custom.submit(shared),
         }
     }
 
@@ -172,7 +129,7 @@ impl Runner {
         match self {
             Self::Adaptive | Self::Inline => None,
             Self::Workers(pool) => Some(pool.holding()),
-            Self::Custom(_) => Some(Vec::new()),
+            Self::Custom(custom) => Some(custom.holding()),
         }
     }
 

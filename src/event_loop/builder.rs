@@ -183,7 +183,9 @@ impl Builder {
     /// is closed with [`CloseReason::Overload`](crate::CloseReason::Overload). `None`: never. Default:
     /// 100 ms. Waits that began within the last tenth of this time are left alone.
     ///
-    /// It is an option of the loop's own [pollers](Self::pollers) and of [`Dispatch::Workers`]. A
+    /// It is an option of the loop's own [pollers](Self::pollers), of [`Dispatch::Workers`] and of
+    /// [`Dispatch::Custom`], where turns count that the executor has not begun, and what waits of handlers that
+    /// it runs, those of other loops with the same executor included. A
     /// [`PollerGroup`] that is shared with others has
     /// [one of its own](poller::GroupBuilder::overload_after).
     pub fn overload_after(mut self, time: impl Into<Option<Duration>>) -> Self {
@@ -287,7 +289,11 @@ impl Builder {
         limits.check()?;
         if let Some(overload_after) = self.overload_after {
             let own = matches!(self.pollers.0, Choice::Own(_));
-            if !own && !matches!(self.dispatch, Dispatch::Workers { .. }) {
+            let elsewhere = matches!(
+                self.dispatch,
+                Dispatch::Workers { .. } | Dispatch::Custom(_)
+            );
+            if !own && !elsewhere {
                 let text = "overload_after is for pollers of the loop's own, pollers(n): a group has \
                             its own";
                 return Err(Error::Unsupported(text).into());
