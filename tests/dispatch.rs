@@ -5,7 +5,7 @@ mod support;
 
 use netpoll::{
     Address, CloseReason, Dialer, Dispatch, Error, EventLoop, Executor, PollerGroup, Task,
-    handler_fn,
+    handler_fn, poller,
 };
 use std::{
     io::{self, Read, Write},
@@ -820,6 +820,202 @@ fn a_task_that_is_dropped_closes_its_connection_only() {
         assert_eq!(ends.wait_len(1), [CloseReason::HandlerError]);
         other.ping(b"fine");
         drop(other);
+        server.stop();
+    });
+}
+
+/// What an executor does with the next task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whim {
+    Drop,
+    Panic,
+    /// Keeps it, and panics.
+    KeepAndPanic,
+    Keep,
+    /// Has it run, and drops the one that was kept.
+    Evict,
+    /// Has it run, and gives back the one that was kept.
+    Return,
+    /// Runs it at once, on the thread that polls.
+    Here,
+}
+
+/// Two threads, and a whim for the next task.
+struct Whimsical {
+    threads: Threads,
+    next: Mutex<Option<Whim>>,
+    kept: Mutex<Option<Task>>,
+}
+
+impl Executor for Whimsical {
+    fn execute(&self, task: Task) -> Result<(), Task> {
+        let next = self.next.lock().unwrap().take();
+        let kept = || self.kept.lock().unwrap().take();
+        match next {
+            None => self.threads.execute(task)?,
+            Some(Whim::Drop) => drop(task),
+            Some(Whim::Panic) => panic!("as asked"),
+            Some(Whim::KeepAndPanic) => {
+                *self.kept.lock().unwrap() = Some(task);
+                panic!("as asked");
+            }
+            Some(Whim::Keep) => *self.kept.lock().unwrap() = Some(task),
+            Some(Whim::Evict) => {
+                self.threads.execute(task)?;
+                drop(kept());
+            }
+            Some(Whim::Return) => {
+                self.threads.execute(task)?;
+                return Err(kept().expect("one was kept"));
+            }
+            Some(Whim::Here) => task.run(),
+        }
+        Ok(())
+    }
+}
+
+/// An executor, a loop with one poller, and what became of its connections.
+fn whimsical(gate: &Gate) -> (Arc<Whimsical>, Server, Log<CloseReason>) {
+    const SOON: Duration = Duration::from_millis(20);
+    let executor = Arc::new(Whimsical {
+        threads: Threads::new(2),
+        next: Mutex::default(),
+        kept: Mutex::default(),
+    });
+    let reasons = Log::new();
+    let (log, held) = (reasons.clone(), gate.clone());
+    let builder = EventLoop::builder()
+        .pollers(1)
+        .overload_after(SOON)
+        .dispatch(Dispatch::Custom(Arc::clone(&executor) as Arc<dyn Executor>));
+    let script = Script::new()
+        .request(|conn| {
+            while let Some(mut frame) = decode(conn)? {
+                if frame.peek(5)?[4] == b'w' {
+                    conn.fill(1)?;
+                }
+                conn.append(frame)?;
+                conn.flush()?;
+            }
+            Ok(())
+        })
+        .disconnect(move |_, reason| {
+            log.push(reason);
+            if reason != CloseReason::Peer {
+                assert!(!poller::must_not_block());
+                held.pass();
+            }
+        });
+    let server = Server::start(Transport::Tcp, builder, script);
+    (executor, server, reasons)
+}
+
+/// Waits until no turn is under way that could see by itself what comes next.
+fn at_rest(server: &Server) {
+    eventually("no turn", || server.event_loop.stats().holding.is_empty());
+}
+
+#[test]
+fn a_turn_that_is_dropped_while_polling_may_wait() {
+    let whims = [
+        Whim::Drop,
+        Whim::Panic,
+        Whim::Evict,
+        Whim::Return,
+        Whim::KeepAndPanic,
+    ];
+    for whim in whims {
+        bounded(&format!("{whim:?}"), move || {
+            let gate = Gate::new();
+            let _open = OpenOnDrop(gate.clone());
+            let (executor, server, reasons) = whimsical(&gate);
+            let set = |whim| *executor.next.lock().unwrap() = Some(whim);
+            let mut other = server.connect();
+            other.ping(b"before");
+            let mut victim = server.connect();
+            victim.ping(b"before");
+            let keeps = matches!(whim, Whim::Evict | Whim::Return);
+            at_rest(&server);
+            set(if keeps { Whim::Keep } else { whim });
+            victim.write_all(&frame(b"x")).unwrap();
+            if keeps || whim == Whim::KeepAndPanic {
+                eventually("it is kept", || executor.kept.lock().unwrap().is_some());
+            }
+            if keeps {
+                set(whim);
+                other.ping(b"now");
+            }
+            if whim == Whim::KeepAndPanic {
+                // Nothing has become of it yet.
+                executor.kept.lock().unwrap().take().unwrap().run();
+                assert_eq!(read_frame(&mut victim).unwrap(), b"x");
+                victim.ping(b"after");
+                assert_eq!(server.event_loop.stats().panics, 1);
+            } else {
+                victim.expect_gone();
+                gate.wait_arrived(1);
+                // Its end waits, and polling goes on.
+                for _ in 0..10 {
+                    other.ping(b"after");
+                    server.connect().ping(b"new");
+                }
+                let told = reasons
+                    .all()
+                    .into_iter()
+                    .filter(|r| *r != CloseReason::Peer);
+                assert_eq!(told.collect::<Vec<_>>(), [CloseReason::HandlerError]);
+                gate.open();
+                assert_eq!(
+                    server.event_loop.stats().panics,
+                    u64::from(whim == Whim::Panic)
+                );
+            }
+            drop((other, victim));
+            server.stop();
+        });
+    }
+}
+
+#[test]
+fn tasks_that_are_not_run_end_no_waits() {
+    bounded("waits", || {
+        let gate = Gate::new();
+        gate.open();
+        let (executor, server, _) = whimsical(&gate);
+        let set = |whim| *executor.next.lock().unwrap() = Some(whim);
+        for whim in [Whim::Drop, Whim::Panic, Whim::Evict, Whim::Return] {
+            let mut victim = server.connect();
+            victim.ping(b"before");
+            let mut other = server.connect();
+            other.ping(b"before");
+            let keeps = matches!(whim, Whim::Evict | Whim::Return);
+            at_rest(&server);
+            set(if keeps { Whim::Keep } else { whim });
+            victim.write_all(&frame(b"x")).unwrap();
+            if keeps {
+                eventually("it is kept", || executor.kept.lock().unwrap().is_some());
+                set(whim);
+                other.ping(b"now");
+            }
+            victim.expect_gone();
+        }
+        let mut peer = server.connect();
+        peer.ping(b"before");
+        at_rest(&server);
+        set(Whim::Here);
+        peer.ping(b"here");
+        eventually("the others' ends", || server.event_loop.stats().active == 1);
+        // All that was handed over has started or is gone: nothing waits for the thread of this handler.
+        peer.write_all(&frame(b"wait")).unwrap();
+        eventually("it waits", || {
+            let holding = server.event_loop.stats().holding;
+            holding.len() == 1 && holding[0].time >= Duration::from_millis(200)
+        });
+        peer.write_all(&frame(b"more")).unwrap();
+        assert_eq!(read_frame(&mut peer).unwrap(), b"wait");
+        assert_eq!(read_frame(&mut peer).unwrap(), b"more");
+        assert_eq!(server.event_loop.stats().overloaded, 0);
+        drop(peer);
         server.stop();
     });
 }

@@ -315,18 +315,39 @@ fn row_076_an_executor_that_panics_ends_connections_and_nothing_else() {
                 .disconnect(move |_, _| end.push(())),
         );
         let mut answered = 0;
-        for _ in 0..60 {
+        for n in 0..60 {
             let mut peer = server.connect();
-            if peer.call(b"x").is_ok_and(|reply| reply == b"x") {
-                answered += 1;
+            match peer.call(b"x") {
+                Ok(reply) => {
+                    assert_eq!(reply, b"x");
+                    answered += 1;
+                }
+                Err(error) => assert!(
+                    matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionReset
+                            | io::ErrorKind::BrokenPipe
+                            | io::ErrorKind::UnexpectedEof
+                    ),
+                    "connection {n} was neither answered nor ended: {error}; {:?}",
+                    server.event_loop
+                ),
             }
         }
-        assert!(answered > 0, "nobody was served");
+        assert!(answered > 0, "none was served");
         assert!(answered < 60, "no executor has panicked");
         let event_loop = server.event_loop.clone();
-        server.stop();
-        assert_eq!(opened.len(), ended.len(), "each end is told once");
-        assert_eq!(event_loop.stats().active, 0);
+        let stopped = event_loop.shutdown(LIMIT);
+        let left: Vec<_> = event_loop.connections();
+        let (stats, told) = (event_loop.stats(), (opened.len(), ended.len()));
+        let state = format!("{stopped:?}, opened and ended {told:?}, left {left:?}, {stats:?}");
+        assert!(stopped.is_ok(), "the loop drains: {state}");
+        assert_eq!(told.0, told.1, "each end is told once: {state}");
+        assert_eq!(stats.active, 0, "{state}");
+        assert!(
+            stats.panics > 0,
+            "panics of the executor are counted: {state}"
+        );
     });
 }
 

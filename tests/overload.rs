@@ -4,7 +4,7 @@ mod support;
 
 use netpoll::{
     Address, Builder, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, Error,
-    EventLoop, Handler, LinkBuffer, OnFull, PollerGroup, Pool, RelayEnd, relay,
+    EventLoop, Executor, Handler, LinkBuffer, OnFull, PollerGroup, Pool, RelayEnd, Task, relay,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
@@ -13,7 +13,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
     thread,
@@ -656,16 +656,36 @@ fn handlers_that_wait_for_an_end_end_for_others() {
     });
 }
 
+/// Peers that are silent, until they are closed. Those that come later are closed at once.
+#[derive(Clone)]
+struct FarEnds(Arc<Mutex<Option<Vec<Peer>>>>);
+
+impl FarEnds {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some(Vec::new()))))
+    }
+
+    fn keep(&self, peer: Peer) {
+        if let Some(peers) = &mut *self.0.lock().unwrap() {
+            peers.push(peer);
+        }
+    }
+
+    fn close(&self) {
+        self.0.lock().unwrap().take();
+    }
+}
+
 #[test]
 fn handlers_that_wait_for_a_relay_end_for_others() {
     everywhere(|place, transport| {
-        let far_ends = Arc::new(Mutex::new(Vec::new()));
-        let held = Arc::clone(&far_ends);
+        let far_ends = FarEnds::new();
+        let held = far_ends.clone();
         let ends = Ends::new();
         let script = ends.script(move |_| {
             let [a, b] = [0, 1].map(|_| {
                 let (near, far) = ends_of(transport);
-                held.lock().unwrap().push(far);
+                held.keep(far);
                 near
             });
             relay(a, b)?.wait().map(drop)
@@ -673,7 +693,7 @@ fn handlers_that_wait_for_a_relay_end_for_others() {
         let capped = place.serve_in_haste(transport, script, |builder| builder);
         let waiting = ends.flood(&capped);
         ends.expect_overload();
-        far_ends.lock().unwrap().clear();
+        far_ends.close();
         drop(waiting);
         capped.stop();
     });
@@ -773,8 +793,8 @@ fn ends_of(transport: Transport) -> (Connection, Peer) {
 #[test]
 fn calls_of_handlers_end_for_others_and_handlers_may_say_so() {
     everywhere(|place, transport| {
-        let far_ends = Arc::new(Mutex::new(Vec::new()));
-        let held = Arc::clone(&far_ends);
+        let far_ends = FarEnds::new();
+        let held = far_ends.clone();
         let reasons = Log::new();
         let log = reasons.clone();
         let calls = Log::new();
@@ -784,7 +804,7 @@ fn calls_of_handlers_end_for_others_and_handlers_may_say_so() {
                 while let Some(mut frame) = decode(conn)? {
                     if frame.peek(5)?[4] == b'w' {
                         let (mut backend, silent) = ends_of(transport);
-                        held.lock().unwrap().push(silent);
+                        held.keep(silent);
                         let error = backend.next(1).unwrap_err();
                         noted.push(Error::from_io(&error));
                         // That call has failed, and this connection has not.
@@ -821,7 +841,7 @@ fn calls_of_handlers_end_for_others_and_handlers_may_say_so() {
             got.iter().filter(|&&got| got).count() >= answered
         });
         assert!(reasons.all().is_empty());
-        far_ends.lock().unwrap().clear();
+        far_ends.close();
         drop((waiting, other));
         capped.stop();
     });
@@ -886,6 +906,129 @@ fn handlers_that_cannot_be_ended_are_named() {
         assert_eq!(server.event_loop.stats().overloaded, 0);
         drop(other);
         Capped { server, group }.stop();
+    });
+}
+
+/// Two threads with a queue each; the test says which one gets the next tasks.
+struct Lanes {
+    lanes: [Threads; 2],
+    next: AtomicUsize,
+    given: AtomicUsize,
+}
+
+impl Lanes {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            lanes: [Threads::new(1), Threads::new(1)],
+            next: AtomicUsize::new(0),
+            given: AtomicUsize::new(0),
+        })
+    }
+}
+
+impl Executor for Lanes {
+    fn execute(&self, task: Task) -> Result<(), Task> {
+        self.lanes[self.next.load(SeqCst)].execute(task)?;
+        self.given.fetch_add(1, SeqCst);
+        Ok(())
+    }
+}
+
+/// A loop in haste with this executor.
+fn with_executor(executor: Arc<dyn Executor>, script: Script) -> Server {
+    let builder = EventLoop::builder()
+        .pollers(1)
+        .overload_after(SOON)
+        .dispatch(Dispatch::Custom(executor));
+    Server::start(Transport::Tcp, builder, script)
+}
+
+#[test]
+fn a_task_that_is_behind_a_wait_is_begun_whatever_others_do() {
+    bounded("lanes", || {
+        let ends = Ends::new();
+        let executor = Lanes::new();
+        let server = with_executor(executor.clone(), ends.script(|conn| conn.fill(1)));
+        let [mut waits, mut behind, mut other] = [0; 3].map(|_| server.connect());
+        for peer in [&mut waits, &mut behind, &mut other] {
+            peer.ping(b"before");
+        }
+        waits.write_all(&frame(b"wait")).unwrap();
+        eventually("it waits", || server.event_loop.stats().holding.len() == 1);
+        let given = executor.given.load(SeqCst);
+        behind.write_all(&frame(b"fine")).unwrap();
+        eventually("it is behind", || executor.given.load(SeqCst) > given);
+        executor.next.store(1, SeqCst);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    other.ping(b"other");
+                }
+            });
+            let reply = read_frame(&mut behind);
+            done.store(true, SeqCst);
+            assert_eq!(reply.unwrap(), b"fine");
+        });
+        assert_eq!(ends.reasons.wait_len(1), [CloseReason::Overload]);
+        drop((waits, behind, other));
+        server.stop();
+    });
+}
+
+#[test]
+fn loops_with_one_executor_share_its_threads() {
+    bounded("two loops", || {
+        let executor = Arc::new(Threads::new(MOST));
+        let ends = Ends::new();
+        let first = with_executor(executor.clone(), ends.script(|conn| conn.fill(1)));
+        let second = with_executor(executor, Ends::new().script(|_| Ok(())));
+        let mut waiting: Vec<Peer> = (0..MOST).map(|_| first.connect()).collect();
+        for peer in &mut waiting {
+            peer.write_all(&frame(b"wait")).unwrap();
+        }
+        eventually("all have one", || {
+            second.event_loop.stats().holding.len() == MOST
+        });
+        let mut other = second.connect();
+        other.ping(b"fine");
+        assert_eq!(ends.errors.wait_len(1)[0], Some(Error::Overloaded));
+        assert_eq!(ends.reasons.wait_len(1)[0], CloseReason::Overload);
+        // It counts where the connection is.
+        assert!(first.event_loop.stats().overloaded > 0);
+        assert_eq!(second.event_loop.stats().overloaded, 0);
+        drop((waiting, other));
+        first.stop();
+        second.stop();
+    });
+}
+
+#[test]
+fn other_executors_have_nothing_to_do_with_it() {
+    bounded("two executors", || {
+        let gate = Gate::new();
+        let _open = OpenOnDrop(gate.clone());
+        let ends = Ends::new();
+        let first = with_executor(
+            Arc::new(Threads::new(MOST)),
+            ends.script(|conn| conn.fill(1)),
+        );
+        let second = with_executor(Arc::new(Threads::new(MOST)), gated(&gate));
+        let mut waiting = first.connect();
+        waiting.write_all(&frame(b"wait")).unwrap();
+        eventually("it waits", || first.event_loop.stats().holding.len() == 1);
+        let taken = take_every_thread(&second, &gate);
+        eventually("the rest is overdue", || {
+            let holding = second.event_loop.stats().holding;
+            holding.len() == MOST && holding.iter().all(|holding| holding.time > 10 * SOON)
+        });
+        assert_eq!(ends.errors.len(), 0);
+        waiting.write_all(&frame(b"more")).unwrap();
+        assert_eq!(read_frame(&mut waiting).unwrap(), b"wait");
+        release(&gate, taken);
+        drop(waiting);
+        first.stop();
+        second.stop();
     });
 }
 

@@ -265,8 +265,8 @@ impl Monitor {
         self.state.lock().called = false;
         let pollers = &scope.pollers;
         // Work that finds no thread from here on calls.
-        let pools = scope.pools.iter().filter_map(Weak::upgrade);
-        let mut parked = pools.fold(true, |rest, pool| pool.rest() && rest);
+        let mut pools = scope.pools.iter().filter_map(Weak::upgrade);
+        let mut parked = pools.all(|pool| pool.rest());
         for (poller, suspect) in pollers.iter().zip(suspects) {
             if let Some(poller) = poller.upgrade() {
                 parked &= poller.role.unwatch(suspect.deposit);

@@ -7,7 +7,7 @@
 use super::{
     aside::Callback,
     linger,
-    process::{Inside, Owner},
+    process::{Inside, Owner, take_turn},
     queue::Loss,
     shared::{For, Shared, Waited},
     state::{self, State},
@@ -300,6 +300,21 @@ impl Drop for Calling {
                 shared.run_callback(callback);
             }
         }
+    }
+}
+
+/// The executor dropped a turn on a thread that polls: a thread that the poller gives for it makes the turn.
+/// The caller has the owner's role.
+#[cold]
+pub(crate) fn pass_on_turn(shared: &Arc<Shared>) {
+    shared.aside.lock().dropped = true;
+    shared.word.set(state::ATTEND);
+    if shared.word.release() & state::BROKEN == 0 {
+        return shared.wake_poller();
+    }
+    // The poller may be gone.
+    if shared.word.acquire() {
+        take_turn(shared);
     }
 }
 

@@ -34,6 +34,7 @@ mod tx;
 mod wake;
 mod writer;
 
+pub(crate) use close::pass_on_turn;
 pub use close::{CloseCallback, Done};
 pub use handle::{ConnectionHandle, Hold};
 pub use reader::Line;
@@ -44,7 +45,7 @@ pub(crate) use alarms::COARSE;
 pub(crate) use input::End;
 pub(crate) use opening::{Attempt, not_opened, opened_for_handler, opened_for_owner, opening};
 pub(crate) use operator::Wire;
-pub(crate) use process::{in_callback, pass_on_turn, run, take_turn};
+pub(crate) use process::{in_callback, run, take_turn};
 pub(crate) use shared::{For, Shared};
 pub(crate) use start::{Remains, accepted, dialled};
 pub(crate) use state::{

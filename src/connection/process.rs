@@ -171,21 +171,6 @@ pub(crate) fn take_turn(shared: &Arc<Shared>) {
     }
 }
 
-/// The executor dropped a turn on a thread that polls: a thread that the poller gives for it makes the turn.
-/// The caller has the owner's role.
-#[cold]
-pub(crate) fn pass_on_turn(shared: &Arc<Shared>) {
-    shared.aside.lock().dropped = true;
-    shared.word.set(ATTEND);
-    if shared.word.release() & BROKEN == 0 {
-        return shared.wake_poller();
-    }
-    // The poller may be gone.
-    if shared.word.acquire() {
-        take_turn(shared);
-    }
-}
-
 /// Everything queued reached the kernel: tells the handler.
 ///
 /// What a handler sends from inside of this call may be complete at once, and so on: that is
