@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, Builder, CloseReason, ConnectionHandle, Dispatch, Error, EventLoop, Executor, OnFull,
-    PollerGroup, SocketOptions, Task, handler_fn,
+    Address, Builder, CloseReason, Connection, ConnectionHandle, Dispatch, Error, EventLoop,
+    Executor, OnFull, PollerGroup, SocketOptions, Task, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -84,6 +84,65 @@ fn a_request_that_is_being_handled_is_answered() {
         assert_eq!(read_frame(&mut peer).unwrap(), b"late");
         peer.expect_end();
         stopping.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn handlers_see_that_their_loop_shuts_down() {
+    every(|case| {
+        let (gate, seen) = (Gate::new(), Log::new());
+        let _open = OpenOnDrop(gate.clone());
+        let held = gate.clone();
+        let [connected, requested] = [(); 2].map(|()| seen.clone());
+        let script = Script::new().connect(move |conn| {
+            connected.push(conn.is_shutting_down());
+            Ok(())
+        });
+        let server = case.serve(script.request(move |conn| {
+            while decode(conn)?.is_some() {
+                requested.push(conn.is_shutting_down());
+                held.pass();
+                requested.push(conn.is_shutting_down());
+                conn.write_slice(&frame(b"go elsewhere"))?;
+            }
+            conn.flush()
+        }));
+        let mut peer = server.connect();
+        peer.write_all(&frame(b"where")).unwrap();
+        gate.wait_arrived(1);
+        let event_loop = server.event_loop.clone();
+        let stopping = thread::spawn(move || event_loop.shutdown(LIMIT));
+        eventually("the drain", || server.event_loop.is_shutting_down());
+        gate.open();
+        assert_eq!(read_frame(&mut peer).unwrap(), b"go elsewhere");
+        peer.expect_end();
+        stopping.join().unwrap().unwrap();
+        assert_eq!(seen.all(), [false, false, true]);
+    });
+}
+
+#[test]
+fn a_taken_connection_is_its_owners_in_a_shutdown() {
+    every(|case| {
+        let taken = Log::new();
+        let given = taken.clone();
+        let server = case.serve(Script::new().connect(move |conn| {
+            given.push(conn.hijack()?);
+            Ok(())
+        }));
+        let mut peer = server.connect();
+        eventually("it is taken", || taken.len() == 1);
+        let mut conn: Connection = taken.take().remove(0);
+        assert!(!conn.is_shutting_down());
+        let left = server.event_loop.shutdown(Duration::ZERO).unwrap_err();
+        assert_eq!(incomplete(&left), Some(1));
+        assert!(conn.is_shutting_down());
+        conn.write_str("bye").unwrap();
+        conn.flush().unwrap();
+        drop(conn);
+        assert_eq!(peer.rest().unwrap(), b"bye");
+        drop(peer);
+        server.event_loop.shutdown(LIMIT).unwrap();
     });
 }
 
