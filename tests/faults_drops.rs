@@ -311,6 +311,7 @@ fn row_076_payloads_that_panic_when_they_are_dropped_together() {
 #[test]
 fn row_076_payloads_that_panic_when_unflushed_output_is_compacted() {
     const LEN: usize = 8192;
+    const PARTS: usize = 8;
     every(|case| {
         let drops = Log::new();
         let log = drops.clone();
@@ -319,7 +320,7 @@ fn row_076_payloads_that_panic_when_unflushed_output_is_compacted() {
                 return echo_frames(conn);
             }
             conn.skip(1)?;
-            for _ in 0..3 {
+            for _ in 0..PARTS {
                 // A small part of a chunk, which the connection copies when it keeps it.
                 let mut chunk = LinkBuffer::with_capacity(64 << 10);
                 chunk.write_slice(&[1; 60_000]);
@@ -331,16 +332,16 @@ fn row_076_payloads_that_panic_when_unflushed_output_is_compacted() {
         }));
         let mut peer = server.connect();
         peer.write_all(b"!").unwrap();
-        // Where chunks lie is an estimate, so one of them may be sent as it is.
+        // Where chunks lie is an estimate, so some of them may be sent as they are.
         drops.wait("the turn has ended", |drops| !drops.is_empty());
         peer.write_all(&frame(b"more")).unwrap();
-        let mut output = vec![0; 3 * LEN];
+        let mut output = vec![0; PARTS * LEN];
         peer.read_exact(&mut output).unwrap();
-        assert_eq!(output, [1; 3 * LEN]);
+        assert_eq!(output, [1; PARTS * LEN]);
         assert_eq!(read_frame(&mut peer).unwrap(), b"more");
         drop(peer);
         server.stop();
-        assert_eq!(drops.len(), 3);
+        assert_eq!(drops.len(), PARTS);
     });
 }
 
