@@ -581,6 +581,10 @@ fn handlers_that_wait_for_the_kernel_end_for_others() {
         let waiting = ends.flood(&capped);
         ends.expect_overload();
         drop(waiting);
+        // Output that is lost while the loop drains counts as cut.
+        eventually("their ends", || {
+            capped.server.event_loop.stats().active == 0
+        });
         capped.stop();
     });
 }
@@ -936,9 +940,17 @@ impl Executor for Lanes {
 
 /// A loop in haste with this executor.
 fn with_executor(executor: Arc<dyn Executor>, script: Script) -> Server {
+    with_executor_after(executor, Some(SOON), script)
+}
+
+fn with_executor_after(
+    executor: Arc<dyn Executor>,
+    overload_after: Option<Duration>,
+    script: Script,
+) -> Server {
     let builder = EventLoop::builder()
         .pollers(1)
-        .overload_after(SOON)
+        .overload_after(overload_after)
         .dispatch(Dispatch::Custom(executor));
     Server::start(Transport::Tcp, builder, script)
 }
@@ -981,7 +993,9 @@ fn loops_with_one_executor_share_its_threads() {
     bounded("two loops", || {
         let executor = Arc::new(Threads::new(MOST));
         let ends = Ends::new();
-        let first = with_executor(executor.clone(), ends.script(|conn| conn.fill(1)));
+        // Its own turns have all the time there is.
+        let script = ends.script(|conn| conn.fill(1));
+        let first = with_executor_after(executor.clone(), None, script);
         let second = with_executor(executor, Ends::new().script(|_| Ok(())));
         let mut waiting: Vec<Peer> = (0..MOST).map(|_| first.connect()).collect();
         for peer in &mut waiting {
