@@ -242,10 +242,11 @@ pub(crate) trait Hooks: Send + Sync {
     /// Whether the handler wants to hear of completed writes in its own turn instead.
     fn in_turn(&self) -> bool;
     fn write_complete(&self, conn: &ConnectionHandle);
-    /// The connection ended while its caller held it. Called on a thread of the pollers, where it may
-    /// wait.
-    fn ended(&self, shared: &Shared) {
+    /// The end of a connection that has an owner is near: lets go of it if it is kept for another. `false`:
+    /// it is not, and its owner's to end. Called on a thread of the pollers, where it may wait.
+    fn let_go(&self, shared: &Shared) -> bool {
         let _ = shared;
+        true
     }
 }
 

@@ -100,6 +100,16 @@ fn a_timeout_of_zero_has_passed() {
 }
 
 #[test]
+fn an_idle_timeout_ends_a_wait_of_an_owner() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let mut conn = Dialer::new().adopt(ours).unwrap();
+    conn.set_idle_timeout(Some(Duration::from_millis(30)));
+    let error = conn.next(1).unwrap_err();
+    let idle = Error::Closed(CloseReason::IdleTimeout);
+    assert_eq!(Error::from_io(&error), Some(idle));
+}
+
+#[test]
 fn what_is_not_there_is_an_error_of_a_buffer() {
     let mut buffer = LinkBuffer::from(&b"half"[..]);
     assert_eq!(

@@ -291,13 +291,9 @@ impl Hooks for Watch {
 
     fn write_complete(&self, _: &ConnectionHandle) {}
 
-    fn ended(&self, shared: &Shared) {
+    fn let_go(&self, shared: &Shared) -> bool {
         let pool = self.pool.upgrade();
-        let was_kept = pool.is_some_and(|pool| pool.shelf.evict_one(self.slot, shared.id));
-        if !was_kept {
-            shared.set_hooks(None);
-            shared.wake_poller();
-        }
+        pool.is_some_and(|pool| pool.shelf.evict_one(self.slot, shared.id))
     }
 }
 

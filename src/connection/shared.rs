@@ -403,10 +403,25 @@ impl Shared {
             return false;
         };
         let shared = Arc::clone(self);
-        registration
-            .poller()
-            .schedule(Instant::now(), move || hooks.ended(&shared));
+        registration.poller().schedule(Instant::now(), move || {
+            if !hooks.let_go(&shared) {
+                shared.forget_keeper(&hooks);
+                shared.wake_poller();
+            }
+        });
         true
+    }
+
+    /// Forgets those hooks, unless the connection has others meanwhile.
+    fn forget_keeper(&self, keeper: &Arc<dyn Hooks>) {
+        let mut aside = self.aside.lock();
+        let is_kept = aside
+            .hooks
+            .get_mut()
+            .is_some_and(|hooks| Arc::ptr_eq(hooks, keeper));
+        let old = is_kept.then(|| std::mem::take(&mut aside.hooks));
+        drop(aside);
+        drop(old);
     }
 
     /// Whether nothing is read because memory is short. What a peer that is gone has left is read all the
