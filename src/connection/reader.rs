@@ -136,8 +136,11 @@ impl Rx {
 
     /// Takes a line's text, and drops its end.
     fn line(&mut self, text: usize, end: usize, is_prefix: bool) -> io::Result<Line> {
-        let data = self.buffer().slice(text)?;
+        let mut data = self.buffer().slice(text)?;
         self.buffer().skip(end)?;
+        if data.pinned() / 16 > text {
+            data.compact();
+        }
         Ok(Line { data, is_prefix })
     }
 
@@ -154,7 +157,8 @@ impl Rx {
 /// What [`Connection::read_line`](crate::Connection::read_line) returns.
 #[derive(Debug)]
 pub struct Line {
-    /// The line's bytes without its end, not copied.
+    /// The line's bytes without its end: a copy if they are less than a sixteenth of the chunks they lie
+    /// in, so a kept line holds at most 16 times itself; else not copied.
     pub data: LinkBuffer,
     /// The line is longer than the limit and this is its first part; the next call returns the
     /// part behind it.
