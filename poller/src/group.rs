@@ -302,9 +302,10 @@ impl GroupBuilder {
         self
     }
 
-    /// The prefix of the threads' names; `poller` by default.
+    /// The prefix of the threads' names; `poller` by default. Zero bytes, which the system does not
+    /// allow there, are left out.
     pub fn name(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.name);
+        self.name = name.replace('\0', "");
         self
     }
 

@@ -15,7 +15,8 @@ use std::{
 };
 
 use poller::{
-    Budget, Interest, Operator, PollerGroup, Progress, Readiness, before_blocking, must_not_block,
+    Budget, Interest, Job, Operator, PollerGroup, Progress, Readiness, WorkerPool, before_blocking,
+    must_not_block,
 };
 use support::{Probe, group, pair, probe, settle, until};
 
@@ -462,6 +463,32 @@ fn a_panic_leaves_the_rest_of_the_batch_in_good_hands() {
     group.close();
     assert!(group.health().is_ok());
     assert!(operators.iter().all(|(probe, _)| probe.detached() == 1));
+}
+
+#[test]
+fn a_name_with_a_zero_byte_starts_threads_too() {
+    let group = PollerGroup::builder()
+        .pollers(1)
+        .name("a\0b")
+        .build()
+        .unwrap();
+    group.close();
+    let pool = WorkerPool::builder().name("a\0b").build();
+    let (ran, runs) = mpsc::channel();
+    let job = Name(ran);
+    assert!(pool.submit(Arc::new(job)).is_ok());
+    assert!(runs.recv().unwrap().starts_with("ab-"));
+    pool.close();
+}
+
+/// Sends the name of the thread that it runs on.
+struct Name(mpsc::Sender<String>);
+
+impl Job for Name {
+    fn run(self: Arc<Self>) {
+        let name = std::thread::current().name().unwrap().to_owned();
+        self.0.send(name).unwrap();
+    }
 }
 
 #[test]
