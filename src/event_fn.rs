@@ -187,10 +187,15 @@ where
     /// One of the last events: a panic or an error keeps nothing else from happening.
     fn tell_last(&mut self, conn: &mut Connection, event: Event) {
         let shared = Arc::clone(&conn.rx.shared);
-        let result = shared.contain("event_fn", || self.tell(conn, event));
-        if let Some(Err(error)) = result {
-            trace::debug!("connection {}: event_fn at {event:?}: {error}", shared.id);
-        }
+        shared.contain("event_fn", || {
+            if let Err(error) = self.tell(conn, event).map_err(Foreign::new) {
+                trace::debug!(
+                    "connection {}: event_fn at {event:?}: {}",
+                    shared.id,
+                    *error
+                );
+            }
+        });
     }
 }
 

@@ -3,8 +3,13 @@
 
 mod support;
 
-use netpoll::{Bytes, CloseReason, Connection, ConnectionHandle, Handler, LinkBuffer, OnFull};
+use netpoll::{
+    Bytes, CloseReason, Connection, ConnectionHandle, Decoder, Event, Handler, LinkBuffer, OnFull,
+    Reader, event_fn, framed,
+};
 use std::{
+    error::Error,
+    fmt,
     io::{self, Read, Write},
     panic::{AssertUnwindSafe, catch_unwind, panic_any},
     sync::{
@@ -504,5 +509,124 @@ fn row_076_handlers_and_states_that_panic_when_they_are_dropped() {
         drops.wait("the first handler is dropped", |drops| {
             drops.iter().filter(|drop| **drop == "handler").count() == 3
         });
+    });
+}
+
+/// An error of a callback's, which panics when it is dropped.
+#[derive(Debug)]
+struct Failure(Log<()>);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("as asked")
+    }
+}
+
+impl Error for Failure {}
+
+impl Drop for Failure {
+    fn drop(&mut self) {
+        self.0.push(());
+        panic!("as asked");
+    }
+}
+
+#[test]
+fn row_076_errors_that_panic_when_they_are_dropped() {
+    every(|case| {
+        for place in [Place::Prepare, Place::Connect, Place::Request] {
+            let (drops, ends, first) = (Log::new(), Log::new(), Arc::new(AtomicBool::new(true)));
+            let at = {
+                let drops = drops.clone();
+                move |here: Place| {
+                    if here == place && first.swap(false, SeqCst) {
+                        return Err(io::Error::other(Failure(drops.clone())));
+                    }
+                    Ok(())
+                }
+            };
+            let (prepare, connect, request) = (at.clone(), at.clone(), at);
+            let ended = ends.clone();
+            let server = case.serve(
+                Script::new()
+                    .prepare(move |conn| {
+                        let ended = ended.clone();
+                        conn.on_close(move |reason| ended.push(reason));
+                        prepare(Place::Prepare)
+                    })
+                    .connect(move |_| connect(Place::Connect))
+                    .request(move |conn| {
+                        request(Place::Request)?;
+                        echo_frames(conn)
+                    }),
+            );
+            let mut peer = server.connect();
+            let _ = peer.write_all(&frame(b"request"));
+            peer.expect_gone();
+            let reason = match place {
+                Place::Prepare => CloseReason::Refused,
+                _ => CloseReason::HandlerError,
+            };
+            assert_eq!(ends.wait_len(1), [reason], "{place:?}");
+            assert_eq!(drops.wait_len(1).len(), 1, "{place:?}");
+            let mut other = server.connect();
+            other.ping(b"still served");
+            drop(other);
+            ends.wait_len(2);
+            let event_loop = server.event_loop.clone();
+            server.stop();
+            assert_eq!(event_loop.stats().panics, 1, "{place:?}");
+        }
+    });
+}
+
+#[test]
+fn row_076_errors_of_last_events_that_panic_when_dropped() {
+    every(|case| {
+        let (drops, ends) = (Log::new(), Log::new());
+        let (dropped, ended) = (drops.clone(), ends.clone());
+        let server = case.serve(event_fn(move |_, event| match event {
+            Event::Readable | Event::Error(_) => Err(io::Error::other(Failure(dropped.clone()))),
+            Event::Closed(reason) => {
+                ended.push(reason);
+                Ok(())
+            }
+            _ => Ok(()),
+        }));
+        let mut peer = server.connect();
+        peer.write_all(b"!").unwrap();
+        peer.expect_gone();
+        assert_eq!(ends.wait_len(1), [CloseReason::HandlerError]);
+        drops.wait_len(2);
+        server.stop();
+    });
+}
+
+/// Fails at once, and has its closure for errors panic with the error in hand.
+#[derive(Clone)]
+struct Failing(Log<()>);
+
+impl Decoder for Failing {
+    type Frame = ();
+
+    fn decode(&mut self, _: &mut dyn Reader) -> io::Result<Option<()>> {
+        Err(io::Error::other(Failure(self.0.clone())))
+    }
+}
+
+#[test]
+fn row_076_a_decoder_s_error_and_its_closure_both_panic() {
+    every(|case| {
+        let drops = Log::new();
+        let handler = framed(Failing(drops.clone()), |_, ()| Ok(()))
+            .on_error(|_, error| panic!("as asked: {error}"));
+        let server = case.serve(handler);
+        for round in 1..=2 {
+            let mut peer = server.connect();
+            peer.write_all(b"!").unwrap();
+            peer.expect_gone();
+            drops.wait_len(round);
+        }
+        server.stop();
     });
 }

@@ -191,6 +191,15 @@ impl Shared {
         result
     }
 
+    /// Logs and drops the error of a callback, whose text and drop are the user's code.
+    #[cold]
+    pub(super) fn forget_error(&self, what: &str, error: io::Error) {
+        self.contain("the error of a callback", || {
+            let error = Foreign::new(error);
+            trace::debug!("connection {}: {what}: {}", self.id, *error);
+        });
+    }
+
     /// As [`contain`](Self::contain), for a caller that has [entered](Inside) already.
     #[inline]
     pub(crate) fn caught<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {

@@ -673,14 +673,15 @@ impl Owner {
                         crate::trace::debug!("connection {}: last flush: {error}", shared.id);
                     }
                 }
-                Err(self.judge(shared, what, &error))
+                let reason = self.judge(&error);
+                shared.forget_error(what, error);
+                Err(reason)
             }
         }
     }
 
     /// The reason behind a callback's error: what ended the connection anyway, or the handler.
-    fn judge(&self, shared: &Shared, what: &str, error: &io::Error) -> CloseReason {
-        crate::trace::debug!("connection {}: {what}: {error}", shared.id);
+    fn judge(&self, error: &io::Error) -> CloseReason {
         match Error::from_io(error) {
             Some(Error::Closed(reason)) => reason,
             Some(Error::PeerClosed { .. }) => CloseReason::Peer,

@@ -67,7 +67,10 @@ pub(super) fn go(wire: Arc<Wire>, session: Box<dyn Session>) -> io::Result<Conne
     let mut owner = Box::new(Owner::new(conn, Some(session)));
     if let Err(error) = owner.prepare() {
         context.counters.refused.fetch_add(1, Ordering::Relaxed);
-        trace::debug!("connection {} refused: {error}", shared.id);
+        // Its text is the user's code.
+        shared.contain("the error of on_prepare", || {
+            trace::debug!("connection {} refused: {error}", shared.id);
+        });
         conclude(&shared, owner, CloseReason::Refused);
         return Err(error);
     }

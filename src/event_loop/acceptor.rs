@@ -8,6 +8,7 @@ use crate::{
     connection,
     context::Context,
     error::Error,
+    foreign,
     handler::Sessions,
     net::{AcceptAction, Address, Listener, Socket, SocketOptions, classify},
     sync::{AtomicBool, Condvar, Mutex, Ordering},
@@ -191,7 +192,18 @@ impl Acceptor {
         let session = (self.sessions)();
         place.hand_over();
         // A refusal is the connection's own affair and has been logged and counted.
-        let _ = connection::accepted(&self.context, socket, peer, session);
+        if let Err(error) = connection::accepted(&self.context, socket, peer, session) {
+            self.drop_refusal(error);
+        }
+    }
+
+    /// The error of an `on_prepare` is a value of the user's.
+    #[cold]
+    fn drop_refusal(&self, error: io::Error) {
+        let before = foreign::panics();
+        foreign::drop_foreign(error);
+        let panics = &self.context.counters.panics;
+        panics.fetch_add(foreign::panics_since(before), Ordering::Relaxed);
     }
 
     /// A place for the next connection. At the limit further ones wait in the kernel's backlog.

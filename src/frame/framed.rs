@@ -120,7 +120,10 @@ where
                 }
                 Ok(None) => break,
                 Err(error) => {
+                    // A panic of the closure must not meet one of the error's drop.
+                    let mut error = Foreign::new(error);
                     (self.on_error)(conn, &error);
+                    let error = error.take().expect("it was put there");
                     return Err(last_flush(conn, error));
                 }
             }
