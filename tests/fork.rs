@@ -67,6 +67,8 @@ fn a_child_that_drops_its_copies_changes_nothing() {
         }
         for round in 0..3 {
             let before = descriptors();
+            let mut handles: Vec<_> = own.iter().map(Connection::handle).collect();
+            handles.extend(event_loop.connections());
             let mut copies = Some((own, pool, event_loop));
             let code = fork(|| {
                 let (own, pool, event_loop) = copies.take().unwrap();
@@ -76,6 +78,10 @@ fn a_child_that_drops_its_copies_changes_nothing() {
                     Some(Error::Unsupported(_))
                 ));
                 assert!(dialer.dial_connection(addresses[0].clone()).is_err());
+                for handle in handles.drain(..) {
+                    handle.close();
+                    handle.abort();
+                }
                 drop((own, pool, event_loop));
                 // Two listeners, two connections of its own, two in the pool, and what served these
                 // four; but one that a thread of the parent worked with at the fork stays open.

@@ -41,6 +41,10 @@ impl Shared {
     }
 
     fn end_with(&self, reason: CloseReason, bit: u32) {
+        if self.context.group.is_inherited() {
+            // The connection is another process's. Locks that were held at the fork stay so.
+            return;
+        }
         {
             let mut aside = self.aside.lock();
             if aside.over {
