@@ -347,7 +347,7 @@ fn a_shutdown_inside_a_callback_begins_and_does_not_wait() {
     });
 }
 
-/// Shuts its loop down at the first task, on the poller's thread.
+/// Serves and shuts its loop down at the first task, on the poller's thread.
 struct Stopper {
     event_loop: std::sync::OnceLock<EventLoop>,
     result: Log<Result<(), Option<Error>>>,
@@ -358,6 +358,8 @@ impl Executor for Stopper {
     fn execute(&self, task: Task) -> Result<(), Task> {
         let event_loop = self.event_loop.get().unwrap();
         if !event_loop.is_shutting_down() {
+            let served = event_loop.serve(listener(Transport::Tcp));
+            self.result.push(served.map_err(|e| Error::from_io(&e)));
             let result = event_loop.shutdown(LIMIT);
             self.result.push(result.map_err(|e| Error::from_io(&e)));
             let forced = event_loop.shutdown_forced(LIMIT);
@@ -385,7 +387,7 @@ fn a_shutdown_on_a_pollers_thread_begins_and_does_not_wait() {
             let server = Server::serve(transport, event_loop);
             let mut peer = server.connect();
             let refused = Err(Some(Error::WouldDeadlock));
-            assert_eq!(result.wait_len(2), [refused, refused]);
+            assert_eq!(result.wait_len(3), [refused, refused, refused]);
             peer.expect_gone();
             server.event_loop.shutdown(LIMIT).unwrap();
         });

@@ -155,8 +155,12 @@ impl EventLoop {
     ///
     /// [`Error::ShuttingDown`] if the loop was shut down before, what made the listener unusable,
     /// or what the registration with a poller reports; [`Error::ShutdownIncomplete`] if a
-    /// [forced shutdown](Self::shutdown_forced) gave up on callbacks that do not return.
+    /// [forced shutdown](Self::shutdown_forced) gave up on callbacks that do not return;
+    /// [`Error::WouldDeadlock`] on a poller's thread that must not wait.
     pub fn serve(&self, listener: impl Into<Listener>) -> io::Result<()> {
+        if poller::must_not_block() {
+            return Err(Error::WouldDeadlock.into());
+        }
         let acceptor = self.listen(listener.into())?;
         let result = acceptor.wait();
         self.forget(&acceptor);
