@@ -312,6 +312,46 @@ fn memory_stays_at_the_limit_however_many_want_more() {
 }
 
 #[test]
+fn nothing_is_received_above_the_limit() {
+    const LIMIT: usize = 48 * MIB;
+    const PEERS: usize = 120;
+    /// More than all may hold.
+    const MESSAGE: usize = 64 * MIB;
+    on_tcp(&[Kind::Adaptive, Kind::Workers, Kind::Custom], |case| {
+        for waits in [false, true] {
+            let server = case.serve_with(
+                limited(case, LIMIT).input_limits(MESSAGE, MESSAGE),
+                handler_fn(move |conn| match waits {
+                    true => conn.fill(MESSAGE),
+                    false => conn.try_fill(MESSAGE).map(drop),
+                }),
+            );
+            let writers: Vec<_> = (0..PEERS)
+                .map(|_| {
+                    let mut peer = server.connect();
+                    thread::spawn(move || {
+                        let part = vec![0; 256 << 10];
+                        while peer.write_all(&part).is_ok() {}
+                    })
+                })
+                .collect();
+            let mut most = 0;
+            eventually("some are closed", || {
+                let stats = server.event_loop.stats();
+                most = most.max(stats.held);
+                stats.overloaded >= 8
+            });
+            // What threads receive at the same time comes on top, and room that a large message got before.
+            assert!(most <= 2 * LIMIT, "{most} bytes, {waits}");
+            drop(server);
+            for writer in writers {
+                writer.join().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
 fn a_limit_of_nearly_nothing_is_refused_and_none_is_none() {
     bounded("limits", || {
         for bytes in [0, MIB - 1] {

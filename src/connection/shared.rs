@@ -428,8 +428,10 @@ impl Shared {
     /// same: its end comes behind it.
     #[inline]
     pub(crate) fn is_heavy(&self) -> bool {
-        self.held.load(Ordering::Acquire) & HEAVY != 0
+        let heavy = self.held.load(Ordering::Acquire) & HEAVY != 0;
+        (heavy || self.context.memory.is_full())
             && !self.word.has(state::PEER_CLOSED | state::BROKEN)
+            && self.stays_heavy()
     }
 
     /// The connection may be read again.

@@ -115,7 +115,7 @@ impl Tx {
         if queued > 0 && queued.saturating_add(n) > limit {
             return Err(Error::OutputFull { queued, limit }.into());
         }
-        if self.charge.is_behind(queued) {
+        if self.charge.is_behind(queued, &self.shared.context.memory) {
             self.weigh(queued);
         }
         Ok(())

@@ -10,7 +10,10 @@
 //!
 //! * above the mark of three fourths the connections that hold most become [`HEAVY`], which means that
 //!   they are not read, so many of them that what the others hold fits into the room that is left;
-//! * above the limit the largest are aborted until the sum is a sixteenth below it;
+//! * above the limit the largest are aborted until the sum is a sixteenth below it. What they hold counts
+//!   until it is gone, and while the sum is above the limit every connection that is to be read becomes heavy
+//!   by itself: no thread adds to it, whatever the one that looks is doing;
+//! * below the limit again, those become light that fit into the room;
 //! * below eleven sixteenths none is heavy any more.
 //!
 //! Connections that are not read cannot finish what they have begun, so a shortage might last. If it does for
@@ -48,6 +51,8 @@ pub(crate) struct Memory {
     next_look: AtomicUsize,
     /// Some connection may be heavy.
     heavy: AtomicBool,
+    /// Connections became heavy because the sum was above the limit.
+    crowded: AtomicBool,
     /// A thread looks.
     looking: AtomicBool,
 }
@@ -65,6 +70,7 @@ impl Memory {
             total: AtomicUsize::new(0),
             next_look: AtomicUsize::new(mark(limit)),
             heavy: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             looking: AtomicBool::new(false),
         }
     }
@@ -101,6 +107,30 @@ impl Memory {
         let total = self.total();
         total >= self.next_look.load(Ordering::SeqCst)
             || (total < low(self.limit) && self.heavy.load(Ordering::SeqCst))
+            || (total < self.limit && self.crowded.load(Ordering::SeqCst))
+    }
+
+    /// Whether the sum is at the limit, so that nothing may be received.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.total() >= self.limit
+    }
+
+    /// Bytes that may be added.
+    pub(crate) fn room(&self) -> usize {
+        if self.is_endless() {
+            return usize::MAX;
+        }
+        self.limit.saturating_sub(self.total()) << KIB
+    }
+
+    /// In KiB: what grows within a turn is charged in steps of this.
+    fn step(&self) -> usize {
+        if self.total() < mark(self.limit) {
+            STEP
+        } else {
+            SCARCE_STEP
+        }
     }
 }
 
@@ -124,8 +154,9 @@ impl Charge {
 
     /// Whether so many bytes are much more than what is charged.
     #[inline]
-    pub(crate) fn is_behind(&self, bytes: usize) -> bool {
-        bytes >> KIB > (self.0 as usize) + STEP
+    pub(crate) fn is_behind(&self, bytes: usize, memory: &Memory) -> bool {
+        let more = (bytes >> KIB).saturating_sub(self.0 as usize);
+        more > SCARCE_STEP && more > memory.step()
     }
 }
 
@@ -164,6 +195,23 @@ impl Shared {
             self.context.relieve();
         }
     }
+
+    /// Whether a connection that is heavy, or found the memory full, is not read now. It is heavy then, so
+    /// that [`lighten`](Self::lighten) finds it.
+    #[cold]
+    pub(crate) fn stays_heavy(&self) -> bool {
+        if self.held.fetch_or(HEAVY, Ordering::SeqCst) & HEAVY != 0 {
+            return true;
+        }
+        let memory = &self.context.memory;
+        memory.crowded.store(true, Ordering::SeqCst);
+        // A thread that takes something off from here on sees that, and looks.
+        let full = memory.is_full();
+        if !full {
+            self.held.fetch_and(!HEAVY, Ordering::SeqCst);
+        }
+        full
+    }
 }
 
 impl Context {
@@ -179,6 +227,7 @@ impl Context {
     fn look(self: &Arc<Self>) {
         let memory = &self.memory;
         let limit = memory.limit;
+        memory.crowded.store(false, Ordering::SeqCst);
         let mut all = self.connections.holders();
         let total = memory.total();
         if total < low(limit) {
@@ -187,15 +236,18 @@ impl Context {
             all.iter().for_each(|(_, shared)| shared.lighten());
             return;
         }
-        let mut left = total.saturating_sub(sort(&mut all));
+        let left = total.saturating_sub(sort(&mut all));
         if left > limit {
-            left = close_largest(&mut all, left, limit - limit / 16);
+            close_largest(&mut all, left, limit - limit / 16);
         }
-        if left > mark(limit) {
+        if total > mark(limit) {
             if !memory.heavy.swap(true, Ordering::SeqCst) {
                 self.end_shortage_later();
             }
-            pause_largest(&all, limit.saturating_sub(left));
+            pause_largest(&all, limit.saturating_sub(total));
+            if total >= limit {
+                memory.crowded.store(true, Ordering::SeqCst);
+            }
         }
         let next = total + (limit / 64).max(1);
         let next = if total < limit { next.min(limit) } else { next };
@@ -265,12 +317,13 @@ fn close_largest(all: &mut Vec<(u32, Arc<Shared>)>, mut left: usize, most: usize
 }
 
 /// Of connections in the order of what they hold: the last ones become heavy, so that what the first
-/// ones hold fits into this room. So they may hold twice as much before the limit is reached.
+/// ones hold fits into this room. So they may hold twice as much before the limit is reached. Without room
+/// all become heavy.
 fn pause_largest(all: &[(u32, Arc<Shared>)], room: usize) {
     let mut light = 0;
     for (held, shared) in all {
         light += *held as usize;
-        if light > room {
+        if light > room || room == 0 {
             shared.held.fetch_or(HEAVY, Ordering::AcqRel);
         } else {
             shared.lighten();
@@ -297,6 +350,8 @@ const KIB: u32 = 10;
 const MOST: u32 = 1 << 29;
 /// In KiB: what grows within a turn is charged in steps of this.
 const STEP: usize = 256;
+/// The same where memory is scarce.
+const SCARCE_STEP: usize = 32;
 /// In KiB: a connection that holds less is not heavy.
 const LIGHT: u32 = 64;
 
@@ -313,7 +368,10 @@ mod tests {
         assert_eq!(charge.follow(900 << 10), 0);
         assert_eq!(charge.follow(700 << 10), 0);
         assert_eq!(charge.follow(901 << 10), 101);
-        assert!(!charge.is_behind(1100 << 10) && charge.is_behind(1200 << 10));
+        let (plenty, scarce) = (Memory::new(1 << 30), Memory::new(1 << 20));
+        scarce.add(800);
+        assert!(!charge.is_behind(1100 << 10, &plenty) && charge.is_behind(1200 << 10, &plenty));
+        assert!(!charge.is_behind(930 << 10, &scarce) && charge.is_behind(940 << 10, &scarce));
         assert_eq!(charge.follow(1), -901);
         assert_eq!(charge.follow(0), 0);
         assert_eq!(charge.follow(usize::MAX), 1 << 29);

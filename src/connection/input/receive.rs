@@ -155,7 +155,13 @@ impl Rx {
 
     /// Whether what is missing gets a chunk of its own, or belongs into one.
     pub(super) fn lands(&self, missing: usize) -> bool {
-        missing > LANDING || self.is_landing(missing)
+        (missing > LANDING && self.may_grow()) || self.is_landing(missing)
+    }
+
+    /// Whether the loop's memory has room for a chunk of twice what is here, which counts as held although it
+    /// is not filled.
+    fn may_grow(&self) -> bool {
+        self.shared.context.memory.room() / 4 >= TRUST.max(self.len())
     }
 
     /// Whether what is missing of a large message belongs into the chunk made for it. If that is a guess
@@ -168,7 +174,12 @@ impl Rx {
 
     fn receive_landing(&mut self, missing: usize) -> io::Result<Received> {
         let landed = self.len();
-        let room = missing.min(TRUST.max(landed));
+        let most = if self.may_grow() {
+            TRUST.max(landed)
+        } else {
+            LANDING
+        };
+        let room = missing.min(most);
         let buffer = self.buffer.get_or_insert_with(spare::plain);
         let mut chunk = buffer.try_landing(room)?;
         let spare = chunk.capacity() - chunk.len();
@@ -202,7 +213,10 @@ impl Rx {
                 self.owed = false;
                 add(&self.shared.bytes_in, received.n);
                 self.note_doubt();
-                if self.charge.is_behind(self.len()) {
+                if self
+                    .charge
+                    .is_behind(self.len(), &self.shared.context.memory)
+                {
                     self.weigh();
                 }
                 if self.shared.word.has(OWNED) {
