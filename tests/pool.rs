@@ -813,25 +813,47 @@ fn those_who_wait_are_served_in_their_order() {
 }
 
 #[test]
-fn a_later_call_does_not_overtake_those_who_wait() {
-    bounded("no overtaking", || {
+fn later_calls_go_first_as_often_as_promised() {
+    bounded("overtaking", || {
         let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
-        let pool = pool_with(|options| options.max_total(1).wait(LIMIT));
-        for round in 0..200 {
-            let held = pool.get(&server.address).unwrap();
-            let served = Log::new();
-            let log = served.clone();
-            let waiting = start_waiting(&pool, &server.address, move |conn| {
-                let _conn = conn.unwrap();
-                log.push("waited");
-            });
-            drop(held);
-            // This thread runs and the other has to be woken; it is served first all the same.
-            let conn = pool.get(&server.address).unwrap();
-            served.push("came later");
-            drop(conn);
-            waiting.join().unwrap();
-            assert_eq!(served.wait_len(2), ["waited", "came later"], "{round}");
+        // How many waiters there are, and how many connections.
+        for (waiters, connections) in [(1, 1), (3, 1), (1, 4), (6, 4)] {
+            // Three for each connection, six at least.
+            let promised = 3 * connections.max(2);
+            for round in 0..50 {
+                let pool = pool_with(|options| options.max_total(connections).wait(LIMIT));
+                let mut held: Vec<_> = (0..connections)
+                    .map(|_| pool.get(&server.address).unwrap())
+                    .collect();
+                let served = Log::new();
+                let waiting: Vec<_> = (0..waiters)
+                    .map(|n| {
+                        let log = served.clone();
+                        start_waiting(&pool, &server.address, move |conn| {
+                            let _conn = conn.unwrap();
+                            log.push(n);
+                        })
+                    })
+                    .collect();
+                // This thread runs and the others have to be woken. What it gets while as many wait as before
+                // it gets between two services of waiters.
+                let (mut still, mut first) = (waiters, 0);
+                while still > 0 {
+                    drop(held.pop());
+                    held.push(pool.get(&server.address).unwrap());
+                    let now = pool.stats().waiting;
+                    first = if now == still { first + 1 } else { 0 };
+                    still = now;
+                    assert!(first <= promised, "{waiters}, {connections}, {round}");
+                }
+                drop(held);
+                for thread in waiting {
+                    thread.join().unwrap();
+                }
+                let mut log = served.wait_len(waiters);
+                log.sort_unstable();
+                assert_eq!(log, (0..waiters).collect::<Vec<_>>());
+            }
         }
     });
 }

@@ -5,6 +5,7 @@ mod dialer;
 #[cfg(all(test, any(loom, shuttle)))]
 mod models;
 mod pool;
+mod queue;
 mod shelf;
 mod starting;
 

@@ -1,6 +1,8 @@
 //! The pool's real books under loom (few threads, every interleaving up to the bound) and under
 //! shuttle (many threads, random interleavings).
 
+#[cfg(loom)]
+use super::queue::passes;
 use super::shelf::{Keep, Options, Rest, Shelf, Slot, Wait};
 use crate::{
     error::Error,
@@ -258,14 +260,54 @@ mod loom_models {
             while books.shelf.stats().waiting == 0 {
                 thread::yield_now();
             }
+            let second = Arc::clone(&books);
+            let log = Arc::clone(&served);
+            let second = thread::spawn(move || {
+                let (slot, kept) = second.shelf.checkout(&0, Wait::Usual).unwrap();
+                log.lock().push(2);
+                second.restore(slot, kept.expect("the same one"), Fate::Returned);
+            });
+            while books.shelf.stats().waiting == 1 {
+                thread::yield_now();
+            }
             books.restore(slot, lent, Fate::Returned);
-            // It has been given to the one who waits, whether that one knows already or not.
-            let (slot, kept) = books.shelf.checkout(&0, Wait::Usual).unwrap();
-            served.lock().push(2);
-            books.restore(slot, kept.expect("the same one"), Fate::Returned);
             first.join().unwrap();
+            second.join().unwrap();
             books.check();
             assert_eq!(*served.lock(), [1, 2]);
+        });
+    }
+
+    #[test]
+    fn loom_later_calls_go_first_as_often_as_promised() {
+        loom::model(|| {
+            let books = Books::new(1, 1);
+            let (slot, _) = books.shelf.checkout(&0, Wait::Usual).unwrap();
+            let mut lent = books.dial(0);
+            let served = Arc::new(AtomicBool::new(false));
+            let (other, is_served) = (Arc::clone(&books), Arc::clone(&served));
+            let waiter = thread::spawn(move || {
+                let (slot, kept) = other.shelf.checkout(&0, Wait::Usual).unwrap();
+                is_served.store(true, Ordering::Release);
+                other.restore(slot, kept.expect("the one that was lent"), Fate::Returned);
+            });
+            while books.shelf.stats().waiting == 0 {
+                thread::yield_now();
+            }
+            let mut first = 0;
+            loop {
+                books.restore(slot, lent, Fate::Returned);
+                let (_, kept) = books.shelf.checkout(&0, Wait::Usual).unwrap();
+                lent = kept.expect("the same one");
+                if served.load(Ordering::Acquire) {
+                    break;
+                }
+                first += 1;
+                assert!(first <= passes(1), "a waiter is passed by too often");
+            }
+            books.restore(slot, lent, Fate::Returned);
+            waiter.join().unwrap();
+            books.check();
         });
     }
 

@@ -56,7 +56,8 @@ pub struct Pool {
 
 struct Inner {
     dialer: Dialer,
-    shelf: Shelf<Address, Connection>,
+    /// Boxed, so that a loan moves a pointer.
+    shelf: Shelf<Address, Box<Connection>>,
     /// The shelf's alarm, if one is set.
     alarm: Mutex<Option<(PollerHandle, TimerKey)>>,
 }
@@ -120,7 +121,12 @@ impl Pool {
     /// A connection to `address`: a kept one if there is a sound one, otherwise a new one.
     ///
     /// When the total is reached it waits as long as [`PoolBuilder::wait`] says. Those who wait for an
-    /// address are served in the order in which they came: what comes back goes to the first of them.
+    /// address are served in the order in which they came. While the thread of the first of them wakes up, a
+    /// caller that runs may take what came back and return it, if loans are shorter than that: between two
+    /// services of waiters at most three such callers for each connection of the address, and six in all if
+    /// there is one. Where loans are longer, as most calls are, what comes back is handed to the first waiter,
+    /// and only now and then (first once, then after 16, 32, up to 512 services) one round is spent to see
+    /// whether that has changed.
     ///
     /// # Errors
     ///
@@ -172,7 +178,7 @@ impl Pool {
                 self.inner.shelf.count(|stats| stats.dialled += 1);
                 std::mem::forget(place);
                 self.watch(&conn, slot);
-                Ok(self.lend(conn, slot))
+                Ok(self.lend(Box::new(conn), slot))
             }
             Err(error) => {
                 self.inner.shelf.count(|stats| stats.failed += 1);
@@ -197,7 +203,7 @@ impl Pool {
         self.inner.shelf.close();
     }
 
-    fn lend(&self, conn: Connection, slot: Slot) -> Pooled {
+    fn lend(&self, conn: Box<Connection>, slot: Slot) -> Pooled {
         let lease = Lease {
             pool: self.clone(),
             slot,
@@ -251,7 +257,7 @@ impl Drop for Inner {
     }
 }
 
-impl Keep for Connection {
+impl Keep for Box<Connection> {
     type Rest = Remains;
 
     fn is_usable(&self) -> bool {
@@ -263,11 +269,11 @@ impl Keep for Connection {
     }
 
     fn number(&self) -> u64 {
-        self.id()
+        self.as_ref().id()
     }
 
     fn close(self) -> Option<Remains> {
-        self.part()
+        (*self).part()
     }
 }
 
@@ -319,7 +325,7 @@ impl Drop for Place<'_> {
 /// another user has then: let go of it first. With a [timer](ConnectionHandle::after) that is still set, or a
 /// [`Hold`](crate::Hold), a connection is not kept.
 pub struct Pooled {
-    conn: Option<Connection>,
+    conn: Option<Box<Connection>>,
     lease: Option<Lease>,
 }
 
@@ -337,7 +343,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Gives the connection back, or closes it if it is not sound.
-    pub(crate) fn restore(mut self, mut conn: Connection) {
+    pub(crate) fn restore(mut self, mut conn: Box<Connection>) {
         if !self.is_for(&conn) {
             return;
         }
@@ -354,7 +360,7 @@ impl Lease {
     }
 
     /// Closes the connection.
-    pub(crate) fn discard(mut self, conn: Connection) {
+    pub(crate) fn discard(mut self, conn: Box<Connection>) {
         if self.is_for(&conn) {
             self.over = true;
             let shelf = &self.pool.inner.shelf;
@@ -399,17 +405,17 @@ impl Pooled {
         let (conn, lease) = self.take();
         drop(lease);
         conn.shared().set_hooks(None);
-        conn
+        *conn
     }
 
     /// The connection and its way back.
     pub(crate) fn into_parts(mut self) -> (Connection, Lease) {
         let (conn, mut lease) = self.take();
         lease.elsewhere = Some(conn.remains());
-        (conn, lease)
+        (*conn, lease)
     }
 
-    fn take(&mut self) -> (Connection, Lease) {
+    fn take(&mut self) -> (Box<Connection>, Lease) {
         let parts = self.conn.take().zip(self.lease.take());
         parts.expect("a loan holds its connection until it is dropped")
     }

@@ -6,10 +6,10 @@
 //! * A place is free when the descriptor of its connection is closed, not before. Where another thread
 //!   still looks at the connection at that moment, what is left of it is kept in `closing` and looked at
 //!   again soon.
-//! * Callers wait in a queue for each target, and what becomes free is handed to the first of them under
-//!   the lock: a connection, or a place for one. So none is overtaken, each wake-up is of one thread, and
-//!   a target with waiting callers has neither kept connections nor free places.
-//! * A target has a slot as long as anything in it is counted. So the holder of a connection or a place
+//! * Callers wait in a queue for each target ([`Queue`]), which says whose turn it is. Of `n` kept connections
+//!   and free places the first `n` waiters have one each, and know it: a wake-up is of one thread, and no
+//!   waiter sleeps while something is ready for it.
+//! * A target has a slot as long as anything in it is counted, or a caller waits. So the holder of a connection or a place
 //!   finds the target again without its key.
 //! * A kept connection is looked at without the lock: only the one who took it out sees it.
 //! * What is too old, and what is left of closed connections, is seen to at an alarm, which the pool sets
@@ -17,15 +17,18 @@
 //!
 //! It knows nothing of sockets, so that loom and shuttle run it as it is (`models.rs`).
 
-use super::pool::PoolStats;
+use super::{
+    pool::PoolStats,
+    queue::{Arrival, Queue, Seat, Stock, Turn},
+};
 use crate::{
     connection::COARSE,
     error::Error,
-    sync::{AtomicU64, Condvar, Mutex, Ordering},
+    sync::{AtomicU64, Mutex, Ordering},
 };
 use poller::{Waiter, coarse_millis};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     hash::Hash,
     io,
     sync::Arc,
@@ -122,8 +125,7 @@ struct Target<K, C> {
     key: Option<K>,
     /// Most recently used last, so the oldest first.
     idle: Vec<Idle<C>>,
-    /// Who waits, longest first.
-    waiters: VecDeque<Arc<Seat<C>>>,
+    queue: Queue<Given<C>>,
     /// Idle, handed out, being dialled and being closed.
     total: usize,
     /// How many of them are being closed.
@@ -134,20 +136,6 @@ struct Idle<C> {
     value: C,
     /// In milliseconds of the coarse clock.
     since: u64,
-}
-
-/// Where a caller waits.
-struct Seat<C> {
-    given: Mutex<Option<Given<C>>>,
-    changed: Condvar,
-}
-
-impl<C: Send + 'static> Waiter for Seat<C> {
-    fn wake(&self) {
-        let given = self.given.lock();
-        self.changed.notify_all();
-        drop(given);
-    }
 }
 
 /// What a caller gets who waited.
@@ -161,8 +149,7 @@ enum Given<C> {
 
 /// What a target has for a caller.
 enum Claim<C> {
-    Kept(Idle<C>),
-    Place,
+    Given(Given<C>),
     Wait {
         /// Something is being closed.
         closing: bool,
@@ -208,11 +195,10 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
             }
             let slot = state.slot(key);
             let given = match state.claim(slot, self.options.max_total) {
-                Claim::Kept(idle) => {
+                Claim::Given(given) => {
                     drop(state);
-                    Given::Kept(idle)
+                    given
                 }
-                Claim::Place => return Ok((slot, None)),
                 Claim::Wait { closing } => {
                     let Some(until) = until else {
                         // The role must be given away without our lock held.
@@ -258,45 +244,61 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
     fn wait(
         &self,
         slot: Slot,
-        seat: &Arc<Seat<C>>,
+        seat: &Arc<Seat<Given<C>>>,
         until: Option<Instant>,
     ) -> io::Result<Given<C>> {
         let wait = poller::begin_wait(Arc::clone(seat) as Arc<dyn Waiter>);
-        let mut given = seat.given.lock();
+        let mut news = seat.news.lock();
         let mut in_time = true;
         loop {
-            if let Some(given) = given.take() {
+            if let Some(given) = news.given.take() {
                 return Ok(given);
+            }
+            if std::mem::take(&mut news.called) {
+                drop(news);
+                if let Some(given) = self.arrive(slot, seat, true) {
+                    return Ok(given);
+                }
+                news = seat.news.lock();
+                continue;
             }
             let ended = wait.was_ended();
             if ended || !in_time {
-                drop(given);
+                drop(news);
                 let error = if ended {
                     Error::Overloaded
                 } else {
                     Error::PoolExhausted
                 };
-                return self.stand_up(slot, seat).ok_or_else(|| error.into());
+                return self.arrive(slot, seat, false).ok_or_else(|| error.into());
             }
             match until {
-                None => seat.changed.wait(&mut given),
-                Some(until) => in_time = !seat.changed.wait_until(&mut given, until).timed_out(),
+                None => seat.changed.wait(&mut news),
+                Some(until) => in_time = !seat.changed.wait_until(&mut news, until).timed_out(),
             }
         }
     }
 
-    /// The caller waits no longer: what it was given at the last moment, if anything.
-    fn stand_up(&self, slot: Slot, seat: &Arc<Seat<C>>) -> Option<Given<C>> {
+    /// What there is for a caller that was called, or waits no longer.
+    fn arrive(&self, slot: Slot, seat: &Arc<Seat<Given<C>>>, stays: bool) -> Option<Given<C>> {
         let mut state = self.state.lock();
-        let waiters = &mut state.targets[slot.0].waiters;
-        if let Some(place) = waiters.iter().position(|other| Arc::ptr_eq(other, seat)) {
-            waiters.remove(place);
-            state.stats.waiting -= 1;
-            return None;
+        let stock = state.stock(slot, self.options.max_total);
+        match state.targets[slot.0].queue.arrive(seat, stock, stays) {
+            Arrival::Served => {
+                state.stats.waiting -= 1;
+                Some(state.take_ready(slot))
+            }
+            Arrival::Early => None,
+            Arrival::Left => {
+                state.stats.waiting -= 1;
+                None
+            }
+            Arrival::Given => {
+                // Under the same lock.
+                drop(state);
+                seat.news.lock().given.take()
+            }
         }
-        // Given under the same lock.
-        drop(state);
-        seat.given.lock().take()
     }
 
     /// As [`Self::checkout`] of a caller whose time is up as soon as it waits.
@@ -305,12 +307,11 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
         let mut state = self.state.lock();
         let slot = state.slot(key);
         let given = match state.claim(slot, self.options.max_total) {
-            Claim::Kept(idle) => Given::Kept(idle),
-            Claim::Place => Given::Place,
+            Claim::Given(given) => given,
             Claim::Wait { .. } => {
                 let seat = state.sit_down(slot);
                 drop(state);
-                self.stand_up(slot, &seat)?
+                self.arrive(slot, &seat, false)?
             }
         };
         match given {
@@ -334,10 +335,15 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
             }
             let mut state = self.state.lock();
             state.stats.discarded += 1;
-            let Some(another) = state.targets[slot.0].idle.pop() else {
+            let target = &mut state.targets[slot.0];
+            if !target.queue.is_empty() {
+                // What is kept belongs to the waiters.
+                return Found::Place;
+            }
+            let Some(another) = target.idle.pop() else {
                 return Found::Place;
             };
-            // One place is enough, and none waits while something is kept.
+            // One place is enough.
             state.take(slot, 1);
             idle = another;
         }
@@ -352,23 +358,29 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
             return Some(value);
         }
         let since = coarse_millis();
+        let stock = state.stock(slot, self.options.max_total);
         let target = &mut state.targets[slot.0];
-        if let Some(seat) = target.waiters.pop_front() {
-            state.stats.waiting -= 1;
-            seat.give(Given::Kept(Idle { value, since }));
-            drop(state);
-            seat.changed.notify_one();
-            return None;
-        }
-        if target.idle.len() >= self.options.max_idle {
-            return Some(value);
-        }
+        let may_keep = target.idle.len() < self.options.max_idle;
+        let called = match target.queue.turn(stock, may_keep) {
+            Turn::Hand(seat) => {
+                state.stats.waiting -= 1;
+                seat.give(Given::Kept(Idle { value, since }));
+                drop(state);
+                seat.wake();
+                return None;
+            }
+            Turn::Free if !may_keep => return Some(value),
+            Turn::Free | Turn::Called => None,
+            Turn::Call(seat) => Some(seat),
+        };
         target.idle.push(Idle { value, since });
         if let Some(timeout) = self.options.idle_timeout {
             if state.alarm_at == NEVER {
                 self.set_alarm(&mut state, since.saturating_add(in_millis(timeout)), since);
             }
         }
+        drop(state);
+        wake(called);
         None
     }
 
@@ -394,7 +406,7 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
     pub(super) fn give_back(&self, slot: Slot, count: impl FnOnce(&mut PoolStats)) {
         let mut state = self.state.lock();
         count(&mut state.stats);
-        let next = state.free_place(slot);
+        let next = state.free_place(slot, self.options.max_total);
         drop(state);
         wake(next);
     }
@@ -458,7 +470,7 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
         for (slot, rest) in closing {
             if rest.is_gone() {
                 state.targets[slot.0].closing -= 1;
-                woken.extend(state.free_place(slot));
+                woken.extend(state.free_place(slot, self.options.max_total));
             } else {
                 state.closing.push((slot, rest));
                 next = now + CLOSING_LOOK;
@@ -510,7 +522,7 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
         for (index, target) in state.targets.iter_mut().enumerate() {
             let idle = target.idle.drain(..);
             kept.extend(idle.map(|idle| (Slot(index), idle.value)));
-            woken.extend(target.waiters.drain(..));
+            woken.extend(target.queue.drain());
         }
         for seat in &woken {
             seat.give(Given::Closed);
@@ -541,7 +553,7 @@ impl<K: Clone + Eq + Hash, C: Keep> State<K, C> {
         let target = Target {
             key: Some(key.clone()),
             idle: Vec::new(),
-            waiters: VecDeque::new(),
+            queue: Queue::new(),
             total: 0,
             closing: 0,
         };
@@ -559,43 +571,53 @@ impl<K: Clone + Eq + Hash, C: Keep> State<K, C> {
         slot
     }
 
+    fn stock(&self, slot: Slot, max_total: usize) -> Stock {
+        let target = &self.targets[slot.0];
+        Stock {
+            ready: target.idle.len() + (max_total - target.total),
+            total: target.total,
+        }
+    }
+
     fn claim(&mut self, slot: Slot, max_total: usize) -> Claim<C> {
+        let stock = self.stock(slot, max_total);
+        let target = &mut self.targets[slot.0];
+        if target.queue.pass(stock) {
+            return Claim::Given(self.take_ready(slot));
+        }
+        let closing = target.closing > 0;
+        Claim::Wait { closing }
+    }
+
+    /// A kept connection, or else a place, for a caller of which one is.
+    fn take_ready(&mut self, slot: Slot) -> Given<C> {
         let target = &mut self.targets[slot.0];
         if let Some(idle) = target.idle.pop() {
-            return Claim::Kept(idle);
-        }
-        if target.total >= max_total {
-            let closing = target.closing > 0;
-            return Claim::Wait { closing };
+            return Given::Kept(idle);
         }
         target.total += 1;
         self.total += 1;
         self.stats.peak = self.stats.peak.max(self.total);
-        Claim::Place
+        Given::Place
     }
 
     /// The caller waits, behind all others.
-    fn sit_down(&mut self, slot: Slot) -> Arc<Seat<C>> {
-        let seat = Arc::new(Seat {
-            given: Mutex::new(None),
-            changed: Condvar::new(),
-        });
-        self.targets[slot.0].waiters.push_back(Arc::clone(&seat));
+    fn sit_down(&mut self, slot: Slot) -> Arc<Seat<Given<C>>> {
         self.stats.waiting += 1;
-        seat
+        self.targets[slot.0].queue.join()
     }
 
-    /// A place is free: for the first who waits, who is to be woken.
-    fn free_place(&mut self, slot: Slot) -> Option<Arc<Seat<C>>> {
-        let next = self.targets[slot.0].waiters.pop_front();
-        match &next {
-            Some(seat) => {
-                self.stats.waiting -= 1;
-                seat.give(Given::Place);
-            }
-            None => self.take(slot, 1),
-        }
-        next
+    /// A place is free: for the first waiter without a connection, which is to be woken.
+    fn free_place(&mut self, slot: Slot, max_total: usize) -> Option<Arc<Seat<Given<C>>>> {
+        let stock = self.stock(slot, max_total);
+        // A dial takes longer than to wake a thread, so no caller goes first.
+        let Turn::Hand(seat) = self.targets[slot.0].queue.turn(stock, false) else {
+            self.take(slot, 1);
+            return None;
+        };
+        self.stats.waiting -= 1;
+        seat.give(Given::Place);
+        Some(seat)
     }
 
     /// Counts less in a slot; the last one frees it.
@@ -603,29 +625,21 @@ impl<K: Clone + Eq + Hash, C: Keep> State<K, C> {
         self.total -= connections;
         let target = &mut self.targets[slot.0];
         target.total -= connections;
-        if target.total > 0 {
+        if target.total > 0 || !target.queue.is_empty() {
             return;
         }
         if let Some(key) = target.key.take() {
             // Nothing is kept, for that would be counted.
             target.idle = Vec::new();
-            target.waiters = VecDeque::new();
             self.slots.remove(&key);
             self.free.push(slot);
         }
     }
 }
 
-impl<C> Seat<C> {
-    /// The books are locked, so a caller whose time is up finds it here or leaves before.
-    fn give(&self, given: Given<C>) {
-        *self.given.lock() = Some(given);
-    }
-}
-
 fn wake<C>(seat: Option<Arc<Seat<C>>>) {
     if let Some(seat) = seat {
-        seat.changed.notify_one();
+        seat.wake();
     }
 }
 

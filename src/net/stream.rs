@@ -191,12 +191,7 @@ impl Socket {
 
     /// Looks at the receive queue and leaves it as it is.
     pub(crate) fn peek_state(&self) -> Peek {
-        let mut byte = [MaybeUninit::uninit()];
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        let peeked = call(Call::Peek, || {
-            SockRef::from(&self.fd).recv_with_flags(&mut byte, flags)
-        });
-        match peeked {
+        match call(Call::Peek, || direct::peek(self.as_fd())) {
             Ok(0) => Peek::Eof,
             Ok(_) => Peek::Data,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Peek::Empty,
@@ -558,7 +553,7 @@ const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 #[cfg(target_vendor = "apple")]
 const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT;
 
-/// The two calls that move nearly every byte, made without the C library: its `recv` and `send` are points
+/// The calls of nearly every request, made without the C library: its `recv` and `send` are points
 /// at which `pthread_cancel(3)` may end the thread, which is prepared for and undone in each call, and which
 /// nobody wants of a thread that runs Rust.
 #[cfg(target_os = "linux")]
@@ -570,6 +565,16 @@ mod direct {
     #[inline]
     pub(super) fn receive(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
         match rustix::net::recv(fd, room, RecvFlags::DONTWAIT) {
+            Ok((_, n)) => Ok(n),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// `recv(2)` that does not wait, of one byte that stays where it is.
+    #[inline]
+    pub(super) fn peek(fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let flags = RecvFlags::DONTWAIT.union(RecvFlags::PEEK);
+        match rustix::net::recv(fd, &mut [MaybeUninit::uninit()], flags) {
             Ok((_, n)) => Ok(n),
             Err(error) => Err(error.into()),
         }
@@ -590,6 +595,11 @@ mod direct {
 
     pub(super) fn receive(fd: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
         SockRef::from(&fd).recv_with_flags(room, libc::MSG_DONTWAIT)
+    }
+
+    pub(super) fn peek(fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        SockRef::from(&fd).recv_with_flags(&mut [MaybeUninit::uninit()], flags)
     }
 
     pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {

@@ -356,9 +356,9 @@ impl Judged {
             (Returned::Closed(_), _) => (None, verdict),
             (Returned::Open(conn), Some(lease)) => {
                 if verdict == Verdict::Sound {
-                    lease.restore(*conn);
+                    lease.restore(conn);
                 } else {
-                    lease.discard(*conn);
+                    lease.discard(conn);
                 }
                 (None, verdict)
             }
