@@ -818,9 +818,8 @@ fn later_calls_go_first_as_often_as_promised() {
         let server = Case::new(Transport::Tcp, Kind::Adaptive).serve(echo());
         // How many waiters there are, and how many connections.
         for (waiters, connections) in [(1, 1), (3, 1), (1, 4), (6, 4)] {
-            // Three for each connection, six at least.
-            let promised = 3 * connections.max(2);
-            for round in 0..50 {
+            let promised = 12 * connections;
+            for round in 0..8 {
                 let pool = pool_with(|options| options.max_total(connections).wait(LIMIT));
                 let mut held: Vec<_> = (0..connections)
                     .map(|_| pool.get(&server.address).unwrap())

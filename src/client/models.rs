@@ -303,7 +303,7 @@ mod loom_models {
                     break;
                 }
                 first += 1;
-                assert!(first <= passes(1), "a waiter is passed by too often");
+                assert!(first <= passes(1), "more callers go first than promised");
             }
             books.restore(slot, lent, Fate::Returned);
             waiter.join().unwrap();

@@ -122,11 +122,10 @@ impl Pool {
     ///
     /// When the total is reached it waits as long as [`PoolBuilder::wait`] says. Those who wait for an
     /// address are served in the order in which they came. While the thread of the first of them wakes up, a
-    /// caller that runs may take what came back and return it, if loans are shorter than that: between two
-    /// services of waiters at most three such callers for each connection of the address, and six in all if
-    /// there is one. Where loans are longer, as most calls are, what comes back is handed to the first waiter,
-    /// and only now and then (first once, then after 16, 32, up to 512 services) one round is spent to see
-    /// whether that has changed.
+    /// caller that runs may take what came back and return it, if loans are shorter than that: at most twelve
+    /// such callers for each connection of the address, and then as many waiters are served as it has
+    /// connections. Where loans are longer, as most calls are, what comes back is handed to the first waiter;
+    /// whether that has changed is tried after 16 of them, then 32, up to 512.
     ///
     /// # Errors
     ///

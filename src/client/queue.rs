@@ -6,8 +6,8 @@
 //! * A waiter for which something is ready has been called, unless it was handed that. It is on its way then,
 //!   which takes as long as it takes to wake a thread.
 //! * Meanwhile a caller that runs may take a kept connection and bring it back: no thread changes for that.
-//!   Between two services of waiters [`passes`] callers may do so. After these, and when a called waiter comes
-//!   and nothing is there, connections are handed to waiters until one was served.
+//!   [`passes`] callers may do so. After these, and when a called waiter comes, as many waiters are served by
+//!   hand as there are connections, before the next caller may go first.
 //! * That pays where a loan is shorter than a wake-up. Where fewer than [`worth`] callers went first before a
 //!   called waiter came for nothing, a loan takes longer: the next connections are handed over, and twice as
 //!   many each time, before it is tried again. So loans of others fill the time in which a waiter wakes up, and
@@ -22,7 +22,7 @@ use std::{collections::VecDeque, sync::Arc};
 pub(super) struct Queue<C> {
     /// Longest first.
     waiting: VecDeque<Waiting<C>>,
-    /// Callers that went first since a waiter was served.
+    /// Callers that went first since the last waiter was served.
     passed: usize,
     /// Waiters that are to be served by hand before a caller may go first again.
     by_hand: u32,
@@ -179,13 +179,16 @@ impl<C> Queue<C> {
             self.by_hand = self.next_by_hand;
             self.next_by_hand = (self.next_by_hand * 2).min(MOST_BY_HAND);
         } else {
-            self.by_hand = 1;
+            self.by_hand = round(stock);
         }
     }
 
     fn served(&mut self, stock: Stock) {
         if self.passed >= worth(stock.total) {
             self.next_by_hand = FIRST_BY_HAND;
+        }
+        if self.by_hand == 0 && self.passed > 0 {
+            self.by_hand = round(stock);
         }
         self.passed = 0;
         self.by_hand = self.by_hand.saturating_sub(1);
@@ -216,9 +219,14 @@ impl<C: Send + 'static> Waiter for Seat<C> {
     }
 }
 
-/// How many callers may go first between two services of waiters, if there are so many connections.
+/// How many callers may go first before waiters are served, if there are so many connections.
 pub(super) fn passes(total: usize) -> usize {
-    worth(total).saturating_mul(PASSES_EACH)
+    total.max(1).saturating_mul(PASSES_EACH)
+}
+
+/// How many waiters are served then.
+fn round(stock: Stock) -> u32 {
+    u32::try_from(stock.total.max(1)).unwrap_or(u32::MAX)
 }
 
 /// How many must have gone first for a loan to be shorter than a wake-up: each connection came and went.
@@ -228,7 +236,7 @@ fn worth(total: usize) -> usize {
 
 // Few in models, so that they see the end of it.
 const IN_MODELS: bool = cfg!(any(loom, shuttle));
-const PASSES_EACH: usize = if IN_MODELS { 1 } else { 3 };
+const PASSES_EACH: usize = if IN_MODELS { 2 } else { 12 };
 /// How many are served by hand after it did not pay, at first and at most.
 const FIRST_BY_HAND: u32 = if IN_MODELS { 1 } else { 16 };
 const MOST_BY_HAND: u32 = if IN_MODELS { 2 } else { 512 };
@@ -293,9 +301,13 @@ mod tests {
     fn callers_go_first_so_often_and_not_once_more() {
         for total in [1, 2, 4, 64] {
             let (mut queue, seats) = queue(100);
+            let handed = |queue: &mut Queue<()>, stock| {
+                assert!(!queue.pass(stock));
+                matches!(queue.turn(stock, true), Turn::Hand(_))
+            };
             let (kept, lent) = (Stock { ready: 1, total }, Stock { ready: 0, total });
             assert!(matches!(queue.turn(lent, true), Turn::Call(_)));
-            assert!((0..3 * total.max(2)).all(|_| queue.pass(kept)));
+            assert!((0..12 * total).all(|_| queue.pass(kept)));
             assert!(!queue.pass(kept));
             // It is on its way still, and finds it in its hands.
             assert!(
@@ -305,7 +317,9 @@ mod tests {
                 queue.arrive(&seats[0], lent, true),
                 Arrival::Given
             ));
-            assert!(queue.pass(kept), "one was served");
+            // With it as many are served as there are connections.
+            assert!((1..total).all(|_| handed(&mut queue, lent)));
+            assert!(queue.pass(kept));
         }
     }
 
