@@ -293,6 +293,46 @@ fn a_taken_connection_is_ended_through_its_handle_too() {
 }
 
 #[test]
+fn a_taken_connection_ends_after_its_peers_fin() {
+    bounded("ends", || {
+        let mut all = Vec::new();
+        // Together: each takes a while.
+        for kind in [Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom] {
+            for transport in [Transport::Tcp, Transport::Unix] {
+                let (giver, taken, log) = giver(false);
+                let server = Case::new(transport, kind).serve(giver);
+                let mut peer = server.connect();
+                peer.write_all(b"what the owner reads").unwrap();
+                let mut owned = taken.recv_timeout(LIMIT).unwrap();
+                owned.skip(20).unwrap();
+                let promised = server.connect();
+                promised.try_clone().write_all(b"!").unwrap();
+                let mut holding = taken.recv_timeout(LIMIT).unwrap();
+                holding.skip(1).unwrap();
+                let hold = holding.handle().hold();
+                drop(peer);
+                promised.shutdown_write();
+                all.push((server, owned, log, promised, holding, hold));
+            }
+        }
+        for (server, owned, log, mut promised, mut holding, hold) in all {
+            let ended = owned.handle().done().wait_timeout(LIMIT);
+            assert!(ended.expect("the peer is gone").is_err());
+            log.wait("its callbacks", |log| {
+                log.contains(&(owned.id(), "close callback"))
+            });
+            assert!(holding.handle().done().poll().is_none(), "it is promised");
+            holding.write_slice(b"late").unwrap();
+            holding.flush().unwrap();
+            drop((hold, holding));
+            assert_eq!(promised.rest().unwrap(), b"late");
+            drop((owned, promised));
+            server.stop();
+        }
+    });
+}
+
+#[test]
 fn a_loop_waits_for_the_connections_that_were_taken_from_it() {
     every(|case| {
         let (handler, taken, log) = giver(true);

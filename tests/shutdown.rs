@@ -976,7 +976,9 @@ fn a_dropped_loop_ends_its_connections() {
         peer.expect_gone();
         assert_eq!(ends.all(), [CloseReason::Shutdown]);
         // Its poller may still be at the listener's end.
-        eventually("the listener is closed", || Peer::connect(&address).is_err());
+        eventually("the listener is closed", || {
+            Peer::connect(&address).is_err()
+        });
     });
 }
 

@@ -302,7 +302,7 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
     }
 
     /// As [`Self::checkout`] of a caller whose time is up as soon as it waits.
-    #[cfg(loom)]
+    #[cfg(all(loom, test))]
     pub(super) fn checkout_in_no_time(&self, key: &K) -> Option<(Slot, Option<C>)> {
         let mut state = self.state.lock();
         let slot = state.slot(key);

@@ -31,6 +31,9 @@ const STARVED: u64 = 10;
 /// How long nothing moves on a connection whose peer has ended its side before its owner counts as idle,
 /// in milliseconds.
 const QUIET: u64 = 1000;
+/// The same of a connection that was taken from a server's handler and has received something: its owner may be
+/// making an answer.
+const QUIET_OF_TAKEN: u64 = 3000;
 
 /// The longest pause between two looks at what a peer has acknowledged, in milliseconds.
 const LONGEST_PAUSE: u64 = 50;
@@ -221,17 +224,25 @@ impl Shared {
     /// that is looked at again when it may be so.
     pub(super) fn is_quiet(&self) -> bool {
         let since = coarse_millis().saturating_sub(self.last_active());
-        if since > QUIET {
+        if since > self.quiet_time() {
             return true;
         }
         self.look_at_end_again();
         false
     }
 
+    fn quiet_time(&self) -> u64 {
+        if !self.context.is_client && self.bytes_in.load(Ordering::Relaxed) > 0 {
+            QUIET_OF_TAKEN
+        } else {
+            QUIET
+        }
+    }
+
     /// Has the poller look again whether the end of a connection in its owner's hands is due.
     pub(super) fn look_at_end_again(&self) {
         let since = coarse_millis().saturating_sub(self.last_active());
-        let left = QUIET.saturating_sub(since).max(QUIET / 4) + COARSE;
+        let left = self.quiet_time().saturating_sub(since).max(QUIET / 4) + COARSE;
         let at = self.milliseconds(Instant::now()) + left;
         let mut aside = self.aside.lock();
         aside.deadlines_mut().rest_at = at;

@@ -296,13 +296,9 @@ impl Shared {
         !self.word.has(gone)
     }
 
-    /// Whether the owner of a connection whose peer has ended its side may have something to send: an
-    /// answer that is promised, or, on a connection that was taken from a server's handler, one to what
-    /// came before.
+    /// Whether the owner of a connection whose peer has ended its side has said that it will still send.
     pub(crate) fn may_still_send(&self) -> bool {
-        self.context.limits.half_open
-            || self.holds.load(Ordering::Acquire) > 0
-            || (!self.context.is_client && self.bytes_in.load(Ordering::Relaxed) > 0)
+        self.context.limits.half_open || self.holds.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn stats(&self) -> ConnectionStats {
