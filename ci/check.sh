@@ -18,8 +18,12 @@ step cargo clippy "${libraries[@]}" --all-targets --no-default-features -- -D wa
 step cargo clippy -p netpoll --no-default-features --features signals -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps
 
-# Each package builds from what is published of it alone.
-step cargo package --workspace --allow-dirty --quiet
+# Each package builds from what is published of it alone. In a directory of its own each time: cargo keeps what
+# it has unpacked of a version by the path of the registry that it makes there.
+mkdir -p "$target_root"
+packages=$(mktemp -d "$target_root/packages.XXXXXX")
+CARGO_TARGET_DIR="$packages" step cargo package --workspace --allow-dirty --quiet
+rm -r "$packages"
 
 # What users of the libraries get with them: no runtime, and nothing that ThreadSanitizer and loom
 # cannot follow.

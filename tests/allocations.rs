@@ -111,7 +111,7 @@ fn an_echo_of_copied_frames_allocates_nothing() {
                     body[..len].copy_from_slice(&whole[4..]);
                     let slot = conn.reserve_slot::<4>()?;
                     conn.write_slice(&body[..len])?;
-                    conn.fill_slot(slot, (len as u32).to_be_bytes());
+                    conn.fill_slot(slot, (len as u32).to_be_bytes())?;
                 }
                 conn.flush()
             })

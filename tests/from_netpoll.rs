@@ -334,7 +334,7 @@ fn writing(conn: &mut Connection, writer: &mut dyn Writer) -> io::Result<()> {
     conn.malloc_ack(1)?;
     conn.malloc_len();
     let slot = conn.reserve_slot::<4>()?;
-    conn.fill_slot(slot, [0; 4]);
+    conn.fill_slot(slot, [0; 4])?;
     conn.write_bytes(Bytes::new())?;
     conn.write_slice(&[])?;
     conn.write_str("")?;

@@ -440,7 +440,7 @@ fn what_is_written_otherwise_waits_for_its_flush() {
                 b'3' => {
                     let slot = conn.reserve_slot::<2>()?;
                     conn.write_all(b" length")?;
-                    conn.fill_slot(slot, *b"77");
+                    conn.fill_slot(slot, *b"77")?;
                 }
                 b'4' => {
                     conn.malloc(3)?.copy_from_slice(b"own");
@@ -493,7 +493,7 @@ fn a_slot_behind_what_is_sent_by_itself_is_still_found() {
         let server = case.serve(Script::new().request(move |conn| {
             conn.skip(conn.available())?;
             if let Some(slot) = open.lock().unwrap().take() {
-                conn.fill_slot(slot, *b"mid");
+                conn.fill_slot(slot, *b"mid")?;
                 return conn.flush();
             }
             conn.write_all(b"first ")?;

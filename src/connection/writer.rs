@@ -158,12 +158,16 @@ macro_rules! writing {
 
         /// Fills a slot of this connection's unflushed output.
         ///
-        /// # Panics
+        /// # Errors
         ///
-        /// If the slot's place was flushed or cut away, or is in the output of another connection.
-        /// [`Slot::fill`] returns an error instead.
-        pub fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, value: [u8; N]) {
-            self.tx.raw_buffer().fill_slot(slot, value);
+        /// `InvalidInput` if the slot's place was flushed or cut away, or is in the output of another connection.
+        /// Nothing is written then.
+        pub fn fill_slot<const N: usize>(
+            &mut self,
+            slot: Slot<N>,
+            value: [u8; N],
+        ) -> io::Result<()> {
+            Writer::fill_slot(self.tx.raw_buffer(), slot, value)
         }
 
         /// Submits everything written: this thread sends what the socket takes, the rest is queued and
