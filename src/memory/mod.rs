@@ -13,7 +13,8 @@
 //! * above the limit the largest are aborted until the sum is a sixteenth below it. What they hold counts
 //!   until it is gone, and while the sum is above the limit every connection that is to be read becomes heavy
 //!   by itself: no thread adds to it, whatever the one that looks is doing;
-//! * below the limit again, those become light that fit into the room;
+//! * below the limit again, those become light that fit into the room. (A handler that never returns keeps
+//!   what its aborted connection holds, and at the limit it keeps the others from being read.)
 //! * below eleven sixteenths none is heavy any more.
 //!
 //! Connections that are not read cannot finish what they have begun, so a shortage might last. If it does for

@@ -10,8 +10,8 @@
 //! instead of several, and no message across the end of a chunk. A message of known size is received
 //! into one chunk of its own, to its end and no further. Where a chunk was filled and the connection's
 //! messages are large, the handler is asked first how long this one is, so that what follows lands
-//! behind the part that is moved for it. Whoever does not know the length asks for a little more each time:
-//! then as much is received as comes, and not that little.
+//! behind the part that is moved for it. A handler that does not know the length asks for a little more each
+//! time: then the receive takes as much as comes, and not that little.
 
 use std::{cell::RefCell, io, thread::LocalKey};
 
@@ -94,7 +94,7 @@ impl Rx {
         }
     }
 
-    /// As [`Self::receive`], whatever is here; `reads` receives were made already.
+    /// As [`Self::receive`] behind input that was not consumed; this turn has made `reads` receives.
     #[inline(never)]
     fn receive_more(&mut self, target: usize, mut reads: u32) {
         while self.readable
@@ -287,7 +287,7 @@ impl Rx {
 
     #[inline(always)]
     fn receive_piece(&mut self, chunk: &mut BytesMut, size: usize) -> io::Result<Received> {
-        // Back to its start if nobody holds a view of it, which keeps it in the cache.
+        // A chunk without views goes back to its start, which keeps it in the cache.
         if !chunk.try_reclaim(size) {
             ChunkPool::global().renew(chunk, size / 4, size);
         }
