@@ -14,8 +14,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, EventLoop, Handler, Listener, Outcome, PollerGroup,
-    Pool, Pooled, Relay, RelayBuilder, RelayEnd,
+    Address, CloseReason, Connection, Dialer, EventLoop, Handler, Listener, PollerGroup, Pool,
+    Pooled, Relay, RelayBuilder, RelayEnd, RelayOutcome,
 };
 use std::{
     io,
@@ -224,7 +224,7 @@ struct Stats {
 }
 
 impl Stats {
-    fn ended(&self, outcome: &Outcome) {
+    fn ended(&self, outcome: &RelayOutcome) {
         let count = match outcome.end {
             RelayEnd::Finished => &self.finished,
             RelayEnd::Released => &self.released,

@@ -25,7 +25,7 @@ mod support;
 #[path = "support/testbed/mod.rs"]
 mod testbed;
 
-use netpoll::{Balance, Builder, Dialer, EventLoop, Listener, OnFull, PollerGroup};
+use netpoll::{Balance, Dialer, EventLoop, EventLoopBuilder, Listener, OnFull, PollerGroup};
 use std::{io, path::PathBuf, process::ExitCode, str::FromStr, sync::Arc, time::Duration};
 use support::{
     args::{self, Args, Failure, Mode, Place},
@@ -157,7 +157,7 @@ impl Options {
         }
     }
 
-    fn builder(&self, group: &PollerGroup) -> Builder {
+    fn builder(&self, group: &PollerGroup) -> EventLoopBuilder {
         // The length counts the opcode; four bytes of length come on top.
         let most = self.max_frame.saturating_add(4);
         let mut builder = EventLoop::builder()

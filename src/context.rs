@@ -9,7 +9,7 @@ use crate::{
     sync::{AtomicBool, Ordering},
     trace,
 };
-use poller::{Holding, Overload, PollerGroup};
+use poller::{BusyThread, Overload, PollerGroup};
 use std::{fmt, time::Instant};
 
 #[derive(Debug)]
@@ -94,11 +94,11 @@ fn log_overload(overload: &Overload) {
     );
 }
 
-struct Named<'a>(&'a Holding);
+struct Named<'a>(&'a BusyThread);
 
 impl fmt::Debug for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Holding { id, time, .. } = self.0;
+        let BusyThread { id, time, .. } = self.0;
         match id {
             0 => write!(f, "a timer or on_prepare for {time:?}"),
             id => write!(f, "connection {id} for {time:?}"),

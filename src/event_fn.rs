@@ -26,7 +26,7 @@ use std::{convert::Infallible, fmt, io, sync::Arc};
 /// the callback that was given with it is told.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum ConnectionEvent {
     /// The connection was accepted or dialled and is not polled yet: the moment to set options,
     /// or to refuse it with an error. Not seen by a handler that replaces another.
     Connecting,
@@ -48,7 +48,7 @@ pub enum Event {
     Closed(CloseReason),
 }
 
-/// A handler from one closure that is called with every [`Event`].
+/// A handler from one closure that is called with every [`ConnectionEvent`].
 ///
 /// An error returned from `on_event`, or a panic in it, ends that connection and nothing else;
 /// errors at `Error` and `Closed` are logged. For a value per connection there is
@@ -57,20 +57,20 @@ pub enum Event {
 /// # Examples
 ///
 /// ```
-/// use netpoll::{Event, EventLoop, event_fn};
+/// use netpoll::{ConnectionEvent, EventLoop, event_fn};
 ///
 /// # fn main() -> std::io::Result<()> {
 /// let server = EventLoop::new(event_fn(|conn, event| match event {
-///     Event::Established => {
+///     ConnectionEvent::Established => {
 ///         conn.write_str("welcome\n")?;
 ///         conn.flush()
 ///     }
-///     Event::Readable => {
+///     ConnectionEvent::Readable => {
 ///         let all = conn.slice(conn.available())?;
 ///         conn.append(all)?;
 ///         conn.flush()
 ///     }
-///     Event::Closed(reason) => {
+///     ConnectionEvent::Closed(reason) => {
 ///         println!("{} left: {reason}", conn.peer_addr());
 ///         Ok(())
 ///     }
@@ -82,7 +82,7 @@ pub enum Event {
 /// ```
 pub fn event_fn<F>(on_event: F) -> impl Handler
 where
-    F: Fn(&mut Connection, Event) -> io::Result<()> + Send + Sync + 'static,
+    F: Fn(&mut Connection, ConnectionEvent) -> io::Result<()> + Send + Sync + 'static,
 {
     event_fn_with(|| (), move |conn, (), event| on_event(conn, event))
 }
@@ -93,16 +93,16 @@ where
 /// # Examples
 ///
 /// ```
-/// use netpoll::{Event, event_fn_with};
+/// use netpoll::{ConnectionEvent, event_fn_with};
 ///
 /// let counting = event_fn_with(
 ///     || 0,
 ///     |conn, lines: &mut u64, event| {
-///         if event == Event::Readable {
+///         if event == ConnectionEvent::Readable {
 ///             while conn.try_until(b'\n')?.is_some() {
 ///                 *lines += 1;
 ///             }
-///         } else if let Event::Closed(_) = event {
+///         } else if let ConnectionEvent::Closed(_) = event {
 ///             println!("{} sent {lines} lines", conn.peer_addr());
 ///         }
 ///         Ok(())
@@ -114,7 +114,7 @@ pub fn event_fn_with<S, M, F>(make: M, on_event: F) -> impl Handler
 where
     S: Send + 'static,
     M: Fn() -> S + Send + Sync + 'static,
-    F: Fn(&mut Connection, &mut S, Event) -> io::Result<()> + Send + Sync + 'static,
+    F: Fn(&mut Connection, &mut S, ConnectionEvent) -> io::Result<()> + Send + Sync + 'static,
 {
     EventFn {
         make: Foreign::new(make),
@@ -131,7 +131,7 @@ impl<S, M, F> Handler for EventFn<M, F>
 where
     S: Send + 'static,
     M: Fn() -> S + Send + Sync + 'static,
-    F: Fn(&mut Connection, &mut S, Event) -> io::Result<()> + Send + Sync + 'static,
+    F: Fn(&mut Connection, &mut S, ConnectionEvent) -> io::Result<()> + Send + Sync + 'static,
 {
     /// The value is kept by the session, which has it before `on_connect`.
     type State = Infallible;
@@ -172,9 +172,9 @@ struct EventSession<S, M, F> {
 impl<S, M, F> EventSession<S, M, F>
 where
     M: Fn() -> S,
-    F: Fn(&mut Connection, &mut S, Event) -> io::Result<()>,
+    F: Fn(&mut Connection, &mut S, ConnectionEvent) -> io::Result<()>,
 {
-    fn tell(&mut self, conn: &mut Connection, event: Event) -> io::Result<()> {
+    fn tell(&mut self, conn: &mut Connection, event: ConnectionEvent) -> io::Result<()> {
         let state = self.state.get_or_insert_with(&*self.handler.make);
         let result = (self.handler.on_event)(conn, state, event);
         if let Err(error) = &result {
@@ -185,7 +185,7 @@ where
     }
 
     /// One of the last events: a panic or an error keeps nothing else from happening.
-    fn tell_last(&mut self, conn: &mut Connection, event: Event) {
+    fn tell_last(&mut self, conn: &mut Connection, event: ConnectionEvent) {
         let shared = Arc::clone(&conn.rx.shared);
         shared.contain("event_fn", || {
             if let Err(error) = self.tell(conn, event).map_err(Foreign::new) {
@@ -203,33 +203,33 @@ impl<S, M, F> Session for EventSession<S, M, F>
 where
     S: Send,
     M: Fn() -> S + Send + Sync,
-    F: Fn(&mut Connection, &mut S, Event) -> io::Result<()> + Send + Sync,
+    F: Fn(&mut Connection, &mut S, ConnectionEvent) -> io::Result<()> + Send + Sync,
 {
     fn prepare(&mut self, conn: &mut Connection) -> io::Result<()> {
-        self.tell(conn, Event::Connecting)
+        self.tell(conn, ConnectionEvent::Connecting)
     }
 
     fn connect(&mut self, conn: &mut Connection) -> io::Result<()> {
-        self.tell(conn, Event::Connected)
+        self.tell(conn, ConnectionEvent::Connected)
     }
 
     fn established(&mut self, conn: &mut Connection) -> io::Result<()> {
-        self.tell(conn, Event::Established)
+        self.tell(conn, ConnectionEvent::Established)
     }
 
     fn request(&mut self, conn: &mut Connection) -> io::Result<()> {
-        self.tell(conn, Event::Readable)
+        self.tell(conn, ConnectionEvent::Readable)
     }
 
     fn wrote(&mut self, conn: &mut Connection) -> io::Result<()> {
-        self.tell(conn, Event::WriteComplete)
+        self.tell(conn, ConnectionEvent::WriteComplete)
     }
 
     fn disconnect(&mut self, conn: &mut Connection, reason: CloseReason) {
         if let Some(kind) = self.failed.or_else(|| fault(reason)) {
-            self.tell_last(conn, Event::Error(kind));
+            self.tell_last(conn, ConnectionEvent::Error(kind));
         }
-        self.tell_last(conn, Event::Closed(reason));
+        self.tell_last(conn, ConnectionEvent::Closed(reason));
     }
 
     fn hooks(&self) -> Option<Arc<dyn Hooks>> {

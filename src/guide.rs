@@ -17,11 +17,11 @@
 
 #[doc = include_str!("../docs/guide/server.md")]
 ///
-/// [`Builder::half_open`]: crate::Builder::half_open
+/// [`EventLoopBuilder::half_open`]: crate::EventLoopBuilder::half_open
 /// [`ConnectionHandle::hold`]: crate::ConnectionHandle::hold
 ///
 /// ---
-/// Types of this chapter: [`EventLoop`](crate::EventLoop), [`Builder`](crate::Builder),
+/// Types of this chapter: [`EventLoop`](crate::EventLoop), [`EventLoopBuilder`](crate::EventLoopBuilder),
 /// [`Handler`](crate::Handler), [`handler_fn`](crate::handler_fn),
 /// [`Connection`](crate::Connection), [`Listener`](crate::Listener),
 /// [`SocketOptions`](crate::SocketOptions). Next: [`client`].
@@ -39,7 +39,7 @@ pub mod client {}
 ///
 /// ---
 /// Types of this chapter: [`LinkBuffer`](crate::LinkBuffer), [`Reader`](crate::Reader),
-/// [`Writer`](crate::Writer), [`Slot`](crate::Slot),
+/// [`Writer`](crate::Writer), [`LengthSlot`](crate::LengthSlot),
 /// [`ChunkPool`](crate::linkbuffer::ChunkPool). Next: [`framing`].
 pub mod buffers {}
 
@@ -55,23 +55,23 @@ pub mod framing {}
 #[doc = include_str!("../docs/guide/events.md")]
 ///
 /// ---
-/// Types of this chapter: [`State`](crate::State), [`event_fn`](crate::event_fn),
-/// [`event_fn_with`](crate::event_fn_with), [`Event`](crate::Event), [`Timer`](crate::Timer),
-/// [`Builder`](crate::Builder), [`Dialer`](crate::Dialer). Next: [`dispatch`].
+/// Types of this chapter: [`ConnectionState`](crate::ConnectionState), [`event_fn`](crate::event_fn),
+/// [`event_fn_with`](crate::event_fn_with), [`ConnectionEvent`](crate::ConnectionEvent), [`TimerHandle`](crate::TimerHandle),
+/// [`EventLoopBuilder`](crate::EventLoopBuilder), [`Dialer`](crate::Dialer). Next: [`dispatch`].
 pub mod events {}
 
 #[doc = include_str!("../docs/guide/dispatch.md")]
 ///
 /// ---
 /// Types of this chapter: [`Dispatch`](crate::Dispatch), [`Executor`](crate::Executor),
-/// [`Task`](crate::Task), [`PollerGroup`](crate::PollerGroup). Next: [`backpressure`].
+/// [`DispatchTask`](crate::DispatchTask), [`PollerGroup`](crate::PollerGroup). Next: [`backpressure`].
 pub mod dispatch {}
 
 #[doc = include_str!("../docs/guide/backpressure.md")]
 ///
-/// [`Builder::input_limits`]: crate::Builder::input_limits
-/// [`Builder::memory_limit`]: crate::Builder::memory_limit
-/// [`Builder::output_limit`]: crate::Builder::output_limit
+/// [`EventLoopBuilder::input_limits`]: crate::EventLoopBuilder::input_limits
+/// [`EventLoopBuilder::memory_limit`]: crate::EventLoopBuilder::memory_limit
+/// [`EventLoopBuilder::output_limit`]: crate::EventLoopBuilder::output_limit
 /// [`Error::InputLimit`]: crate::Error::InputLimit
 /// [`Error::WriteTimeout`]: crate::Error::WriteTimeout
 ///
@@ -86,14 +86,14 @@ pub mod backpressure {}
 /// ---
 /// Types of this chapter: [`relay()`](crate::relay()), [`Relay`](crate::Relay),
 /// [`RelayBuilder`](crate::RelayBuilder), [`RelayEnd`](crate::RelayEnd),
-/// [`Outcome`](crate::Outcome), [`Verdict`](crate::Verdict). Next: [`shutdown`].
+/// [`RelayOutcome`](crate::RelayOutcome), [`RelayVerdict`](crate::RelayVerdict). Next: [`shutdown`].
 pub mod relay {}
 
 #[doc = include_str!("../docs/guide/shutdown.md")]
 ///
 /// ---
 /// Types of this chapter: [`EventLoop`](crate::EventLoop),
-/// [`ConnectionHandle`](crate::ConnectionHandle), [`Done`](crate::Done),
+/// [`ConnectionHandle`](crate::ConnectionHandle), [`CloseWaiter`](crate::CloseWaiter),
 /// [`CloseReason`](crate::CloseReason). Next: [`errors`].
 pub mod shutdown {}
 

@@ -18,9 +18,9 @@ pub enum Kind {
     /// A [`ConnectionHandle`](crate::ConnectionHandle), each clone by itself. It keeps no descriptor,
     /// but the shared part of its connection, also when that is over.
     Handle,
-    /// A [`Hold`](crate::Hold): as long as it lives a half-closed connection stays open and a drain
+    /// A [`PendingReply`](crate::PendingReply): as long as it lives a half-closed connection stays open and a drain
     /// waits.
-    Hold,
+    PendingReply,
 }
 
 /// One value that is alive, and where it was made. `Display` writes all of it, with the backtrace.

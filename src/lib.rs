@@ -1,4 +1,4 @@
-//! Event-loop networking with zero-copy buffers and handlers that may block.
+//! ConnectionEvent-loop networking with zero-copy buffers and handlers that may block.
 //!
 //! For servers and clients of request protocols over TCP and unix sockets: RPC systems, caches,
 //! brokers, proxies, gateways. Connections are driven by a few threads that poll; handlers are plain
@@ -36,7 +36,7 @@
 //! * [`relay()`] joins two connections.
 //! * [`LinkBuffer`] is what input and output are kept in; [`Reader`] and [`Writer`] are what codecs
 //!   are written against, so that they are tested without a socket.
-//! * [`Dispatch`] says where handlers run, [`SocketOptions`] and [`Builder`] what is allowed.
+//! * [`Dispatch`] says where handlers run, [`SocketOptions`] and [`EventLoopBuilder`] what is allowed.
 //! * [`poller`] is the layer below, usable by itself: any descriptor can be watched.
 //!
 //! The [`guide`] explains them by task. What can be relied upon, point by point and each with the test
@@ -103,23 +103,23 @@ pub use bytes::{self, Bytes, BytesMut};
 pub use client::{Dialer, Pool, PoolBuilder, PoolStats, Pooled};
 pub use config::OnFull;
 pub use connection::{
-    CloseCallback, Connection, ConnectionHandle, Done, Hold, Line, OwnedReadHalf, OwnedWriteHalf,
-    ReadHalf, State, WriteHalf,
+    CloseCallback, CloseWaiter, Connection, ConnectionHandle, ConnectionState, OwnedReadHalf,
+    OwnedWriteHalf, PendingReply, ReadHalf, TextLine, WriteHalf,
 };
-pub use dispatch::{Dispatch, Executor, Task};
+pub use dispatch::{Dispatch, DispatchTask, Executor};
 pub use error::{CloseReason, Error, InvalidAddress};
-pub use event_fn::{Event, event_fn, event_fn_with};
-pub use event_loop::{Builder, EventLoop, Pollers};
+pub use event_fn::{ConnectionEvent, event_fn, event_fn_with};
+pub use event_loop::{EventLoop, EventLoopBuilder, Pollers};
 pub use frame::{
     Decoder, Delimited, Encoder, FixedLength, FrameError, FrameView, Framed, LengthField, framed,
 };
 pub use handler::{Handler, HandlerFn, handler_fn};
-pub use linkbuffer::{self, LinkBuffer, Reader, Slot, Writer};
+pub use linkbuffer::{self, LengthSlot, LinkBuffer, Reader, Writer};
 pub use net::{Address, AddressError, ListenOptions, Listener, SocketOptions};
-pub use poller::{self, Balance, Holding, PollerGroup};
-pub use relay::{Outcome, Relay, RelayBuilder, RelayEnd, RelaySide, Verdict, relay};
+pub use poller::{self, Balance, BusyThread, PollerGroup};
+pub use relay::{Relay, RelayBuilder, RelayEnd, RelayOutcome, RelaySide, RelayVerdict, relay};
 #[cfg(feature = "signals")]
 #[cfg_attr(docsrs, doc(cfg(feature = "signals")))]
 pub use signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SignalGuard, shutdown_on};
 pub use stats::{ConnectionStats, Stats};
-pub use timer::Timer;
+pub use timer::TimerHandle;

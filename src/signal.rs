@@ -135,7 +135,7 @@ impl SignalGuard {
     /// aborted, or if a shutdown without a signal takes longer than the grace period;
     /// [`Error::WouldDeadlock`] in a callback.
     pub fn wait(&self) -> io::Result<usize> {
-        if in_callback() || poller::must_not_block() {
+        if in_callback() || poller::is_polling_thread() {
             return Err(Error::WouldDeadlock.into());
         }
         let watch = &self.watch;

@@ -1,7 +1,7 @@
 //! Figures: snapshots for users, counters inside.
 
 use crate::sync::{AtomicU64, Ordering};
-use poller::Holding;
+use poller::BusyThread;
 use std::time::Instant;
 
 /// What one connection has done so far. All figures count from its start.
@@ -47,7 +47,7 @@ pub struct Stats {
     /// took it too slowly: nothing of it for the linger time or the write timeout, for example.
     pub cut: u64,
     /// Bytes of input and output that connections keep beyond their turns, within an eighth. 0 where
-    /// there is no [`memory_limit`](crate::Builder::memory_limit).
+    /// there is no [`memory_limit`](crate::EventLoopBuilder::memory_limit).
     pub held: usize,
     /// Panics in handlers and callbacks, all contained.
     pub panics: u64,
@@ -57,7 +57,7 @@ pub struct Stats {
     /// [`Dispatch::Workers`](crate::Dispatch::Workers) all of them; otherwise those whose callback waits or
     /// takes long, of all loops that use the same pollers. With
     /// [`Dispatch::Custom`](crate::Dispatch::Custom) none.
-    pub holding: Vec<Holding>,
+    pub holding: Vec<BusyThread>,
 }
 
 /// The counters behind [`Stats`].

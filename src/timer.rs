@@ -3,7 +3,7 @@
 //! An idle timeout is checked lazily and costs a connection next to nothing. A timer of this kind
 //! is an entry of its own in the poller's wheel, for the few connections that need one.
 
-use crate::connection::{ConnectionHandle, Shared, State};
+use crate::connection::{ConnectionHandle, ConnectionState, Shared};
 use poller::{PollerHandle, TimerKey};
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use std::{
 
 impl ConnectionHandle {
     /// Calls `then` once, `delay` from now, unless the connection is over by then or the timer
-    /// was [cancelled](Timer::cancel).
+    /// was [cancelled](TimerHandle::cancel).
     ///
     /// Never early, and late by one tick of the poller (1 ms) at most while its threads get
     /// processor time. `then` runs on a thread of the pollers and may wait; it may run beside the
@@ -29,19 +29,19 @@ impl ConnectionHandle {
     /// Closes connections that have not logged in within ten seconds:
     ///
     /// ```
-    /// use netpoll::{CloseReason, Connection, Handler, Timer};
+    /// use netpoll::{CloseReason, Connection, Handler, TimerHandle};
     /// use std::{io, time::Duration};
     ///
     /// struct Login;
     ///
     /// impl Handler for Login {
-    ///     type State = Option<Timer>;
+    ///     type State = Option<TimerHandle>;
     ///
-    ///     fn on_connect(&self, conn: &mut Connection) -> io::Result<Option<Timer>> {
+    ///     fn on_connect(&self, conn: &mut Connection) -> io::Result<Option<TimerHandle>> {
     ///         Ok(Some(conn.handle().after(Duration::from_secs(10), |conn| conn.close())))
     ///     }
     ///
-    ///     fn on_request(&self, conn: &mut Connection, login: &mut Option<Timer>) -> io::Result<()> {
+    ///     fn on_request(&self, conn: &mut Connection, login: &mut Option<TimerHandle>) -> io::Result<()> {
     ///         let Some(line) = conn.try_until(b'\n')? else {
     ///             return Ok(());
     ///         };
@@ -54,16 +54,16 @@ impl ConnectionHandle {
     ///     }
     /// }
     /// ```
-    pub fn after(&self, delay: Duration, then: impl FnOnce(&Self) + Send + 'static) -> Timer {
+    pub fn after(&self, delay: Duration, then: impl FnOnce(&Self) + Send + 'static) -> TimerHandle {
         match Instant::now().checked_add(delay) {
             Some(at) => self.at(at, then),
             // Further away than time goes.
-            None => Timer { armed: None },
+            None => TimerHandle { armed: None },
         }
     }
 
     /// As [`after`](Self::after), at an instant; one that has passed is due at once.
-    pub fn at(&self, deadline: Instant, then: impl FnOnce(&Self) + Send + 'static) -> Timer {
+    pub fn at(&self, deadline: Instant, then: impl FnOnce(&Self) + Send + 'static) -> TimerHandle {
         let shared = self.done().shared;
         let poller = match shared.registration() {
             Some(registration) => registration.poller().clone(),
@@ -75,7 +75,7 @@ impl ConnectionHandle {
         };
         let connection = Arc::downgrade(&shared);
         let key = poller.schedule(deadline, move || fire(&connection, then));
-        Timer {
+        TimerHandle {
             armed: Some((poller, key)),
         }
     }
@@ -86,19 +86,19 @@ fn fire(connection: &Weak<Shared>, then: impl FnOnce(&ConnectionHandle)) {
     let Some(shared) = connection.upgrade() else {
         return;
     };
-    if shared.word.state() < State::Disconnected {
+    if shared.word.state() < ConnectionState::Disconnected {
         let handle = ConnectionHandle::new(Arc::clone(&shared));
         shared.contain("timer", || then(&handle));
     }
 }
 
 /// A timer of a connection: see [`ConnectionHandle::after`]. Dropping it changes nothing.
-pub struct Timer {
+pub struct TimerHandle {
     /// `None` for a time so far away that it never comes.
     armed: Option<(PollerHandle, TimerKey)>,
 }
 
-impl Timer {
+impl TimerHandle {
     /// Drops the timer and what it was to call. `false` if that has been called, is being called
     /// or is about to be, or if the pollers have ended. Never waits.
     pub fn cancel(&self) -> bool {
@@ -109,9 +109,9 @@ impl Timer {
     }
 }
 
-impl fmt::Debug for Timer {
+impl fmt::Debug for TimerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timer")
+        f.debug_struct("TimerHandle")
             .field("key", &self.armed.as_ref().map(|(_, key)| key))
             .finish()
     }

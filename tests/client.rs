@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, Error, EventLoop, Listener, PollerGroup,
-    SocketOptions, State, handler_fn,
+    Address, CloseReason, Connection, ConnectionState, Dialer, Error, EventLoop, Listener,
+    PollerGroup, SocketOptions, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -575,7 +575,7 @@ fn ends_while_idle(origin: Origin, how: &'static str) {
     }
     assert_eq!(done.is_ok(), matches!(how, "close" | "abort"), "{done:?}");
     assert_eq!(forced.unwrap(), usize::from(how == "forced"));
-    assert_eq!(handle.state(), State::Disconnected);
+    assert_eq!(handle.state(), ConnectionState::Disconnected);
     // The owner's value is of no use but for what it has.
     assert_eq!(conn.next(here).unwrap(), &b"before"[..here]);
     assert!(conn.fill(7).is_err());

@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    CloseReason, Connection, ConnectionHandle, Dialer, Error, Handler, Hold, Listener,
-    SocketOptions, State, handler_fn,
+    CloseReason, Connection, ConnectionHandle, ConnectionState, Dialer, Error, Handler, Listener,
+    PendingReply, SocketOptions, handler_fn,
 };
 use socket2::SockRef;
 use std::{
@@ -135,7 +135,7 @@ fn a_promised_reply_of_another_thread_is_waited_for() {
             ticks.ping(b"tick");
         }
         for (hold, handle, len) in work.take() {
-            assert_eq!(handle.state(), State::Connected);
+            assert_eq!(handle.state(), ConnectionState::Connected);
             handle.send_bytes(vec![b'r'; len].into()).unwrap();
             drop(hold);
         }
@@ -148,7 +148,7 @@ fn a_promised_reply_of_another_thread_is_waited_for() {
 
 /// A handler that takes a promise for each frame and fails at the one that is asked for.
 fn promising(
-    work: &Log<(Hold, ConnectionHandle)>,
+    work: &Log<(PendingReply, ConnectionHandle)>,
     calls: &Log<u64>,
     fail: &'static str,
 ) -> impl Handler {
@@ -196,7 +196,7 @@ fn promised_replies_are_sent_although_the_handler_failed() {
                 eventually("the other's requests", || work.len() == n);
             }
             for (reply, (hold, handle)) in [b"first ", b"second"].into_iter().zip(promised) {
-                assert_eq!(handle.state(), State::Connected);
+                assert_eq!(handle.state(), ConnectionState::Connected);
                 handle.send_bytes(reply.as_slice().into()).unwrap();
                 drop(hold);
             }
@@ -287,7 +287,11 @@ fn with_half_open_the_handler_decides_about_the_end() {
         for _ in 0..50 {
             ticks.ping(b"tick");
         }
-        assert_eq!(handle.state(), State::Connected, "nobody closed it");
+        assert_eq!(
+            handle.state(),
+            ConnectionState::Connected,
+            "nobody closed it"
+        );
         for i in 0..100u8 {
             handle.send_bytes(vec![i].into()).unwrap();
         }
@@ -978,7 +982,7 @@ fn abort_of_an_own_connection_is_a_reset() {
         handle.done().wait().unwrap();
         let end = peer.read(&mut [0]).expect_err("a reset");
         assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(handle.state(), State::Disconnected);
+        assert_eq!(handle.state(), ConnectionState::Disconnected);
     });
 }
 
@@ -1016,7 +1020,7 @@ fn abort_overtakes_a_close_that_waits_for_its_output() {
                 .wait_timeout(Duration::from_millis(20))
                 .is_none()
         );
-        assert_eq!(handle.state(), State::Disconnecting);
+        assert_eq!(handle.state(), ConnectionState::Disconnecting);
         handle.abort();
         handle.done().wait().unwrap();
         drop(peer);

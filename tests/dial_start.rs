@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, Bytes, CloseReason, Connection, ConnectionHandle, Dialer, Error, Event, EventLoop,
-    PollerGroup, State, event_fn, handler_fn,
+    Address, Bytes, CloseReason, Connection, ConnectionEvent, ConnectionHandle, ConnectionState,
+    Dialer, Error, EventLoop, PollerGroup, event_fn, handler_fn,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
@@ -141,7 +141,7 @@ fn a_started_dial_gives_the_connection_to_its_callback() {
             let (handle, told) = started(&dialer, &server.address);
             let mut conn = result(&told).unwrap();
             assert_eq!(conn.id(), handle.id());
-            assert_eq!(conn.state(), State::Connected);
+            assert_eq!(conn.state(), ConnectionState::Connected);
             assert_eq!(handle.peer_addr(), &server.address);
             conn.write_str("hello").unwrap();
             conn.flush().unwrap();
@@ -160,16 +160,16 @@ fn a_dial_is_connecting_until_the_peer_answers() {
     on_both(|transport| {
         let mut hole = Hole::new(transport);
         let (handle, told) = started(&patient(), &hole.address);
-        assert_eq!(handle.state(), State::Connecting);
+        assert_eq!(handle.state(), ConnectionState::Connecting);
         // What is sent now goes out later, in order.
         assert_eq!(handle.send_bytes(Bytes::from_static(b"ear")).unwrap(), 3);
         handle.send_bytes(Bytes::from_static(b"ly")).unwrap();
         assert_eq!(handle.stats().queued, 5);
-        assert_eq!(handle.state(), State::Connecting);
+        assert_eq!(handle.state(), ConnectionState::Connecting);
         assert!(told.try_recv().is_err());
         let mut peer = hole.accept(b"early");
         let mut conn = result(&told).unwrap();
-        assert_eq!(handle.state(), State::Connected);
+        assert_eq!(handle.state(), ConnectionState::Connected);
         handle.flush().unwrap();
         peer.write_all(b"answer").unwrap();
         assert_eq!(conn.next(6).unwrap(), b"answer");
@@ -221,7 +221,7 @@ fn a_refused_dial_is_told_with_its_error() {
             let reason = CloseReason::Error(kind);
             let ended = handle.done().wait().unwrap_err();
             assert_eq!(Error::from_io(&ended), Some(Error::Closed(reason)));
-            assert_eq!(handle.state(), State::Disconnected);
+            assert_eq!(handle.state(), ConnectionState::Disconnected);
             let (tell, called) = mpsc::channel();
             handle.on_close(move |reason| tell.send(reason).unwrap());
             assert_eq!(called.recv().unwrap(), reason);
@@ -254,7 +254,7 @@ fn a_refused_dial_is_repeated_as_often_as_allowed() {
         let (path, dialer) = (fresh_path(), Dialer::new().retries(u32::MAX));
         let (handle, told) = started(&dialer, &Address::Unix(path.clone()));
         let (other, nothing) = started(&dialer, &Address::Unix(fresh_path()));
-        assert_eq!(handle.state(), State::Connecting);
+        assert_eq!(handle.state(), ConnectionState::Connecting);
         assert!(told.try_recv().is_err());
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         result(&told).unwrap();
@@ -347,18 +347,20 @@ fn a_started_dial_with_a_handler_has_its_events_in_order() {
         let handler = event_fn(move |conn, event| {
             seen.push((conn.id(), event, conn.state()));
             match event {
-                Event::Established => {
+                ConnectionEvent::Established => {
                     conn.write_str("hello")?;
                     conn.flush()
                 }
-                Event::Readable if conn.try_fill(5)? => conn.skip(5),
+                ConnectionEvent::Readable if conn.try_fill(5)? => conn.skip(5),
                 _ => Ok(()),
             }
         });
         let handle = dialer
             .start_with(server.address.clone(), handler, |error| panic!("{error}"))
             .unwrap();
-        let is_readable = |(_, event, _): &(u64, Event, State)| *event == Event::Readable;
+        let is_readable = |(_, event, _): &(u64, ConnectionEvent, ConnectionState)| {
+            *event == ConnectionEvent::Readable
+        };
         events.wait("an answer", |all| all.iter().any(is_readable));
         handle.close();
         handle.done().wait().unwrap();
@@ -372,10 +374,13 @@ fn a_started_dial_with_a_handler_has_its_events_in_order() {
         assert_eq!(
             all,
             [
-                (Event::Connecting, State::Connecting),
-                (Event::Connected, State::Connecting),
-                (Event::Established, State::Connected),
-                (Event::Closed(CloseReason::Local), State::Disconnecting),
+                (ConnectionEvent::Connecting, ConnectionState::Connecting),
+                (ConnectionEvent::Connected, ConnectionState::Connecting),
+                (ConnectionEvent::Established, ConnectionState::Connected),
+                (
+                    ConnectionEvent::Closed(CloseReason::Local),
+                    ConnectionState::Disconnecting
+                ),
             ]
         );
         assert_eq!(dialer.stats().unwrap().panics, 0);
@@ -412,7 +417,7 @@ fn on_prepare_may_refuse_a_started_dial() {
         let (tell, told) = mpsc::channel();
         let handler = Script::new()
             .prepare(|conn| {
-                assert_eq!(conn.state(), State::Connecting);
+                assert_eq!(conn.state(), ConnectionState::Connecting);
                 Err(io::Error::other("not this one"))
             })
             .connect(|_| panic!("refused"));
@@ -499,7 +504,7 @@ fn dials_without_an_answer_hold_no_thread() {
         assert!(
             dials
                 .iter()
-                .all(|(dial, _)| dial.state() == State::Connecting)
+                .all(|(dial, _)| dial.state() == ConnectionState::Connecting)
         );
         for (dial, told) in dials {
             dial.abort();

@@ -4,7 +4,7 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Dialer, Dispatch, Error, EventLoop, Executor, PollerGroup, Task,
+    Address, CloseReason, Dialer, Dispatch, DispatchTask, Error, EventLoop, Executor, PollerGroup,
     handler_fn, poller,
 };
 use std::{
@@ -358,7 +358,7 @@ fn handlers_that_sleep_now_and_then_leave_every_answer_right() {
 // ------------------------------------------------------------------------------------ chains
 
 /// A server whose handler dials the server itself, to a depth that the request says.
-fn chain(builder: netpoll::Builder, dialer: Dialer, transport: Transport) -> Server {
+fn chain(builder: netpoll::EventLoopBuilder, dialer: Dialer, transport: Transport) -> Server {
     let own: Arc<OnceLock<Address>> = Arc::default();
     let address = Arc::clone(&own);
     let server = Server::start(
@@ -560,9 +560,9 @@ fn a_flood_does_not_starve_the_others() {
 #[test]
 fn a_task_ends_when_its_connection_has_had_its_share() {
     const SHARE: usize = 16 << 10;
-    struct Send(Mutex<mpsc::Sender<Task>>);
+    struct Send(Mutex<mpsc::Sender<DispatchTask>>);
     impl Executor for Send {
-        fn execute(&self, task: Task) -> Result<(), Task> {
+        fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
             let sender = self.0.lock().unwrap();
             sender.send(task).map_err(|unsent| unsent.0)
         }
@@ -573,7 +573,7 @@ fn a_task_ends_when_its_connection_has_had_its_share() {
             let _open = OpenOnDrop(gate.clone());
             let total = Arc::new(AtomicUsize::new(0));
             let (held, sum, taken) = (gate.clone(), Arc::clone(&total), Arc::clone(&total));
-            let (sender, tasks) = mpsc::channel::<Task>();
+            let (sender, tasks) = mpsc::channel::<DispatchTask>();
             let runner = thread::spawn(move || {
                 let mut most = 0;
                 for task in tasks {
@@ -618,7 +618,7 @@ fn an_executor_may_refuse_whatever_comes_again() {
     /// Takes every second task.
     struct Now(Threads, AtomicUsize);
     impl Executor for Now {
-        fn execute(&self, task: Task) -> Result<(), Task> {
+        fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
             if self.1.fetch_add(1, SeqCst) % 2 == 0 {
                 self.0.execute(task)
             } else {
@@ -636,7 +636,7 @@ fn an_executor_may_refuse_whatever_comes_again() {
 }
 
 /// Two peers that send without a pause, and five that want answers.
-fn flood(transport: Transport, builder: netpoll::Builder) {
+fn flood(transport: Transport, builder: netpoll::EventLoopBuilder) {
     let total = Arc::new(AtomicUsize::new(0));
     let sum = Arc::clone(&total);
     // The first byte of a connection says what it is.
@@ -763,7 +763,7 @@ fn a_stream_ends_with_its_poller() {
 fn an_executor_that_refuses_leaves_the_task_to_the_loop() {
     struct Never(AtomicUsize);
     impl Executor for Never {
-        fn execute(&self, task: Task) -> Result<(), Task> {
+        fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
             self.0.fetch_add(1, SeqCst);
             Err(task)
         }
@@ -788,7 +788,7 @@ fn an_executor_that_refuses_leaves_the_task_to_the_loop() {
 fn a_task_that_is_dropped_closes_its_connection_only() {
     struct Sometimes(AtomicUsize);
     impl Executor for Sometimes {
-        fn execute(&self, task: Task) -> Result<(), Task> {
+        fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
             // The third is the first request behind two connects.
             if self.0.fetch_add(1, SeqCst) == 2 {
                 drop(task);
@@ -844,11 +844,11 @@ enum Whim {
 struct Whimsical {
     threads: Threads,
     next: Mutex<Option<Whim>>,
-    kept: Mutex<Option<Task>>,
+    kept: Mutex<Option<DispatchTask>>,
 }
 
 impl Executor for Whimsical {
-    fn execute(&self, task: Task) -> Result<(), Task> {
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
         let next = self.next.lock().unwrap().take();
         let kept = || self.kept.lock().unwrap().take();
         match next {
@@ -902,7 +902,7 @@ fn whimsical(gate: &Gate) -> (Arc<Whimsical>, Server, Log<CloseReason>) {
         .disconnect(move |_, reason| {
             log.push(reason);
             if reason != CloseReason::Peer {
-                assert!(!poller::must_not_block());
+                assert!(!poller::is_polling_thread());
                 held.pass();
             }
         });
@@ -1022,9 +1022,9 @@ fn tasks_that_are_not_run_end_no_waits() {
 
 #[test]
 fn an_executor_may_keep_tasks_for_later() {
-    struct Later(Mutex<Vec<Task>>);
+    struct Later(Mutex<Vec<DispatchTask>>);
     impl Executor for Later {
-        fn execute(&self, task: Task) -> Result<(), Task> {
+        fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
             self.0.lock().unwrap().push(task);
             Ok(())
         }
@@ -1056,7 +1056,7 @@ fn an_executor_may_keep_tasks_for_later() {
             assert!(std::time::Instant::now() < deadline);
             let tasks = std::mem::take(&mut *executor.0.lock().unwrap());
             assert!(tasks.len() <= 1);
-            tasks.into_iter().for_each(Task::run);
+            tasks.into_iter().for_each(DispatchTask::run);
             let mut part = [0; 100];
             if let Ok(n) = peer.read(&mut part) {
                 replies.extend_from_slice(&part[..n]);

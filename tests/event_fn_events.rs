@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    CloseReason, Connection, Dialer, Error, Event, Handler, State, event_fn, event_fn_with,
-    handler_fn,
+    CloseReason, Connection, ConnectionEvent, ConnectionState, Dialer, Error, Handler, event_fn,
+    event_fn_with, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -18,12 +18,12 @@ use support::{Case, Kind, LIMIT, Log, Server, Transport, bounded, eventually, ev
 const ADAPTIVE: Case = Case::new(Transport::Tcp, Kind::Adaptive);
 
 /// Echoes what comes and notes every event with the state it finds.
-fn noting(log: &Log<(Event, State)>) -> impl Handler {
+fn noting(log: &Log<(ConnectionEvent, ConnectionState)>) -> impl Handler {
     let log = log.clone();
     event_fn(move |conn, event| {
         log.push((event, conn.state()));
         match event {
-            Event::Readable => echo(conn),
+            ConnectionEvent::Readable => echo(conn),
             _ => Ok(()),
         }
     })
@@ -36,7 +36,7 @@ fn echo(conn: &mut Connection) -> io::Result<()> {
 }
 
 /// A server that notes its events, of which one client got an echo and left.
-fn one_call(case: Case, log: &Log<(Event, State)>) -> Server {
+fn one_call(case: Case, log: &Log<(ConnectionEvent, ConnectionState)>) -> Server {
     let server = case.serve(noting(log));
     let mut peer = server.connect();
     peer.write_all(b"one").unwrap();
@@ -46,8 +46,8 @@ fn one_call(case: Case, log: &Log<(Event, State)>) -> Server {
     server
 }
 
-fn is_closed(events: &[(Event, State)]) -> bool {
-    matches!(events.last(), Some((Event::Closed(_), _)))
+fn is_closed(events: &[(ConnectionEvent, ConnectionState)]) -> bool {
+    matches!(events.last(), Some((ConnectionEvent::Closed(_), _)))
 }
 
 #[test]
@@ -57,15 +57,18 @@ fn events_come_in_order_with_the_state_that_belongs_to_them() {
         let server = one_call(case, &log);
         let mut events = log.wait("the end", is_closed);
         // An answer that had to wait for room is reported as well.
-        events.retain(|(event, _)| *event != Event::WriteComplete);
+        events.retain(|(event, _)| *event != ConnectionEvent::WriteComplete);
         assert_eq!(
             events,
             [
-                (Event::Connecting, State::Connecting),
-                (Event::Connected, State::Connecting),
-                (Event::Established, State::Connected),
-                (Event::Readable, State::Connected),
-                (Event::Closed(CloseReason::Peer), State::Disconnecting),
+                (ConnectionEvent::Connecting, ConnectionState::Connecting),
+                (ConnectionEvent::Connected, ConnectionState::Connecting),
+                (ConnectionEvent::Established, ConnectionState::Connected),
+                (ConnectionEvent::Readable, ConnectionState::Connected),
+                (
+                    ConnectionEvent::Closed(CloseReason::Peer),
+                    ConnectionState::Disconnecting
+                ),
             ]
         );
         server.stop();
@@ -79,7 +82,9 @@ fn an_answer_that_fits_at_once_is_no_completion() {
         let log = Log::new();
         let server = one_call(case, &log);
         let events = log.wait("the end", is_closed);
-        let completions = events.iter().filter(|(e, _)| *e == Event::WriteComplete);
+        let completions = events
+            .iter()
+            .filter(|(e, _)| *e == ConnectionEvent::WriteComplete);
         assert_eq!(completions.count(), 0);
         server.stop();
     });
@@ -91,14 +96,17 @@ fn a_connection_that_nobody_writes_to_is_established_all_the_same() {
         let log = Log::new();
         let server = case.serve(noting(&log));
         let _peer = server.connect();
-        log.wait_for(&(Event::Established, State::Connected));
+        log.wait_for(&(ConnectionEvent::Established, ConnectionState::Connected));
         server.stop();
         let events = log.all();
         assert_eq!(
             events[2..],
             [
-                (Event::Established, State::Connected),
-                (Event::Closed(CloseReason::Shutdown), State::Disconnecting),
+                (ConnectionEvent::Established, ConnectionState::Connected),
+                (
+                    ConnectionEvent::Closed(CloseReason::Shutdown),
+                    ConnectionState::Disconnecting
+                ),
             ]
         );
     });
@@ -113,11 +121,11 @@ fn a_dialled_connection_has_the_same_events() {
         let client = event_fn(move |conn, event| {
             noted.push(event);
             match event {
-                Event::Established => {
+                ConnectionEvent::Established => {
                     conn.write_str("hi")?;
                     conn.flush()
                 }
-                Event::Readable if conn.available() >= 2 => {
+                ConnectionEvent::Readable if conn.available() >= 2 => {
                     assert_eq!(conn.next(2)?, b"hi");
                     conn.handle().close();
                     Ok(())
@@ -129,17 +137,18 @@ fn a_dialled_connection_has_the_same_events() {
             .connect_timeout(LIMIT)
             .dial_with(server.address.clone(), client)
             .unwrap();
-        let ended = |events: &[Event]| matches!(events.last(), Some(Event::Closed(_)));
+        let ended =
+            |events: &[ConnectionEvent]| matches!(events.last(), Some(ConnectionEvent::Closed(_)));
         let mut events = log.wait("the end", ended);
         events.dedup();
         assert_eq!(
             events,
             [
-                Event::Connecting,
-                Event::Connected,
-                Event::Established,
-                Event::Readable,
-                Event::Closed(CloseReason::Local),
+                ConnectionEvent::Connecting,
+                ConnectionEvent::Connected,
+                ConnectionEvent::Established,
+                ConnectionEvent::Readable,
+                ConnectionEvent::Closed(CloseReason::Local),
             ]
         );
         server.stop();
@@ -159,7 +168,7 @@ fn a_refused_connection_has_no_further_event() {
         peer.expect_gone();
         eventually("it is counted", || server.event_loop.stats().refused == 1);
         server.stop();
-        assert_eq!(log.all(), [Event::Connecting]);
+        assert_eq!(log.all(), [ConnectionEvent::Connecting]);
     });
 }
 
@@ -171,19 +180,26 @@ fn after_a_failed_connected_there_is_no_further_event() {
         let server = case.serve(event_fn(move |_, event| {
             noted.push(event);
             match event {
-                Event::Connected => Err(io::Error::other("no handshake")),
+                ConnectionEvent::Connected => Err(io::Error::other("no handshake")),
                 _ => Ok(()),
             }
         }));
         let mut peer = server.connect();
         peer.expect_gone();
         server.stop();
-        assert_eq!(log.all(), [Event::Connecting, Event::Connected]);
+        assert_eq!(
+            log.all(),
+            [ConnectionEvent::Connecting, ConnectionEvent::Connected]
+        );
     });
 }
 
 /// What comes from `at` on if the closure fails there, for the first connection only.
-fn end_after(case: Case, at: Event, fail: fn() -> io::Result<()>) -> Vec<Event> {
+fn end_after(
+    case: Case,
+    at: ConnectionEvent,
+    fail: fn() -> io::Result<()>,
+) -> Vec<ConnectionEvent> {
     let log = Log::new();
     let (noted, armed) = (log.clone(), AtomicBool::new(true));
     let server = case.serve(event_fn(move |conn, event| {
@@ -191,7 +207,7 @@ fn end_after(case: Case, at: Event, fail: fn() -> io::Result<()>) -> Vec<Event> 
         if event == at && armed.swap(false, Ordering::SeqCst) {
             return fail();
         }
-        if event == Event::Readable {
+        if event == ConnectionEvent::Readable {
             echo(conn)
         } else {
             Ok(())
@@ -201,7 +217,7 @@ fn end_after(case: Case, at: Event, fail: fn() -> io::Result<()>) -> Vec<Event> 
     // It may be gone already.
     let _ = peer.write_all(b"x");
     peer.expect_gone();
-    let ended = |all: &[Event]| matches!(all.last(), Some(Event::Closed(_)));
+    let ended = |all: &[ConnectionEvent]| matches!(all.last(), Some(ConnectionEvent::Closed(_)));
     let events = log.wait("the end", ended);
 
     let mut other = server.connect();
@@ -219,14 +235,14 @@ fn end_after(case: Case, at: Event, fail: fn() -> io::Result<()>) -> Vec<Event> 
 #[test]
 fn an_error_is_told_before_the_end_and_stays_with_its_connection() {
     every(|case| {
-        for at in [Event::Established, Event::Readable] {
+        for at in [ConnectionEvent::Established, ConnectionEvent::Readable] {
             let fail = || Err(io::Error::new(io::ErrorKind::AddrInUse, "mine"));
             assert_eq!(
                 end_after(case, at, fail),
                 [
                     at,
-                    Event::Error(io::ErrorKind::AddrInUse),
-                    Event::Closed(CloseReason::HandlerError)
+                    ConnectionEvent::Error(io::ErrorKind::AddrInUse),
+                    ConnectionEvent::Closed(CloseReason::HandlerError)
                 ]
             );
         }
@@ -236,13 +252,13 @@ fn an_error_is_told_before_the_end_and_stays_with_its_connection() {
 #[test]
 fn a_panic_is_told_before_the_end_and_stays_with_its_connection() {
     every(|case| {
-        for at in [Event::Established, Event::Readable] {
+        for at in [ConnectionEvent::Established, ConnectionEvent::Readable] {
             assert_eq!(
                 end_after(case, at, || panic!("a panic of this test")),
                 [
                     at,
-                    Event::Error(io::ErrorKind::Other),
-                    Event::Closed(CloseReason::HandlerPanic)
+                    ConnectionEvent::Error(io::ErrorKind::Other),
+                    ConnectionEvent::Closed(CloseReason::HandlerPanic)
                 ]
             );
         }
@@ -257,9 +273,9 @@ fn a_panic_at_the_error_does_not_swallow_the_end() {
         let server = case.serve(event_fn(move |_, event| {
             noted.push(event);
             match event {
-                Event::Readable => Err(io::Error::other("first")),
-                Event::Error(_) => panic!("a panic of this test"),
-                Event::Closed(_) => Err(io::Error::other("last")),
+                ConnectionEvent::Readable => Err(io::Error::other("first")),
+                ConnectionEvent::Error(_) => panic!("a panic of this test"),
+                ConnectionEvent::Closed(_) => Err(io::Error::other("last")),
                 _ => Ok(()),
             }
         }));
@@ -270,9 +286,9 @@ fn a_panic_at_the_error_does_not_swallow_the_end() {
         assert_eq!(
             log.all()[3..],
             [
-                Event::Readable,
-                Event::Error(io::ErrorKind::Other),
-                Event::Closed(CloseReason::HandlerError)
+                ConnectionEvent::Readable,
+                ConnectionEvent::Error(io::ErrorKind::Other),
+                ConnectionEvent::Closed(CloseReason::HandlerError)
             ]
         );
     });
@@ -296,8 +312,8 @@ fn a_reset_is_an_error_with_its_kind() {
         assert_eq!(
             last,
             [
-                Event::Error(reset),
-                Event::Closed(CloseReason::Error(reset))
+                ConnectionEvent::Error(reset),
+                ConnectionEvent::Closed(CloseReason::Error(reset))
             ]
         );
         server.stop();
@@ -310,7 +326,7 @@ fn input_that_ends_inside_a_message_is_an_error() {
         let log = Log::new();
         let noted = log.clone();
         let server = ADAPTIVE.serve(event_fn(move |conn, event| {
-            if event == Event::Readable {
+            if event == ConnectionEvent::Readable {
                 conn.try_next(10)?;
             } else {
                 noted.push(event);
@@ -320,8 +336,11 @@ fn input_that_ends_inside_a_message_is_an_error() {
         let mut peer = server.connect();
         peer.write_all(b"short").unwrap();
         drop(peer);
-        let events = log.wait_for(&Event::Closed(CloseReason::Peer));
-        assert_eq!(events[3], Event::Error(io::ErrorKind::UnexpectedEof));
+        let events = log.wait_for(&ConnectionEvent::Closed(CloseReason::Peer));
+        assert_eq!(
+            events[3],
+            ConnectionEvent::Error(io::ErrorKind::UnexpectedEof)
+        );
         server.stop();
     });
 }
@@ -341,7 +360,7 @@ fn completed_writes_come_in_turn() {
                 "events never overlap"
             );
             match event {
-                Event::Readable => {
+                ConnectionEvent::Readable => {
                     conn.skip(conn.available())?;
                     conn.write_bytes(vec![7; MUCH].into())?;
                     assert!(
@@ -349,7 +368,7 @@ fn completed_writes_come_in_turn() {
                         "{MUCH} bytes do not fit into the sockets"
                     );
                 }
-                Event::WriteComplete if conn.stats().messages_out == 1 => {
+                ConnectionEvent::WriteComplete if conn.stats().messages_out == 1 => {
                     assert_eq!(conn.stats().queued, 0);
                     conn.write_str("done")?;
                     // Not all of it may fit: then this event comes again.
@@ -363,15 +382,18 @@ fn completed_writes_come_in_turn() {
         }));
         let mut peer = server.connect();
         peer.write_all(b"go").unwrap();
-        log.wait_for(&Event::Readable);
+        log.wait_for(&ConnectionEvent::Readable);
         let mut all = vec![0; MUCH + 4];
         peer.read_exact(&mut all).unwrap();
         assert_eq!(&all[MUCH..], b"done");
         drop(peer);
         let events = log.wait("the end", |all| {
-            matches!(all.last(), Some(Event::Closed(_)))
+            matches!(all.last(), Some(ConnectionEvent::Closed(_)))
         });
-        assert_eq!(events[3..5], [Event::Readable, Event::WriteComplete]);
+        assert_eq!(
+            events[3..5],
+            [ConnectionEvent::Readable, ConnectionEvent::WriteComplete]
+        );
         server.stop();
     });
 }
@@ -382,7 +404,7 @@ fn a_send_through_a_handle_is_told_too() {
         let log = Log::new();
         let noted = log.clone();
         let server = ADAPTIVE.serve(event_fn(move |conn, event| {
-            if event == Event::Established {
+            if event == ConnectionEvent::Established {
                 let handle = conn.handle();
                 std::thread::spawn(move || handle.send_bytes("from elsewhere".into()).unwrap());
             }
@@ -393,7 +415,7 @@ fn a_send_through_a_handle_is_told_too() {
         let mut text = [0; 14];
         peer.read_exact(&mut text).unwrap();
         assert_eq!(&text, b"from elsewhere");
-        log.wait_for(&Event::WriteComplete);
+        log.wait_for(&ConnectionEvent::WriteComplete);
         drop(peer);
         server.stop();
     });
@@ -425,12 +447,12 @@ fn a_value_lives_as_long_as_its_connection() {
             move || (Counted::new(&made), Vec::new()),
             move |conn, (counted, seen), event| {
                 // Whether the answer fits at once is another test's affair.
-                if event != Event::WriteComplete {
+                if event != ConnectionEvent::WriteComplete {
                     seen.push(event);
                 }
                 match event {
-                    Event::Readable => echo(conn)?,
-                    Event::Closed(_) => {
+                    ConnectionEvent::Readable => echo(conn)?,
+                    ConnectionEvent::Closed(_) => {
                         assert!(counted.0.load(Ordering::SeqCst) > 0);
                         noted.push(seen.clone());
                     }
@@ -450,11 +472,11 @@ fn a_value_lives_as_long_as_its_connection() {
             assert_eq!(
                 seen,
                 [
-                    Event::Connecting,
-                    Event::Connected,
-                    Event::Established,
-                    Event::Readable,
-                    Event::Closed(CloseReason::Peer),
+                    ConnectionEvent::Connecting,
+                    ConnectionEvent::Connected,
+                    ConnectionEvent::Established,
+                    ConnectionEvent::Readable,
+                    ConnectionEvent::Closed(CloseReason::Peer),
                 ]
             );
         }
@@ -475,7 +497,7 @@ fn a_panic_while_making_the_value_refuses_the_connection() {
                 )
             },
             |conn, (), event| {
-                if event == Event::Readable {
+                if event == ConnectionEvent::Readable {
                     echo(conn)
                 } else {
                     Ok(())
@@ -542,7 +564,7 @@ fn it_can_take_the_place_of_another_handler() {
             conn.skip(1)?;
             conn.set_handler(event_fn(move |conn, event| {
                 noted.push(event);
-                if event == Event::Readable {
+                if event == ConnectionEvent::Readable {
                     echo(conn)
                 } else {
                     Ok(())
@@ -555,10 +577,14 @@ fn it_can_take_the_place_of_another_handler() {
         peer.read_exact(&mut text).unwrap();
         assert_eq!(&text, b"echo");
         drop(peer);
-        let events = log.wait_for(&Event::Closed(CloseReason::Peer));
+        let events = log.wait_for(&ConnectionEvent::Closed(CloseReason::Peer));
         assert_eq!(
             events[..3],
-            [Event::Connected, Event::Established, Event::Readable]
+            [
+                ConnectionEvent::Connected,
+                ConnectionEvent::Established,
+                ConnectionEvent::Readable
+            ]
         );
         server.stop();
     });

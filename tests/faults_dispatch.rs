@@ -4,8 +4,8 @@
 mod support;
 
 use netpoll::{
-    Bytes, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, Error, EventLoop, Executor,
-    Handler, OnFull, PollerGroup, Pool, Task, handler_fn,
+    Bytes, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, DispatchTask, Error,
+    EventLoop, Executor, Handler, OnFull, PollerGroup, Pool, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -288,7 +288,7 @@ fn row_076_a_panic_in_a_scheduled_closure_is_that_closures_own() {
 struct Unsteady(support::Threads, AtomicUsize);
 
 impl Executor for Unsteady {
-    fn execute(&self, task: Task) -> Result<(), Task> {
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
         assert!(self.1.fetch_add(1, SeqCst) % 3 != 2, "as asked");
         self.0.execute(task)
     }

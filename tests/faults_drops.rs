@@ -4,8 +4,8 @@
 mod support;
 
 use netpoll::{
-    Bytes, CloseReason, Connection, ConnectionHandle, Decoder, Event, Handler, LinkBuffer, OnFull,
-    Reader, event_fn, framed,
+    Bytes, CloseReason, Connection, ConnectionEvent, ConnectionHandle, Decoder, Handler,
+    LinkBuffer, OnFull, Reader, event_fn, framed,
 };
 use std::{
     error::Error,
@@ -586,8 +586,10 @@ fn row_076_errors_of_last_events_that_panic_when_dropped() {
         let (drops, ends) = (Log::new(), Log::new());
         let (dropped, ended) = (drops.clone(), ends.clone());
         let server = case.serve(event_fn(move |_, event| match event {
-            Event::Readable | Event::Error(_) => Err(io::Error::other(Failure(dropped.clone()))),
-            Event::Closed(reason) => {
+            ConnectionEvent::Readable | ConnectionEvent::Error(_) => {
+                Err(io::Error::other(Failure(dropped.clone())))
+            }
+            ConnectionEvent::Closed(reason) => {
                 ended.push(reason);
                 Ok(())
             }

@@ -2,7 +2,9 @@
 
 mod support;
 
-use netpoll::{CloseReason, Connection, ConnectionHandle, Error, EventLoop, OnFull, State};
+use netpoll::{
+    CloseReason, Connection, ConnectionHandle, ConnectionState, Error, EventLoop, OnFull,
+};
 use std::{
     collections::HashSet,
     io::{self, Read, Write},
@@ -287,7 +289,7 @@ fn row_106_handlers_that_are_cut_off_get_all_their_callbacks() {
 /// Every call that a handle has, after its connection's end.
 fn all_fail(handle: &ConnectionHandle) {
     assert!(!handle.is_active());
-    assert_eq!(handle.state(), State::Disconnected);
+    assert_eq!(handle.state(), ConnectionState::Disconnected);
     let closed = |result: io::Result<()>| {
         let error = Error::from_io(&result.unwrap_err());
         assert!(matches!(error, Some(Error::Closed(_))), "{error:?}");

@@ -2,9 +2,10 @@
 //! every name of the columns that say so, and a test looks that none was left out.
 
 use netpoll::{
-    Address, Balance, CloseReason, Connection, ConnectionHandle, Decoder, Delimited, Dialer,
-    Dispatch, Encoder, Error, Event, EventLoop, Executor, FixedLength, Handler, LengthField,
-    LinkBuffer, Listener, OnFull, PollerGroup, Pool, Reader, SocketOptions, Task, Writer,
+    Address, Balance, CloseReason, Connection, ConnectionEvent, ConnectionHandle, Decoder,
+    Delimited, Dialer, Dispatch, DispatchTask, Encoder, Error, EventLoop, Executor, FixedLength,
+    Handler, LengthField, LinkBuffer, Listener, OnFull, PollerGroup, Pool, Reader, SocketOptions,
+    Writer,
     bytes::{Buf, Bytes},
     event_fn, framed, handler_fn,
     linkbuffer::{ChunkPool, IoReader, IoWriter},
@@ -180,7 +181,7 @@ impl Handler for Callbacks {
 struct OwnThreads;
 
 impl Executor for OwnThreads {
-    fn execute(&self, task: Task) -> Result<(), Task> {
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
         task.run();
         Ok(())
     }
@@ -216,10 +217,10 @@ fn server(group: &PollerGroup, grace: Duration) -> io::Result<()> {
         .idle_timeout(TIME)
         .build(Callbacks)?;
     for balance in [Balance::RoundRobin, Balance::Random] {
-        let builder: netpoll::Builder = EventLoop::builder();
+        let builder: netpoll::EventLoopBuilder = EventLoop::builder();
         let _ = EventLoop::builder().balance(balance);
         builder.pollers(group.clone()).build(event_fn(|_, event| {
-            assert_eq!(event, Event::Connected);
+            assert_eq!(event, ConnectionEvent::Connected);
             Ok(())
         }))?;
     }
@@ -294,7 +295,7 @@ fn connection(conn: &mut Connection) -> io::Result<()> {
     let handle: ConnectionHandle = conn.handle();
     handle.on_close(|_| ());
     handle.done();
-    let held: netpoll::Hold = handle.hold();
+    let held: netpoll::PendingReply = handle.hold();
     drop(held);
     handle.send(LinkBuffer::new())?;
     handle.try_send(LinkBuffer::new())?;

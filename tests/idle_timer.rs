@@ -2,7 +2,7 @@
 
 mod support;
 
-use netpoll::{CloseReason, EventLoop, State};
+use netpoll::{CloseReason, ConnectionState, EventLoop};
 use std::{
     sync::{
         Arc,
@@ -153,10 +153,13 @@ fn the_end_of_the_connection_is_the_end_of_its_timers() {
         // An error says that the peer ended it.
         let _ = handle.done().wait();
         let after = calls.wait("the other", |calls| {
-            calls.contains(&("there", State::Connected))
+            calls.contains(&("there", ConnectionState::Connected))
         });
         // The first was due long before; if the end came later than that it saw an open one.
-        assert!(!after.contains(&("gone", State::Disconnected)), "{after:?}");
+        assert!(
+            !after.contains(&("gone", ConnectionState::Disconnected)),
+            "{after:?}"
+        );
         handle.after(Duration::ZERO, |_| {
             panic!("a closed connection has no timers")
         });

@@ -2,7 +2,7 @@
 
 mod support;
 
-use netpoll::{CloseReason, Connection, Dialer, Error, OnFull, Slot, handler_fn};
+use netpoll::{CloseReason, Connection, Dialer, Error, LengthSlot, OnFull, handler_fn};
 use std::{
     io::{self, BufRead, BufReader, BufWriter, Read, Write},
     net::Shutdown,
@@ -489,7 +489,7 @@ fn what_is_written_otherwise_waits_for_its_flush() {
 #[test]
 fn a_slot_behind_what_is_sent_by_itself_is_still_found() {
     every(|case| {
-        let open = Mutex::new(None::<Slot<3>>);
+        let open = Mutex::new(None::<LengthSlot<3>>);
         let server = case.serve(Script::new().request(move |conn| {
             conn.skip(conn.available())?;
             if let Some(slot) = open.lock().unwrap().take() {

@@ -3,8 +3,8 @@
 #![cfg(netpoll_leaks)]
 
 use netpoll::{
-    Bytes, Connection, ConnectionHandle, Dialer, EventLoop, Hold, LinkBuffer, Listener, Pool,
-    handler_fn,
+    Bytes, Connection, ConnectionHandle, Dialer, EventLoop, LinkBuffer, Listener, PendingReply,
+    Pool, handler_fn,
     leak::{self, Kind, Leak},
 };
 use parking_lot::{Mutex, MutexGuard};
@@ -179,7 +179,7 @@ fn keeps_a_handle(conn: &Connection) -> ConnectionHandle {
 }
 
 #[inline(never)]
-fn keeps_a_hold(handle: &ConnectionHandle) -> Hold {
+fn keeps_a_hold(handle: &ConnectionHandle) -> PendingReply {
     handle.hold()
 }
 
@@ -206,7 +206,7 @@ fn handles_and_holds_are_reported_each_where_it_was_made() {
         found.unwrap().backtrace().to_string()
     };
     assert!(place(Kind::Handle).contains("keeps_a_handle"));
-    assert!(place(Kind::Hold).contains("keeps_a_hold"));
+    assert!(place(Kind::PendingReply).contains("keeps_a_hold"));
 
     // The hold keeps the half-closed connection open.
     peer.shutdown(Shutdown::Write).unwrap();

@@ -8,8 +8,8 @@ mod support;
 static ALLOCATOR: counting::Counting = counting::Counting;
 
 use netpoll::{
-    Builder, CloseReason, Connection, ConnectionHandle, Error, EventLoop, OnFull, SocketOptions,
-    handler_fn, linkbuffer::ChunkPool,
+    CloseReason, Connection, ConnectionHandle, Error, EventLoop, EventLoopBuilder, OnFull,
+    SocketOptions, handler_fn, linkbuffer::ChunkPool,
 };
 use std::{
     io::{self, Read, Write},
@@ -68,7 +68,7 @@ impl Stalled {
     }
 }
 
-fn limited(case: Case, limit: usize) -> Builder {
+fn limited(case: Case, limit: usize) -> EventLoopBuilder {
     // What a socket takes stays the same.
     case.builder()
         .socket(

@@ -3,8 +3,9 @@
 mod support;
 
 use netpoll::{
-    Address, Builder, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, Error,
-    EventLoop, Executor, Handler, LinkBuffer, OnFull, PollerGroup, Pool, RelayEnd, Task, relay,
+    Address, CloseReason, Connection, ConnectionHandle, Dialer, Dispatch, DispatchTask, Error,
+    EventLoop, EventLoopBuilder, Executor, Handler, LinkBuffer, OnFull, PollerGroup, Pool,
+    RelayEnd, relay,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
@@ -55,11 +56,11 @@ struct Capped {
 
 impl Place {
     /// The threads of the pollers, and how to build a loop on them. Nothing is ever overdue.
-    fn builder(self) -> (PollerGroup, Builder) {
+    fn builder(self) -> (PollerGroup, EventLoopBuilder) {
         self.builder_with(None)
     }
 
-    fn builder_with(self, overload_after: Option<Duration>) -> (PollerGroup, Builder) {
+    fn builder_with(self, overload_after: Option<Duration>) -> (PollerGroup, EventLoopBuilder) {
         let group = PollerGroup::builder()
             .pollers(if self == Self::Pollers { MOST } else { 1 })
             .max_threads(MOST)
@@ -93,7 +94,7 @@ impl Place {
         self,
         transport: Transport,
         handler: impl Handler,
-        change: impl FnOnce(Builder) -> Builder,
+        change: impl FnOnce(EventLoopBuilder) -> EventLoopBuilder,
     ) -> Capped {
         let (group, builder) = self.builder_with(Some(SOON));
         let server = Server::start(transport, change(builder), handler);
@@ -931,7 +932,7 @@ impl Lanes {
 }
 
 impl Executor for Lanes {
-    fn execute(&self, task: Task) -> Result<(), Task> {
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
         self.lanes[self.next.load(SeqCst)].execute(task)?;
         self.given.fetch_add(1, SeqCst);
         Ok(())

@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, ConnectionHandle, Dialer, Error, Pool, PoolBuilder, State,
-    handler_fn,
+    Address, CloseReason, Connection, ConnectionHandle, ConnectionState, Dialer, Error, Pool,
+    PoolBuilder, handler_fn,
 };
 use socket2::SockRef;
 use std::{
@@ -1136,7 +1136,7 @@ fn a_kept_connection_that_an_old_handle_closes_is_closed() {
                 handle.abort();
             }
             eventually("it is closed", || dialer.stats().unwrap().active == 0);
-            assert_eq!(handle.state(), State::Disconnected);
+            assert_eq!(handle.state(), ConnectionState::Disconnected);
             assert!(handle.done().wait_timeout(LIMIT).is_some());
             eventually("the server sees it", || {
                 server.event_loop.stats().active == 0

@@ -2,7 +2,7 @@
 
 mod support;
 
-use netpoll::{Bytes, CloseReason, ConnectionHandle, Error, LinkBuffer, OnFull, State};
+use netpoll::{Bytes, CloseReason, ConnectionHandle, ConnectionState, Error, LinkBuffer, OnFull};
 use std::{
     io::{Read, Write},
     sync::{
@@ -127,7 +127,10 @@ fn each_policy_at_the_limit() {
                 "{error:?}"
             );
             assert!(error.to_string().contains(&queued.to_string()), "{error}");
-            assert!(handle.state() <= State::Connected, "nothing else happened");
+            assert!(
+                handle.state() <= ConnectionState::Connected,
+                "nothing else happened"
+            );
             handle.abort();
             drop(peer);
             server.stop();
@@ -145,7 +148,7 @@ fn each_policy_at_the_limit() {
                 Error::from_io(&error),
                 Some(Error::OutputFull { .. })
             ));
-            assert!(handle.state() <= State::Connected);
+            assert!(handle.state() <= ConnectionState::Connected);
             handle.abort();
             drop(peer);
             server.stop();
@@ -336,7 +339,7 @@ fn done_has_one_result_for_everybody() {
                     Some(Error::Closed(_))
                 ));
             }
-            assert_eq!(handle.state(), State::Disconnected);
+            assert_eq!(handle.state(), ConnectionState::Disconnected);
             assert!(!handle.is_active());
         }
         server.stop();

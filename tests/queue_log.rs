@@ -3,7 +3,7 @@
 
 mod support;
 
-use netpoll::{CloseReason, Delimited, Event, EventLoop, event_fn, framed};
+use netpoll::{CloseReason, ConnectionEvent, Delimited, EventLoop, event_fn, framed};
 use std::{collections::BTreeSet, io::Write};
 use support::{
     Log, Script, Server, Transport, bounded, eventually,
@@ -62,12 +62,12 @@ fn every_line_about_a_connection_has_its_number() {
         serve(EventLoop::new(lines_only).unwrap(), b"ok\ntoo long\n");
         let log = ids.clone();
         let last = event_fn(move |conn, event| match event {
-            Event::Connecting => {
+            ConnectionEvent::Connecting => {
                 log.push(conn.id());
                 Ok(())
             }
-            Event::Closed(CloseReason::Local) => Err(std::io::Error::other("too late")),
-            Event::Readable => {
+            ConnectionEvent::Closed(CloseReason::Local) => Err(std::io::Error::other("too late")),
+            ConnectionEvent::Readable => {
                 conn.handle().close();
                 Ok(())
             }

@@ -1,6 +1,8 @@
 //! Relays between real sockets.
 
-use netpoll::{Address, Connection, Dialer, EventLoop, Pool, RelayEnd, Verdict, handler_fn, relay};
+use netpoll::{
+    Address, Connection, Dialer, EventLoop, Pool, RelayEnd, RelayVerdict, handler_fn, relay,
+};
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -73,7 +75,7 @@ fn an_interrupt_gives_both_sides_back_sound() {
     assert_eq!(outcome.end, RelayEnd::Interrupted);
     assert_eq!(
         (outcome.a_verdict, outcome.b_verdict),
-        (Verdict::Sound, Verdict::Sound)
+        (RelayVerdict::Sound, RelayVerdict::Sound)
     );
     let (mut a, mut b) = (outcome.a.unwrap(), outcome.b.unwrap());
     client.write_all(b"again").unwrap();
@@ -194,7 +196,7 @@ fn a_kept_backend_serves_the_next_client() {
         let outcome = relay.wait_timeout(LIMIT).unwrap().expect("the relay ends");
         assert_eq!(
             (outcome.end, outcome.b_verdict),
-            (RelayEnd::Released, Verdict::Sound)
+            (RelayEnd::Released, RelayVerdict::Sound)
         );
         b = outcome.b;
     }

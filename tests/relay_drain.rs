@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, Dispatch, Error, Event, EventLoop, Executor, Outcome,
-    Relay, RelayEnd, Task, Verdict, event_fn,
+    Address, CloseReason, Connection, ConnectionEvent, Dialer, Dispatch, DispatchTask, Error,
+    EventLoop, Executor, Relay, RelayEnd, RelayOutcome, RelayVerdict, event_fn,
 };
 use socket2::SockRef;
 use std::{
@@ -28,7 +28,7 @@ struct Proxy {
     address: SocketAddr,
     backend: TcpListener,
     ends: Log<RelayEnd>,
-    outcomes: Arc<Mutex<Vec<Outcome>>>,
+    outcomes: Arc<Mutex<Vec<RelayOutcome>>>,
 }
 
 impl Proxy {
@@ -50,7 +50,7 @@ impl Proxy {
         let event_loop = EventLoop::builder()
             .pollers(1)
             .build(event_fn(move |client: &mut Connection, event| {
-                if event == Event::Connected {
+                if event == ConnectionEvent::Connected {
                     let backend = dialer.dial_connection(to.clone())?;
                     let relay = relay.clone().start(client.hijack()?, backend)?;
                     let (log, kept) = (log.clone(), Arc::clone(&kept));
@@ -131,7 +131,7 @@ fn an_idle_relay_ends_in_order() {
         ending.join().unwrap().unwrap();
         assert_eq!(proxy.ends.wait_len(2), [RelayEnd::Drained; 2]);
         for outcome in proxy.outcomes.lock().unwrap().iter() {
-            let closed = Verdict::Closed(CloseReason::Shutdown);
+            let closed = RelayVerdict::Closed(CloseReason::Shutdown);
             assert_eq!((outcome.a_verdict, outcome.b_verdict), (closed, closed));
         }
     });
@@ -264,7 +264,7 @@ fn a_kept_side_comes_back() {
         ending.join().unwrap().unwrap();
         assert_eq!(proxy.ends.wait_len(1), [RelayEnd::Drained]);
         let mut outcome = proxy.outcomes.lock().unwrap().remove(0);
-        assert_eq!(outcome.b_verdict, Verdict::Sound);
+        assert_eq!(outcome.b_verdict, RelayVerdict::Sound);
         let mut kept = outcome.b.take().expect("it is open");
         kept.write_str("next").unwrap();
         kept.flush().unwrap();
@@ -281,7 +281,7 @@ fn two_clients_of_one_loop_that_are_joined_part_when_they_are_silent() {
         let event_loop = EventLoop::builder()
             .pollers(1)
             .build(event_fn(move |conn: &mut Connection, event| {
-                if event == Event::Connected {
+                if event == ConnectionEvent::Connected {
                     let mut waiting = waiting.lock().unwrap();
                     match waiting.take() {
                         None => *waiting = Some(conn.hijack()?),
@@ -330,7 +330,7 @@ fn a_relay_that_begins_during_the_drain_ends_too() {
         let event_loop = EventLoop::builder()
             .pollers(1)
             .build(event_fn(move |client: &mut Connection, event| {
-                if event == Event::Connected {
+                if event == ConnectionEvent::Connected {
                     begin.push(());
                     at_gate.pass();
                     let backend = Dialer::new().dial_connection(to.clone())?;
@@ -365,7 +365,7 @@ fn a_relay_that_begins_during_the_drain_ends_too() {
 struct Held(Gate);
 
 impl Executor for Held {
-    fn execute(&self, task: Task) -> Result<(), Task> {
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
         let gate = self.0.clone();
         thread::spawn(move || {
             gate.pass();

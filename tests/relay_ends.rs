@@ -2,7 +2,9 @@
 
 mod support;
 
-use netpoll::{Address, Connection, Dialer, Pool, Relay, RelayBuilder, RelayEnd, Verdict, relay};
+use netpoll::{
+    Address, Connection, Dialer, Pool, Relay, RelayBuilder, RelayEnd, RelayVerdict, relay,
+};
 use socket2::SockRef;
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -422,7 +424,7 @@ fn what_came_from_a_kept_side_arrives_although_the_other_has_ended() {
                 assert_eq!(how, RelayEnd::Released);
                 if got.len() == sent {
                     end.expect("it has everything");
-                    assert_eq!(verdict, Verdict::Sound);
+                    assert_eq!(verdict, RelayVerdict::Sound);
                 }
             }
         }

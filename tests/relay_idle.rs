@@ -2,7 +2,7 @@
 
 mod support;
 
-use netpoll::{Connection, Dialer, Outcome, Relay, RelayEnd, Verdict, relay};
+use netpoll::{Connection, Dialer, Relay, RelayEnd, RelayOutcome, RelayVerdict, relay};
 use socket2::SockRef;
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -82,7 +82,7 @@ impl Download {
     }
 
     #[track_caller]
-    fn end(&self) -> Outcome {
+    fn end(&self) -> RelayOutcome {
         let outcome = self.relay.wait_timeout(LIMIT).unwrap();
         outcome.expect("the relay ends")
     }
@@ -135,7 +135,7 @@ fn reads_slowly(transport: Transport) -> bool {
 }
 
 /// What may become of a side that is given back.
-const FATES: [fn(Relay, Outcome); 3] = [
+const FATES: [fn(Relay, RelayOutcome); 3] = [
     |_, outcome| drop(outcome),
     |_, outcome| outcome.a.unwrap().close().unwrap(),
     |relay, outcome| {
@@ -222,7 +222,7 @@ fn sides_that_were_stopped_in_a_stream_go_on_in_another_relay() {
 fn a_side_that_gets_something_else_after_its_relay_ends_in_order() {
     bounded("else", || {
         let mut download = Download::begin(Transport::Tcp, Duration::from_millis(100));
-        let Outcome { a, b, .. } = download.end();
+        let RelayOutcome { a, b, .. } = download.end();
         let mut a = a.unwrap();
         let reading = thread::spawn(move || {
             let mut got = Vec::new();
@@ -249,7 +249,7 @@ fn output_that_only_a_kernel_has_is_unsent_when_its_reader_was_idle() {
             let outcome = relay.wait_timeout(LIMIT).unwrap().expect("it ends");
             assert_eq!(
                 (outcome.end, outcome.b_to_a, outcome.a_verdict),
-                (RelayEnd::IdleTimeout, 100_000, Verdict::UnsentOutput)
+                (RelayEnd::IdleTimeout, 100_000, RelayVerdict::UnsentOutput)
             );
             assert_eq!(outcome.a.as_ref().unwrap().stats().queued, 0);
             drop(reader);
@@ -271,7 +271,11 @@ fn a_relay_whose_sides_have_everything_ends_in_order_when_it_was_idle() {
         let outcome = relay.wait_timeout(LIMIT).unwrap().expect("it ends");
         assert_eq!(
             (outcome.end, outcome.a_verdict, outcome.b_verdict),
-            (RelayEnd::IdleTimeout, Verdict::Sound, Verdict::Sound)
+            (
+                RelayEnd::IdleTimeout,
+                RelayVerdict::Sound,
+                RelayVerdict::Sound
+            )
         );
         drop(outcome);
         client.expect_end();

@@ -49,7 +49,7 @@ fn proxy(
     let proxy = EventLoop::builder()
         .pollers(pollers.clone())
         .build(netpoll::event_fn(move |client: &mut Connection, event| {
-            if event == netpoll::Event::Connected {
+            if event == netpoll::ConnectionEvent::Connected {
                 let backend = dialer.dial_connection(Address::from(backend))?;
                 let relay = Relay::builder()
                     .in_flight(64 << 10)

@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, Balance, Connection, Dialer, Event, EventLoop, PollerGroup, Pool, Relay, RelayEnd,
-    Verdict, event_fn, relay,
+    Address, Balance, Connection, ConnectionEvent, Dialer, EventLoop, PollerGroup, Pool, Relay,
+    RelayEnd, RelayVerdict, event_fn, relay,
 };
 use std::{
     io::{Read, Write},
@@ -65,7 +65,7 @@ fn an_idle_relay_stops_in_time_and_leaves_both_sides_sound() {
         assert_eq!(outcome.end, RelayEnd::IdleTimeout);
         assert_eq!(
             (outcome.a_verdict, outcome.b_verdict),
-            (Verdict::Sound, Verdict::Sound)
+            (RelayVerdict::Sound, RelayVerdict::Sound)
         );
         // Nothing was closed.
         let again = relay_again(outcome.a, outcome.b);
@@ -119,7 +119,7 @@ fn what_is_in_flight_is_bounded_and_makes_both_sides_unsound() {
             outcome = relay.wait_timeout(LIMIT).unwrap().expect("it ends");
             assert_eq!(outcome.end, RelayEnd::Interrupted);
             let verdicts = (outcome.a_verdict, outcome.b_verdict);
-            if verdicts == (Verdict::UnreadInput, Verdict::UnsentOutput) {
+            if verdicts == (RelayVerdict::UnreadInput, RelayVerdict::UnsentOutput) {
                 break;
             }
             assert!(Instant::now() < deadline, "{verdicts:?}");
@@ -154,8 +154,8 @@ fn a_half_closed_side_is_not_sound() {
             (outcome.end, outcome.a_verdict, outcome.b_verdict),
             (
                 RelayEnd::Interrupted,
-                Verdict::HalfClosed,
-                Verdict::HalfClosed
+                RelayVerdict::HalfClosed,
+                RelayVerdict::HalfClosed
             )
         );
     });
@@ -175,7 +175,7 @@ fn an_unsound_pooled_side_is_closed_and_a_sound_one_used_again() {
         ping(&mut client, &mut server, b"x");
         first.interrupt();
         let outcome = first.wait_timeout(LIMIT).unwrap().expect("it ends");
-        assert_eq!(outcome.b_verdict, Verdict::Sound);
+        assert_eq!(outcome.b_verdict, RelayVerdict::Sound);
         assert!(outcome.b.is_none(), "the pool has it");
         assert_eq!(pool.stats().idle, 1);
         // The next relay gets the same one, and is stopped with half a request on it.
@@ -192,7 +192,7 @@ fn an_unsound_pooled_side_is_closed_and_a_sound_one_used_again() {
             stands_still(&next, || ());
             next.interrupt();
             let outcome = next.wait_timeout(LIMIT).unwrap().expect("it ends");
-            if outcome.b_verdict == Verdict::UnsentOutput {
+            if outcome.b_verdict == RelayVerdict::UnsentOutput {
                 break outcome;
             }
             assert!(Instant::now() < deadline, "{outcome:?}");
@@ -211,7 +211,10 @@ fn a_kept_side_that_owes_an_answer_is_not_sound() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = Address::from(listener.local_addr().unwrap());
         let pool = Pool::new(Dialer::new());
-        for (answered, verdict) in [(true, Verdict::Sound), (false, Verdict::OwesAnswer)] {
+        for (answered, verdict) in [
+            (true, RelayVerdict::Sound),
+            (false, RelayVerdict::OwesAnswer),
+        ] {
             let (a, mut client) = pair();
             let keeping = Relay::builder().keep_b(true);
             let relay = keeping.start(a, pool.get(&to).unwrap()).unwrap();
@@ -339,7 +342,7 @@ fn proxy(
     let event_loop = EventLoop::builder()
         .pollers(pollers.clone())
         .build(event_fn(move |client: &mut Connection, event| {
-            if event == Event::Connected {
+            if event == ConnectionEvent::Connected {
                 let backend = dialer.dial_connection(Address::from(backend))?;
                 let ends = ends.clone();
                 relay(client.hijack()?, backend)?.on_end(move |outcome| ends.push(outcome.end));

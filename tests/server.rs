@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, CloseReason, Connection, Dialer, EventLoop, Handler, Listener, OnFull, State,
-    handler_fn,
+    Address, CloseReason, Connection, ConnectionState, Dialer, EventLoop, Handler, Listener,
+    OnFull, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -481,23 +481,23 @@ fn a_connection_knows_its_ends_and_its_state() {
         let server = case.serve(
             Script::new()
                 .prepare(|conn| {
-                    assert_eq!(conn.state(), State::Connecting);
+                    assert_eq!(conn.state(), ConnectionState::Connecting);
                     Ok(())
                 })
                 .connect(|conn| {
-                    assert_eq!(conn.state(), State::Connecting);
+                    assert_eq!(conn.state(), ConnectionState::Connecting);
                     assert!(conn.is_active());
                     Ok(())
                 })
                 .request(move |conn| {
-                    assert_eq!(conn.state(), State::Connected);
+                    assert_eq!(conn.state(), ConnectionState::Connected);
                     seen.push((conn.local_addr()?, conn.peer_addr().clone()));
                     echo_frames(conn)
                 }),
         );
         let mut conn = server.dial();
         assert_eq!(conn.peer_addr(), &server.address);
-        assert_eq!(conn.state(), State::Connected);
+        assert_eq!(conn.state(), ConnectionState::Connected);
         conn.write_slice(&frame(b"x")).unwrap();
         conn.flush().unwrap();
         conn.skip(5).unwrap();

@@ -3,8 +3,8 @@
 mod support;
 
 use netpoll::{
-    Address, Builder, CloseReason, Connection, ConnectionHandle, Dispatch, Error, EventLoop,
-    Executor, OnFull, PollerGroup, SocketOptions, Task, handler_fn,
+    Address, CloseReason, Connection, ConnectionHandle, Dispatch, DispatchTask, Error, EventLoop,
+    EventLoopBuilder, Executor, OnFull, PollerGroup, SocketOptions, handler_fn,
 };
 use std::{
     io::{self, Read, Write},
@@ -355,7 +355,7 @@ struct Stopper {
 }
 
 impl Executor for Stopper {
-    fn execute(&self, task: Task) -> Result<(), Task> {
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
         let event_loop = self.event_loop.get().unwrap();
         if !event_loop.is_shutting_down() {
             let served = event_loop.serve(listener(Transport::Tcp));
@@ -573,7 +573,7 @@ fn a_handler_sees_that_the_loop_drains() {
 }
 
 /// A server that answers the first byte of a connection with as much as its socket takes.
-fn answering(case: Case, builder: Builder, answer: usize, waits: bool) -> Server {
+fn answering(case: Case, builder: EventLoopBuilder, answer: usize, waits: bool) -> Server {
     let options = SocketOptions::new().send_buffer(1 << 20);
     let script = Script::new().request(move |conn| {
         let first = conn.stats().bytes_out == 0;

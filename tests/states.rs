@@ -3,7 +3,8 @@
 mod support;
 
 use netpoll::{
-    CloseReason, ConnectionHandle, Dialer, Error, Event, EventLoop, OnFull, State, event_fn,
+    CloseReason, ConnectionEvent, ConnectionHandle, ConnectionState, Dialer, Error, EventLoop,
+    OnFull, event_fn,
 };
 use std::{
     io::Write,
@@ -20,7 +21,7 @@ use support::{
 const MUCH: usize = 24 << 20;
 
 /// Looks at the state as often as it can until the connection is over, and returns what it saw.
-fn watch(handle: ConnectionHandle) -> JoinHandle<Vec<State>> {
+fn watch(handle: ConnectionHandle) -> JoinHandle<Vec<ConnectionState>> {
     let mut seen = vec![handle.state()];
     thread::spawn(move || {
         loop {
@@ -28,7 +29,7 @@ fn watch(handle: ConnectionHandle) -> JoinHandle<Vec<State>> {
             if state != seen[seen.len() - 1] {
                 seen.push(state);
             }
-            if state == State::Disconnected {
+            if state == ConnectionState::Disconnected {
                 return seen;
             }
             thread::yield_now();
@@ -37,7 +38,7 @@ fn watch(handle: ConnectionHandle) -> JoinHandle<Vec<State>> {
 }
 
 #[track_caller]
-fn forwards(seen: &[State]) {
+fn forwards(seen: &[ConnectionState]) {
     assert!(seen.windows(2).all(|two| two[0] < two[1]), "{seen:?}");
 }
 
@@ -50,7 +51,7 @@ fn a_state_never_goes_backwards() {
             let server = case.serve(
                 Script::new()
                     .prepare(move |conn| {
-                        assert_eq!(conn.state(), State::Connecting);
+                        assert_eq!(conn.state(), ConnectionState::Connecting);
                         watches.push(Arc::new(std::sync::Mutex::new(Some(watch(conn.handle())))));
                         Ok(())
                     })
@@ -74,8 +75,8 @@ fn a_state_never_goes_backwards() {
             drop(peer);
             let seen = watching.lock().unwrap().take().unwrap().join().unwrap();
             forwards(&seen);
-            assert_eq!(seen[0], State::Connecting);
-            assert_eq!(seen[seen.len() - 1], State::Disconnected);
+            assert_eq!(seen[0], ConnectionState::Connecting);
+            assert_eq!(seen[seen.len() - 1], ConnectionState::Disconnected);
             server.stop();
         }
     });
@@ -103,7 +104,9 @@ fn each_state_at_its_place() {
                 .wrote(move |conn| wrote.push(("wrote", conn.state()))),
         );
         let (mut peer, handle) = server.connect_given(&handles);
-        eventually("on_connect returns", || handle.state() == State::Connected);
+        eventually("on_connect returns", || {
+            handle.state() == ConnectionState::Connected
+        });
         handle.send_bytes(vec![0; MUCH].into()).unwrap();
         handle.on_close({
             let handle = handle.clone();
@@ -111,18 +114,18 @@ fn each_state_at_its_place() {
         });
         // The peer reads nothing, so the close has to wait for its output.
         handle.close();
-        assert_eq!(handle.state(), State::Disconnecting);
+        assert_eq!(handle.state(), ConnectionState::Disconnecting);
         assert!(handle.send_bytes("late".into()).is_err());
         assert_eq!(peer.rest().unwrap().len(), MUCH);
         handle.done().wait().unwrap();
-        assert_eq!(handle.state(), State::Disconnected);
+        assert_eq!(handle.state(), ConnectionState::Disconnected);
         let seen = seen.wait("the end", |all| {
             all.iter().any(|(what, _)| *what == "closed")
         });
         let at = |name| seen.iter().find(|(what, _)| *what == name).unwrap().1;
-        assert_eq!(at("prepare"), State::Connecting);
-        assert_eq!(at("connect"), State::Connecting);
-        assert_eq!(at("closed"), State::Disconnected);
+        assert_eq!(at("prepare"), ConnectionState::Connecting);
+        assert_eq!(at("connect"), ConnectionState::Connecting);
+        assert_eq!(at("closed"), ConnectionState::Disconnected);
         drop(peer);
         server.stop();
     });
@@ -133,13 +136,13 @@ fn a_connection_of_ones_own_is_connected_from_its_birth() {
     bounded("own", || {
         let (conn, peer) = pair();
         let handle = conn.handle();
-        assert_eq!(conn.state(), State::Connected);
+        assert_eq!(conn.state(), ConnectionState::Connected);
         let watching = watch(handle.clone());
         handle.close();
         // Its poller may have ended it already.
-        assert!(conn.state() >= State::Disconnecting);
+        assert!(conn.state() >= ConnectionState::Disconnecting);
         drop(conn);
-        assert_eq!(handle.state(), State::Disconnected);
+        assert_eq!(handle.state(), ConnectionState::Disconnected);
         forwards(&watching.join().unwrap());
         drop(peer);
     });
@@ -161,7 +164,7 @@ fn a_refused_connection_skips_to_the_end() {
             Error::from_io(&error),
             Some(Error::Closed(CloseReason::Refused))
         );
-        assert_eq!(handle.state(), State::Disconnected);
+        assert_eq!(handle.state(), ConnectionState::Disconnected);
         server.stop();
     });
 }
@@ -176,7 +179,7 @@ fn events_and_states_agree_under_every_end() {
                 let log = events.clone();
                 let server = case.serve(event_fn(move |conn, event| {
                     log.push((event, conn.state()));
-                    if event == Event::Readable {
+                    if event == ConnectionEvent::Readable {
                         conn.skip(conn.available())?;
                     }
                     Ok(())
@@ -184,7 +187,7 @@ fn events_and_states_agree_under_every_end() {
                 let mut peer = server.connect();
                 peer.write_all(b"x").unwrap();
                 events.wait("input", |all| {
-                    all.iter().any(|(e, _)| *e == Event::Readable)
+                    all.iter().any(|(e, _)| *e == ConnectionEvent::Readable)
                 });
                 if reset {
                     peer.reset();
@@ -192,11 +195,13 @@ fn events_and_states_agree_under_every_end() {
                     drop(peer);
                 }
                 let events = events.wait("the end", |all| {
-                    matches!(all.last(), Some((Event::Closed(_), _)))
+                    matches!(all.last(), Some((ConnectionEvent::Closed(_), _)))
                 });
-                let states: Vec<State> = events.iter().map(|(_, state)| *state).collect();
+                let states: Vec<ConnectionState> = events.iter().map(|(_, state)| *state).collect();
                 assert!(states.is_sorted(), "{events:?}");
-                let fault = |(event, _): &&(Event, State)| matches!(event, Event::Error(_));
+                let fault = |(event, _): &&(ConnectionEvent, ConnectionState)| {
+                    matches!(event, ConnectionEvent::Error(_))
+                };
                 assert_eq!(events.iter().filter(fault).count(), usize::from(reset));
                 server.stop();
             }

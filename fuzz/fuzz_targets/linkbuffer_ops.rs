@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
-use linkbuffer::{ChunkPool, LinkBuffer, RawSlot};
+use linkbuffer::{ChunkPool, LinkBuffer, RawLengthSlot};
 use std::io::IoSlice;
 
 #[derive(Arbitrary, Debug)]
@@ -81,7 +81,7 @@ struct World {
     pool: ChunkPool,
     readable: Vec<u8>,
     pending: Vec<Cell>,
-    slots: Vec<(usize, RawSlot)>,
+    slots: Vec<(usize, RawLengthSlot)>,
     views: Vec<(Bytes, Vec<u8>)>,
     ropes: Vec<(LinkBuffer, Vec<u8>)>,
     chunk: BytesMut,

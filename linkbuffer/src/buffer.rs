@@ -30,7 +30,7 @@ use crate::slot::Move;
 ///   buffer is gone.
 /// * **Writing** appends at the end. Written bytes are not readable before
 ///   [`flush`](Self::flush); until then they can be cut ([`malloc_ack`](Self::malloc_ack)), filled
-///   in later ([`Slot`](crate::Slot)) or have data inserted before them
+///   in later ([`LengthSlot`](crate::LengthSlot)) or have data inserted before them
 ///   ([`write_direct`](Self::write_direct)). Payloads of 4 KiB and more are linked, not copied.
 /// * **A socket** sends from [`io_slices`](Self::io_slices) and [`consume`](Self::consume)s what
 ///   was taken, and receives by [`push_chunk`](Self::push_chunk) or into the room that

@@ -28,5 +28,5 @@ pub use chunk::{ChunkPool, ChunkStats};
 pub use compact::{compact, pinned};
 pub use error::{ShortRead, WriteError};
 pub use io::{IoReader, IoWriter};
-pub use slot::{RawSlot, Slot};
+pub use slot::{LengthSlot, RawLengthSlot};
 pub use traits::{Reader, Writer};

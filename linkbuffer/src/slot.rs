@@ -37,10 +37,10 @@ use crate::traits::Writer;
 /// Through a trait object:
 ///
 /// ```
-/// use linkbuffer::{Slot, Writer};
+/// use linkbuffer::{LengthSlot, Writer};
 ///
 /// fn encode(w: &mut dyn Writer, body: &str) -> std::io::Result<()> {
-///     let prefix = Slot::<4>::reserve(w)?;
+///     let prefix = LengthSlot::<4>::reserve(w)?;
 ///     w.write_str(body)?;
 ///     prefix.fill(w, (body.len() as u32).to_be_bytes())
 /// }
@@ -51,12 +51,12 @@ use crate::traits::Writer;
 /// ```
 #[derive(Debug)]
 #[must_use = "the reserved bytes stay zero until the slot is filled"]
-pub struct Slot<const N: usize>(pub(crate) RawSlot);
+pub struct LengthSlot<const N: usize>(pub(crate) RawLengthSlot);
 
-/// A [`Slot`] whose size is not part of its type: what [`Writer`] implementations deal in.
+/// A [`LengthSlot`] whose size is not part of its type: what [`Writer`] implementations deal in.
 #[derive(Debug)]
 #[must_use = "the reserved bytes stay zero until the slot is filled"]
-pub struct RawSlot {
+pub struct RawLengthSlot {
     /// Stream position of the first byte when the slot was made.
     at: u64,
     len: usize,
@@ -73,7 +73,7 @@ pub(crate) enum Move {
     Insert { at: u64, n: u64 },
 }
 
-impl<const N: usize> Slot<N> {
+impl<const N: usize> LengthSlot<N> {
     /// Reserves `N` bytes in any writer.
     ///
     /// # Errors
@@ -93,12 +93,12 @@ impl<const N: usize> Slot<N> {
     }
 
     /// Forgets the size.
-    pub fn into_raw(self) -> RawSlot {
+    pub fn into_raw(self) -> RawLengthSlot {
         self.0
     }
 }
 
-impl RawSlot {
+impl RawLengthSlot {
     /// Bytes reserved.
     pub fn len(&self) -> usize {
         self.len
@@ -113,9 +113,9 @@ impl RawSlot {
 impl LinkBuffer {
     /// Writes `N` zero bytes, contiguous, to be filled in later.
     #[inline]
-    pub fn reserve_slot<const N: usize>(&mut self) -> Slot<N> {
+    pub fn reserve_slot<const N: usize>(&mut self) -> LengthSlot<N> {
         self.write_slice(&[0; N]);
-        Slot(self.last_as_slot(N))
+        LengthSlot(self.last_as_slot(N))
     }
 
     /// Fills in the bytes that were reserved.
@@ -123,10 +123,10 @@ impl LinkBuffer {
     /// # Panics
     ///
     /// If the slot is gone: its buffer was flushed, `malloc_ack` cut it away, `write_direct` tore it, or it
-    /// is another buffer's; see [`Slot`]. [`Slot::fill`] returns an error instead.
+    /// is another buffer's; see [`LengthSlot`]. [`LengthSlot::fill`] returns an error instead.
     #[inline]
     #[track_caller]
-    pub fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, data: [u8; N]) {
+    pub fn fill_slot<const N: usize>(&mut self, slot: LengthSlot<N>, data: [u8; N]) {
         match self
             .slot_bytes(&slot.0)
             .and_then(|bytes| bytes.first_chunk_mut())
@@ -138,20 +138,20 @@ impl LinkBuffer {
 
     /// [`reserve_slot`](Self::reserve_slot) with a size known at run time.
     #[inline]
-    pub fn reserve_raw(&mut self, len: usize) -> RawSlot {
+    pub fn reserve_raw(&mut self, len: usize) -> RawLengthSlot {
         self.malloc(len);
         self.last_as_slot(len)
     }
 
     /// Makes a slot of the last `len` bytes.
     #[inline]
-    fn last_as_slot(&mut self, len: usize) -> RawSlot {
+    fn last_as_slot(&mut self, len: usize) -> RawLengthSlot {
         if self.written < OWN_POSITIONS {
             self.written += own_positions();
         }
         self.slot_top = self.slot_top.max(self.written);
         let stamp = self.rest.as_ref().map_or(0, |l| l.moves.len());
-        RawSlot {
+        RawLengthSlot {
             at: self.written - len as u64,
             len,
             stamp,
@@ -163,7 +163,7 @@ impl LinkBuffer {
     /// # Errors
     ///
     /// [`WriteError::SlotGone`], and [`WriteError::SlotSize`] if `data` is not as long as the slot.
-    pub fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> Result<(), WriteError> {
+    pub fn fill_raw(&mut self, slot: RawLengthSlot, data: &[u8]) -> Result<(), WriteError> {
         let len = slot.len;
         if data.len() != len {
             return Err(WriteError::SlotSize {
@@ -178,7 +178,7 @@ impl LinkBuffer {
 
     /// The bytes of a slot, if they are still there.
     #[inline]
-    fn slot_bytes(&mut self, slot: &RawSlot) -> Option<&mut [u8]> {
+    fn slot_bytes(&mut self, slot: &RawLengthSlot) -> Option<&mut [u8]> {
         let at = self.locate(slot)?;
         let mut left = (self.written - at) as usize;
         // Slots are recent: search from the end.
@@ -195,7 +195,7 @@ impl LinkBuffer {
 
     /// Where the slot's bytes are now, as a position in the stream.
     #[inline]
-    fn locate(&self, slot: &RawSlot) -> Option<u64> {
+    fn locate(&self, slot: &RawLengthSlot) -> Option<u64> {
         let at = match &self.rest {
             Some(links) if links.moves.len() > slot.stamp => follow(&links.moves, slot)?,
             _ => slot.at,
@@ -278,7 +278,7 @@ fn within(node: &mut Node, left: usize, len: usize) -> Option<&mut [u8]> {
 
 /// Where a slot is after all that happened since it was made.
 #[cold]
-fn follow(moves: &[Move], slot: &RawSlot) -> Option<u64> {
+fn follow(moves: &[Move], slot: &RawLengthSlot) -> Option<u64> {
     let len = slot.len as u64;
     let mut at = slot.at;
     for m in &moves[slot.stamp..] {

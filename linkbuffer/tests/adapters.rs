@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
-use linkbuffer::{IoReader, IoWriter, LinkBuffer, Reader, Slot, Writer};
+use linkbuffer::{IoReader, IoWriter, LengthSlot, LinkBuffer, Reader, Writer};
 
 fn encode(w: &mut dyn Writer, body: Bytes) -> io::Result<()> {
-    let prefix = Slot::<4>::reserve(w)?;
+    let prefix = LengthSlot::<4>::reserve(w)?;
     let len = body.len() as u32;
     w.write_bytes(body)?;
     prefix.fill(w, len.to_be_bytes())
@@ -302,7 +302,7 @@ fn write_in_every_way(w: &mut dyn Writer) -> io::Result<()> {
     w.write_str("undone")?;
     assert_eq!(w.malloc_len(), 22);
     w.malloc_ack(16)?;
-    let slot = Slot::<2>::reserve(w)?;
+    let slot = LengthSlot::<2>::reserve(w)?;
     w.write_u8(b'!')?;
     w.append(LinkBuffer::from("appended"))?;
     slot.fill(w, *b"42")?;

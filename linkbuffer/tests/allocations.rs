@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::io::IoSlice;
 
 use bytes::{Bytes, BytesMut};
-use linkbuffer::{ChunkPool, LinkBuffer, Slot};
+use linkbuffer::{ChunkPool, LengthSlot, LinkBuffer};
 
 /// Counts the allocations of each thread by itself, so that tests do not disturb one another.
 struct Counting;
@@ -211,7 +211,7 @@ fn send(buf: &mut LinkBuffer, at_most: usize) {
 
 /// A length prefix filled in afterwards, a header and a body.
 fn encode(buf: &mut LinkBuffer, body: &Bytes) {
-    let prefix: Slot<4> = buf.reserve_slot();
+    let prefix: LengthSlot<4> = buf.reserve_slot();
     buf.malloc(16).fill(1);
     buf.write_bytes(body.clone());
     let len = buf.malloc_len() as u32 - 4;
@@ -286,7 +286,7 @@ fn sending_with_insertions_and_cuts() {
     let mut buf = LinkBuffer::with_pool(&pool);
     let body = Bytes::from(vec![1; 8000]);
     let n = allocations(|| {
-        let prefix: Slot<4> = buf.reserve_slot();
+        let prefix: LengthSlot<4> = buf.reserve_slot();
         buf.malloc(1000).fill(2);
         buf.write_direct(body.clone(), 500);
         buf.write_direct(Bytes::from_static(b"short"), 100);

@@ -1,8 +1,8 @@
 //! What a buffer holds, what it gives back, and to whom.
 
 use bytes::{Bytes, BytesMut};
-use linkbuffer::{ChunkPool, ChunkStats, Chunks, IoReader, IoWriter, LinkBuffer, RawSlot};
-use linkbuffer::{ShortRead, Slot, WriteError};
+use linkbuffer::{ChunkPool, ChunkStats, Chunks, IoReader, IoWriter, LinkBuffer, RawLengthSlot};
+use linkbuffer::{LengthSlot, ShortRead, WriteError};
 
 #[test]
 fn the_types_can_be_sent_and_shared() {
@@ -11,8 +11,8 @@ fn the_types_can_be_sent_and_shared() {
     check::<ChunkPool>();
     check::<ChunkStats>();
     check::<Chunks<'static>>();
-    check::<Slot<4>>();
-    check::<RawSlot>();
+    check::<LengthSlot<4>>();
+    check::<RawLengthSlot>();
     check::<ShortRead>();
     check::<WriteError>();
     check::<IoReader<std::net::TcpStream>>();
@@ -140,7 +140,7 @@ fn a_small_rest_does_not_pin_a_large_chunk() {
     buf.push_chunk(chunk.split());
     buf.consume((64 << 10) - 100);
     buf.write_slice(b"unflushed");
-    let slot: Slot<2> = buf.reserve_slot();
+    let slot: LengthSlot<2> = buf.reserve_slot();
     assert!(!chunk.try_reclaim(64 << 10), "pinned");
     buf.compact();
     assert!(chunk.try_reclaim(64 << 10));
@@ -613,7 +613,7 @@ fn compact_lets_go_of_every_chunk_that_is_not_used() {
         }
     }
     buf.flush();
-    let slot: Slot<2> = buf.reserve_slot();
+    let slot: LengthSlot<2> = buf.reserve_slot();
     assert!(buf.pinned() > 20 * (64 << 10));
     buf.compact();
     assert!(

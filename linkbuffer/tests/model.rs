@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, IoSlice, Read, Write};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use linkbuffer::{ChunkPool, LinkBuffer, RawSlot, Reader, Writer};
+use linkbuffer::{ChunkPool, LinkBuffer, RawLengthSlot, Reader, Writer};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -145,7 +145,7 @@ struct Model {
     buf: LinkBuffer,
     readable: VecDeque<u8>,
     pending: Vec<Cell>,
-    slots: Vec<(usize, RawSlot)>,
+    slots: Vec<(usize, RawLengthSlot)>,
     slots_made: usize,
     /// Owned views with what they must contain for ever.
     views: Vec<(Bytes, Vec<u8>)>,

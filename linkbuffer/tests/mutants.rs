@@ -3,7 +3,7 @@
 use std::io::{IoSlice, Write};
 
 use bytes::{Buf, Bytes, BytesMut};
-use linkbuffer::{ChunkPool, LinkBuffer, ShortRead, Slot, WriteError};
+use linkbuffer::{ChunkPool, LengthSlot, LinkBuffer, ShortRead, WriteError};
 
 /// A pool of its own, and a buffer of it with `n` readable bytes.
 fn pooled(n: usize) -> (ChunkPool, LinkBuffer) {
@@ -242,9 +242,9 @@ fn assert_gone(filled: Result<(), WriteError>) {
 #[test]
 fn a_slot_made_after_an_insertion_ends_with_the_flush() {
     let mut buf = LinkBuffer::new();
-    let first: Slot<4> = buf.reserve_slot();
+    let first: LengthSlot<4> = buf.reserve_slot();
     buf.write_direct(Bytes::from_static(b"x"), 4);
-    let second: Slot<4> = buf.reserve_slot();
+    let second: LengthSlot<4> = buf.reserve_slot();
     buf.fill_slot(first, *b"1111");
     buf.flush();
     assert_gone(buf.fill_raw(second.into_raw(), b"2222"));
@@ -255,9 +255,9 @@ fn a_slot_made_after_an_insertion_ends_with_the_flush() {
 fn an_insertion_between_two_slots_tears_neither() {
     for between in [0, 3] {
         let mut buf = LinkBuffer::new();
-        let first: Slot<4> = buf.reserve_slot();
+        let first: LengthSlot<4> = buf.reserve_slot();
         buf.write_slice(&b"---"[..between]);
-        let second: Slot<4> = buf.reserve_slot();
+        let second: LengthSlot<4> = buf.reserve_slot();
         buf.write_direct(Bytes::from_static(b"inserted"), 4);
         buf.fill_slot(first, *b"1111");
         buf.fill_slot(second, *b"2222");
@@ -270,7 +270,7 @@ fn an_insertion_between_two_slots_tears_neither() {
 #[test]
 fn a_slot_that_was_moved_and_then_cut_stays_gone() {
     let mut buf = LinkBuffer::new();
-    let slot: Slot<4> = buf.reserve_slot();
+    let slot: LengthSlot<4> = buf.reserve_slot();
     buf.write_direct(Bytes::from_static(b"x"), 4);
     buf.malloc_ack(4);
     buf.write_str("others");
@@ -283,7 +283,7 @@ fn a_slot_that_was_moved_and_then_cut_stays_gone() {
 fn slots_are_moved_in_message_after_message() {
     let mut buf = LinkBuffer::new();
     for _ in 0..100 {
-        let slot: Slot<4> = buf.reserve_slot();
+        let slot: LengthSlot<4> = buf.reserve_slot();
         buf.write_direct(Bytes::from_static(b"0123456789"), 4);
         buf.fill_slot(slot, *b"slot");
         buf.flush();
@@ -324,7 +324,7 @@ fn a_slot_without_bytes_goes_with_the_buffer_that_is_taken() {
 #[test]
 fn a_slot_that_was_cut_stays_gone_when_the_buffer_is_released() {
     let mut buf = LinkBuffer::new();
-    let slot: Slot<4> = buf.reserve_slot();
+    let slot: LengthSlot<4> = buf.reserve_slot();
     buf.malloc_ack(0);
     buf.release();
     buf.write_str("data");

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use linkbuffer::{ChunkPool, LinkBuffer, Slot, WriteError, Writer};
+use linkbuffer::{ChunkPool, LengthSlot, LinkBuffer, WriteError, Writer};
 
 fn text(buf: &mut LinkBuffer) -> String {
     buf.flush();
@@ -247,7 +247,7 @@ fn the_trait_returns_errors_where_the_methods_panic() {
         }
     ));
     error(w.write_direct(Bytes::from_static(b"x"), 5).unwrap_err());
-    let slot = Slot::<2>::reserve(w).unwrap();
+    let slot = LengthSlot::<2>::reserve(w).unwrap();
     w.malloc_ack(5).unwrap();
     let gone = error(slot.fill(w, [1, 2]).unwrap_err());
     assert!(matches!(gone, WriteError::SlotGone { len: 2, .. }));
@@ -277,11 +277,11 @@ fn the_trait_returns_errors_where_the_methods_panic() {
 fn a_slot_is_filled_where_it_was_reserved() {
     let mut buf = LinkBuffer::new();
     buf.write_str("a");
-    let one: Slot<2> = buf.reserve_slot();
+    let one: LengthSlot<2> = buf.reserve_slot();
     buf.write_str("b");
-    let two: Slot<1> = buf.reserve_slot();
+    let two: LengthSlot<1> = buf.reserve_slot();
     buf.write_bytes(Bytes::from("c".repeat(5000)));
-    let three: Slot<3> = buf.reserve_slot();
+    let three: LengthSlot<3> = buf.reserve_slot();
     buf.fill_slot(three, *b"333");
     buf.fill_slot(one, *b"11");
     buf.fill_slot(two, *b"2");
@@ -300,7 +300,7 @@ fn a_slot_keeps_its_place_when_things_move() {
     let large = || Bytes::from("L".repeat(5000));
     let mut buf = LinkBuffer::from(&b"readable"[..]);
     buf.write_str("[");
-    let slot: Slot<4> = buf.reserve_slot();
+    let slot: LengthSlot<4> = buf.reserve_slot();
     buf.write_str("]");
     buf.write_direct(Bytes::from_static(b"small"), 5);
     buf.write_direct(large(), 5);
@@ -327,7 +327,7 @@ fn a_slot_of_another_buffer_is_gone() {
             for slots in [false, true] {
                 let mut right = LinkBuffer::new();
                 right.write_slice(&vec![b'r'; before]);
-                let slot: Slot<4> = right.reserve_slot();
+                let slot: LengthSlot<4> = right.reserve_slot();
                 let mut wrong = LinkBuffer::new();
                 if slots {
                     let _ = wrong.reserve_slot::<4>();
@@ -345,11 +345,11 @@ fn a_slot_of_another_buffer_is_gone() {
 #[test]
 fn slots_go_with_the_bytes_that_are_taken() {
     let mut buf = LinkBuffer::new();
-    let first: Slot<4> = buf.reserve_slot();
-    let second: Slot<4> = buf.reserve_slot();
+    let first: LengthSlot<4> = buf.reserve_slot();
+    let second: LengthSlot<4> = buf.reserve_slot();
     let mut taken = buf.take();
     buf.write_slice(&[0; 100]);
-    let third: Slot<4> = buf.reserve_slot();
+    let third: LengthSlot<4> = buf.reserve_slot();
     assert!(second.fill(&mut buf, *b"nope").is_err());
     assert!(third.fill(&mut taken, *b"nope").is_err());
     taken.fill_slot(first, *b"here");
@@ -373,14 +373,14 @@ fn no_two_of_many_buffers_share_their_slots() {
 #[test]
 fn a_slot_between_two_cuts() {
     let mut buf = LinkBuffer::new();
-    let first: Slot<2> = buf.reserve_slot();
-    let lost: Slot<2> = buf.reserve_slot();
+    let first: LengthSlot<2> = buf.reserve_slot();
+    let lost: LengthSlot<2> = buf.reserve_slot();
     buf.malloc_ack(3);
     buf.malloc_ack(2);
-    let second: Slot<2> = buf.reserve_slot();
+    let second: LengthSlot<2> = buf.reserve_slot();
     buf.write_str("xyz");
     buf.malloc_ack(5);
-    let third: Slot<2> = buf.reserve_slot();
+    let third: LengthSlot<2> = buf.reserve_slot();
     buf.fill_slot(third, *b"33");
     buf.fill_slot(second, *b"22");
     buf.fill_slot(first, *b"11");
@@ -392,7 +392,7 @@ fn a_slot_between_two_cuts() {
 #[should_panic(expected = "the slot of 4 bytes is gone")]
 fn filling_a_slot_that_was_cut_away() {
     let mut buf = LinkBuffer::new();
-    let slot: Slot<4> = buf.reserve_slot();
+    let slot: LengthSlot<4> = buf.reserve_slot();
     buf.malloc_ack(0);
     buf.write_str("others are there now");
     buf.fill_slot(slot, [1; 4]);
@@ -449,7 +449,7 @@ fn a_slot_ends_with_its_bytes() {
 #[test]
 fn a_slot_through_a_trait_object() {
     fn encode(w: &mut dyn Writer, body: &[u8]) -> io::Result<()> {
-        let prefix = Slot::<4>::reserve(w)?;
+        let prefix = LengthSlot::<4>::reserve(w)?;
         w.write_slice(body)?;
         prefix.fill(w, (body.len() as u32).to_le_bytes())?;
         w.write_u8(b';')?;

@@ -48,7 +48,7 @@ fn be(state: u64) {
 /// Whether the calling thread holds a poller's role: inside
 /// [`Operator::on_ready`](crate::Operator::on_ready) and
 /// [`Operator::on_detached`](crate::Operator::on_detached), where waiting would stall everybody.
-pub fn must_not_block() -> bool {
+pub fn is_polling_thread() -> bool {
     STATE
         .try_with(Cell::get)
         .is_ok_and(|state| state == HOLDING)

@@ -27,7 +27,7 @@ use crate::{
     sync::{AtomicU32, AtomicUsize, Mutex, Ordering},
     sys::{Moment, coarse_millis},
     waits::{self, Waits},
-    workers::{Doing, Holding, PAUSES, longest_first},
+    workers::{BusyThread, Doing, PAUSES, longest_first},
 };
 
 /// Cohorts of jobs, of a tenth of the time after which these are overdue each: enough for three times that.
@@ -107,7 +107,7 @@ impl Default for Threads {
 
 impl ForeignThreads {
     /// Jobs that have one of these threads, the longest first.
-    pub fn holding(&self) -> Vec<Holding> {
+    pub fn holding(&self) -> Vec<BusyThread> {
         let now = coarse_millis();
         let doing = self.shared.doing.lock();
         let doing = doing.iter().filter_map(Weak::upgrade);
@@ -336,7 +336,7 @@ impl Watched for Queue {
         waits.end(overdue, now, time / PAUSES)
     }
 
-    fn holding(&self) -> Vec<Holding> {
+    fn holding(&self) -> Vec<BusyThread> {
         self.threads.holding()
     }
 

@@ -51,7 +51,7 @@ struct Shared {
 /// Builds a [`PollerGroup`].
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
-pub struct GroupBuilder {
+pub struct PollerGroupBuilder {
     pollers: usize,
     balance: Balance,
     max_threads: usize,
@@ -67,14 +67,14 @@ impl PollerGroup {
     ///
     /// # Errors
     ///
-    /// As [`GroupBuilder::build`].
+    /// As [`PollerGroupBuilder::build`].
     pub fn new(threads: usize, balance: Balance) -> io::Result<Self> {
         Self::builder().pollers(threads).balance(balance).build()
     }
 
     /// A group with other than the default limits.
-    pub fn builder() -> GroupBuilder {
-        GroupBuilder::default()
+    pub fn builder() -> PollerGroupBuilder {
+        PollerGroupBuilder::default()
     }
 
     /// The process-wide group: started by the first call, never closed, one poller per four
@@ -82,7 +82,7 @@ impl PollerGroup {
     ///
     /// # Errors
     ///
-    /// As [`GroupBuilder::build`], if this call is the one that starts it.
+    /// As [`PollerGroupBuilder::build`], if this call is the one that starts it.
     pub fn global() -> io::Result<&'static Self> {
         static GLOBAL: OnceLock<PollerGroup> = OnceLock::new();
         if let Some(group) = GLOBAL.get() {
@@ -249,7 +249,7 @@ impl Drop for Shared {
     }
 }
 
-impl GroupBuilder {
+impl PollerGroupBuilder {
     /// The number of pollers, from 1 to 8192; by default one per four processors.
     pub fn pollers(mut self, pollers: usize) -> Self {
         self.pollers = pollers;
@@ -395,7 +395,7 @@ impl GroupBuilder {
     }
 }
 
-impl Default for GroupBuilder {
+impl Default for PollerGroupBuilder {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         Self {

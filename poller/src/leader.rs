@@ -11,7 +11,7 @@ use crate::{
     abroad::{UNNAMED, named},
     command::{Command, Guest},
     contain::contained,
-    context::{self, must_not_block},
+    context::{self, is_polling_thread},
     member::Entry,
     operator::{Budget, Progress, Requests},
     poller::Poller,
@@ -116,7 +116,7 @@ impl<'a> Leader<'a> {
         let mut outcome = contained(|| lead(&leader));
         while let Err(thrown) = outcome {
             let Some(broken) = leader.broken.take() else {
-                if must_not_block() {
+                if is_polling_thread() {
                     // Not in a callback; this was an operator's `fd`, or a mistake of our own. The
                     // core is lost, which must not go unnoticed.
                     leader.end(

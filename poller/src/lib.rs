@@ -12,7 +12,7 @@
 //! core lies in a slot where another thread may take it:
 //!
 //! * at once, if the run calls [`before_blocking`] before it waits;
-//! * half a tick to one and a half later (1 ms each by default, [`GroupBuilder::slow_after`]; twice
+//! * half a tick to one and a half later (1 ms each by default, [`PollerGroupBuilder::slow_after`]; twice
 //!   as long if no run was found to wait for a second, four times after ten, sixteen times if none ever
 //!   was) if the group's monitor finds the run waiting without a word, or having computed for more than 5 ms;
 //! * right away, where runs have often waited lately, or where runs are long and there is another
@@ -137,9 +137,9 @@ mod workers;
 pub use balance::Balance;
 #[doc(hidden)]
 pub use contain::{Panicked, contained};
-pub use context::{before_blocking, must_not_block};
+pub use context::{before_blocking, is_polling_thread};
 pub use foreign::{ForeignQueue, ForeignThreads, Ticket};
-pub use group::{GroupBuilder, PollerGroup};
+pub use group::{PollerGroup, PollerGroupBuilder};
 pub use handle::PollerHandle;
 pub use member::Member;
 pub use operator::{Budget, Operator, Progress};
@@ -150,4 +150,4 @@ pub use schedule::TimerKey;
 pub use stats::{GroupStats, PollerStats};
 pub use sys::{coarse_millis, wait_any, wait_any_or, wait_ready, wait_ready_or};
 pub use waits::{Waiter, Waiting, begin_wait};
-pub use workers::{Holding, Job, WorkerPool, WorkerPoolBuilder, WorkerStats};
+pub use workers::{BusyThread, Job, WorkerPool, WorkerPoolBuilder, WorkerStats};

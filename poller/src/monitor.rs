@@ -30,7 +30,7 @@ use crate::{
     poller::Poller,
     sync::{Condvar, Mutex, Ordering, thread},
     sys::{Activity, Moment, nanos, thread_activity},
-    workers::{Holding, longest_first},
+    workers::{BusyThread, longest_first},
 };
 
 /// Ticks without any deposit after which the monitor parks.
@@ -65,7 +65,7 @@ pub(crate) trait Watched: Send + Sync {
     fn end_waits(&self, overdue: usize, now: Moment) -> usize;
 
     /// What has a thread, the longest first.
-    fn holding(&self) -> Vec<Holding>;
+    fn holding(&self) -> Vec<BusyThread>;
 
     /// The monitor is about to rest: work that waits calls it from here on. `false`: some waits already.
     fn rest(&self) -> bool;
@@ -255,7 +255,7 @@ impl Monitor {
     }
 
     /// Runs that go on while others poll, the longest first.
-    pub(crate) fn holding(&self) -> Vec<Holding> {
+    pub(crate) fn holding(&self) -> Vec<BusyThread> {
         let scope = Arc::clone(&self.state.lock().scope);
         scope.holding()
     }
@@ -302,7 +302,7 @@ impl fmt::Debug for Monitor {
 }
 
 impl Scope {
-    fn holding(&self) -> Vec<Holding> {
+    fn holding(&self) -> Vec<BusyThread> {
         let pollers = self.pollers.iter().filter_map(Weak::upgrade);
         longest_first(pollers.flat_map(|poller| poller.holding()))
     }

@@ -57,7 +57,7 @@ pub trait Operator: Send + Sync + 'static {
         false
     }
 
-    /// A number by which statistics name it ([`Holding::id`](crate::Holding::id)); 0 for none.
+    /// A number by which statistics name it ([`BusyThread::id`](crate::BusyThread::id)); 0 for none.
     fn id(&self) -> u64 {
         0
     }

@@ -4,7 +4,7 @@
 
 use std::{fmt, sync::OnceLock, time::Duration};
 
-use crate::{contain::contained, monitor::Watched, sync::Mutex, sys::Moment, workers::Holding};
+use crate::{contain::contained, monitor::Watched, sync::Mutex, sys::Moment, workers::BusyThread};
 
 /// Reports come no faster than this.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);
@@ -14,12 +14,12 @@ const REPORT_AGAIN: Duration = Duration::from_secs(10);
 #[non_exhaustive]
 pub struct Overload {
     /// Runs or jobs that have waited for longer than
-    /// [`overload_after`](crate::GroupBuilder::overload_after) now.
+    /// [`overload_after`](crate::PollerGroupBuilder::overload_after) now.
     pub waiting: usize,
     /// Waits that were ended for such work since the last report.
     pub ended_waits: u64,
     /// What the threads are taken by, the longest first.
-    pub holding: Vec<Holding>,
+    pub holding: Vec<BusyThread>,
 }
 
 /// Called with an [`Overload`]: see [`PollerGroup::report_overload`](crate::PollerGroup::report_overload).
@@ -51,7 +51,7 @@ impl Relief {
         pool: &dyn Watched,
         overdue: usize,
         now: Moment,
-        holding: impl FnOnce() -> Vec<Holding>,
+        holding: impl FnOnce() -> Vec<BusyThread>,
     ) {
         let ended = pool.end_waits(overdue, now) as u64;
         let Some(report) = self.report.get() else {

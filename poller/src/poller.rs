@@ -23,7 +23,7 @@ use crate::{
     sys::{self, Moment},
     timer::Clock,
     turn::Core,
-    workers::{Holding, WorkerPool},
+    workers::{BusyThread, WorkerPool},
 };
 
 /// A poller, shared by the threads that lead it and those that talk to it.
@@ -233,7 +233,7 @@ impl Poller {
     }
 
     /// The runs that go on while others poll.
-    pub(crate) fn holding(&self) -> Vec<Holding> {
+    pub(crate) fn holding(&self) -> Vec<BusyThread> {
         let now = Moment::now();
         let id = |run: &Run| match run.named() {
             Some(id) => id,
@@ -242,7 +242,7 @@ impl Poller {
                 entry.map_or(0, |entry| self.id_of(&entry))
             }
         };
-        let holding = |run: Run| Holding {
+        let holding = |run: Run| BusyThread {
             id: id(&run),
             time: Duration::from_nanos(now.since(run.begun)),
         };

@@ -2,7 +2,7 @@
 
 use crate::{
     sync::{AtomicU64, Ordering},
-    workers::{Holding, WorkerStats},
+    workers::{BusyThread, WorkerStats},
 };
 
 /// Declares the counters and their snapshot with one list.
@@ -108,7 +108,7 @@ pub struct GroupStats {
     /// The threads that do brief work while all those are taken.
     pub reserve: WorkerStats,
     /// The runs that others poll for because they wait or take long, the longest first.
-    pub holding: Vec<Holding>,
+    pub holding: Vec<BusyThread>,
 }
 
 impl GroupStats {

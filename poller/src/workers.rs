@@ -35,7 +35,7 @@ pub trait Job: Send + Sync + 'static {
     /// Called once per submission, on a thread of the pool. May block.
     fn run(self: Arc<Self>);
 
-    /// A number by which [`Holding`] names it; 0 for none.
+    /// A number by which [`BusyThread`] names it; 0 for none.
     fn id(&self) -> u64 {
         0
     }
@@ -44,7 +44,7 @@ pub trait Job: Send + Sync + 'static {
 /// Work that has a thread, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Holding {
+pub struct BusyThread {
     /// What it is: [`Job::id`] or [`Operator::id`](crate::Operator::id), 0 if that does not say.
     pub id: u64,
     /// Since when, to some milliseconds.
@@ -251,7 +251,7 @@ impl WorkerPool {
     }
 
     /// Jobs that have a thread, the longest first.
-    pub fn holding(&self) -> Vec<Holding> {
+    pub fn holding(&self) -> Vec<BusyThread> {
         self.shared.holding()
     }
 
@@ -379,10 +379,10 @@ impl Doing {
         self.job.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn holding(&self, now: u64) -> Option<Holding> {
+    pub(crate) fn holding(&self, now: u64) -> Option<BusyThread> {
         let id = self.job.load(Ordering::Acquire);
         let since = self.since.load(Ordering::Relaxed);
-        (id != 0).then(|| Holding {
+        (id != 0).then(|| BusyThread {
             id,
             time: Duration::from_millis(now.saturating_sub(since)),
         })
@@ -390,7 +390,7 @@ impl Doing {
 }
 
 /// All of these, in the order in which they are told.
-pub(crate) fn longest_first(all: impl Iterator<Item = Holding>) -> Vec<Holding> {
+pub(crate) fn longest_first(all: impl Iterator<Item = BusyThread>) -> Vec<BusyThread> {
     let mut all: Vec<_> = all.collect();
     all.sort_by_key(|holding| std::cmp::Reverse(holding.time));
     all
@@ -445,7 +445,7 @@ impl Watched for Shared {
         self.waits.end(overdue, now, time / PAUSES)
     }
 
-    fn holding(&self) -> Vec<Holding> {
+    fn holding(&self) -> Vec<BusyThread> {
         let now = coarse_millis();
         let state = self.state.lock();
         longest_first(

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use poller::{Interest, PollerGroup, Progress, Readiness, must_not_block};
+use poller::{Interest, PollerGroup, Progress, Readiness, is_polling_thread};
 use support::{group, pair, probe, until};
 
 const BOTH: fn() -> Interest = || Interest::READ | Interest::WRITE;
@@ -21,14 +21,14 @@ fn echo_through_on_ready_and_run() {
     let reader = ours.try_clone().unwrap();
     let probe = probe(ours)
         .on_ready(|_, readiness, budget| {
-            assert!(must_not_block());
+            assert!(is_polling_thread());
             if readiness.contains(Readiness::READABLE) {
                 budget.request_run();
             }
             Progress::Drained
         })
         .on_run(move |_| {
-            assert!(!must_not_block());
+            assert!(!is_polling_thread());
             let mut bytes = [0; 64];
             while let Ok(n) = (&reader).read(&mut bytes) {
                 if n == 0 {
@@ -47,7 +47,7 @@ fn echo_through_on_ready_and_run() {
     }
     drop(peer);
     until("detach at end of stream", || probe.detached() == 1);
-    assert!(!must_not_block());
+    assert!(!is_polling_thread());
     group.close();
     assert_eq!(probe.detached(), 1);
 }

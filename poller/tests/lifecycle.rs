@@ -16,7 +16,7 @@ use std::{
 
 use poller::{
     Budget, Interest, Job, Operator, PollerGroup, Progress, Readiness, WorkerPool, before_blocking,
-    must_not_block,
+    is_polling_thread,
 };
 use support::{Probe, group, pair, probe, settle, until};
 
@@ -56,7 +56,7 @@ fn detaching_from_inside_callbacks() {
             probe.registration().wake();
             Progress::Yield
         })
-        .on_detached(|_| assert!(must_not_block()))
+        .on_detached(|_| assert!(is_polling_thread()))
         .register(&handle, Interest::READ);
     let run = probe(pair().0)
         .on_ready(|_, _, budget| {
@@ -236,7 +236,7 @@ fn a_run_asked_for_before_the_end_is_made_after_the_word() {
                     Progress::Drained
                 })
                 .on_run(|probe| {
-                    assert!(must_not_block());
+                    assert!(is_polling_thread());
                     assert_eq!(probe.detached(), 1, "the word comes first");
                     Progress::Yield
                 })

@@ -20,7 +20,7 @@ use std::{
 
 use poller::{
     Budget, Interest, Operator, PollerGroup, PollerHandle, Progress, Readiness, before_blocking,
-    must_not_block, wait_ready,
+    is_polling_thread, wait_ready,
 };
 use support::{Probe, group, pair, probe, until};
 
@@ -61,9 +61,9 @@ fn blocker(
             Progress::Drained
         })
         .on_run(move |_| {
-            assert!(!must_not_block());
+            assert!(!is_polling_thread());
             wait();
-            assert!(!must_not_block());
+            assert!(!is_polling_thread());
             Progress::Drained
         })
         .register(handle, Interest::READ);
@@ -119,7 +119,7 @@ fn before_blocking_without_a_wait_changes_nothing_for_the_others() {
     }
     until("the last run", || slow.runs() > 0);
     before_blocking(); // and nothing at all out here
-    assert!(!must_not_block());
+    assert!(!is_polling_thread());
     group.close();
 }
 
@@ -325,7 +325,7 @@ fn brief_runs_and_closures_do_not_wait_for_a_thread() {
             Progress::Drained
         })
         .on_run(move |_| {
-            assert!(!must_not_block());
+            assert!(!is_polling_thread());
             let mut bytes = [0; 64];
             while let Ok(n @ 1..) = (&io).read(&mut bytes) {
                 left.fetch_add(n, Ordering::SeqCst);

@@ -113,18 +113,18 @@ impl Dialer {
     }
 
     /// Closes connections that neither sent nor received anything for this long, with a handler or without,
-    /// as [`Builder::idle_timeout`](crate::Builder::idle_timeout). Default: never.
+    /// as [`EventLoopBuilder::idle_timeout`](crate::EventLoopBuilder::idle_timeout). Default: never.
     pub fn idle_timeout(self, timeout: Duration) -> Self {
         self.limit(|limits| limits.idle_timeout = Some(timeout))
     }
 
     /// How long the rest of a message may take, of connections with a handler, as
-    /// [`Builder::message_timeout`](crate::Builder::message_timeout). Default: as long as it takes.
+    /// [`EventLoopBuilder::message_timeout`](crate::EventLoopBuilder::message_timeout). Default: as long as it takes.
     pub fn message_timeout(self, timeout: Duration) -> Self {
         self.limit(|limits| limits.message_timeout = Some(timeout))
     }
 
-    /// Input bounds in bytes, as [`Builder::input_limits`](crate::Builder::input_limits). Those that
+    /// Input bounds in bytes, as [`EventLoopBuilder::input_limits`](crate::EventLoopBuilder::input_limits). Those that
     /// cannot hold together are an [`Error::Unsupported`](crate::Error::Unsupported) of every dial.
     pub fn input_limits(self, pause_at: usize, max: usize) -> Self {
         self.limit(|limits| {
@@ -133,7 +133,7 @@ impl Dialer {
         })
     }
 
-    /// Output bound, as [`Builder::output_limit`](crate::Builder::output_limit).
+    /// Output bound, as [`EventLoopBuilder::output_limit`](crate::EventLoopBuilder::output_limit).
     pub fn output_limit(self, bytes: usize, on_full: OnFull) -> Self {
         self.limit(|limits| {
             limits.output.bytes = bytes;
@@ -142,18 +142,18 @@ impl Dialer {
     }
 
     /// Output bound in messages, as
-    /// [`Builder::output_messages`](crate::Builder::output_messages).
+    /// [`EventLoopBuilder::output_messages`](crate::EventLoopBuilder::output_messages).
     pub fn output_messages(self, messages: usize) -> Self {
         self.limit(|limits| limits.output.messages = messages)
     }
 
     /// What a write through `io::Write` collects, as
-    /// [`Builder::write_buffer`](crate::Builder::write_buffer).
+    /// [`EventLoopBuilder::write_buffer`](crate::EventLoopBuilder::write_buffer).
     pub fn write_buffer(self, bytes: usize) -> Self {
         self.limit(|limits| limits.output.write_buffer = bytes)
     }
 
-    /// What happens after a close, as [`Builder::linger`](crate::Builder::linger).
+    /// What happens after a close, as [`EventLoopBuilder::linger`](crate::EventLoopBuilder::linger).
     pub fn linger(self, time: Duration, bytes: usize) -> Self {
         self.limit(|limits| {
             limits.linger = time;
@@ -222,7 +222,7 @@ impl Dialer {
     /// connection, or with why there is none; `done` may wait. (If the pollers have ended, the calling
     /// thread does.)
     ///
-    /// Until then the connection is [`State::Connecting`](crate::State::Connecting). What is sent through
+    /// Until then the connection is [`ConnectionState::Connecting`](crate::ConnectionState::Connecting). What is sent through
     /// the handle is queued and goes out when it is connected; [`close`](ConnectionHandle::close) and
     /// [`abort`](ConnectionHandle::abort) cancel the dial: sockets are closed at once, `done` is told
     /// [`Error::Closed`](crate::Error::Closed), and what was queued counts as lost. [`ConnectionHandle::done`]
@@ -325,7 +325,7 @@ impl Dialer {
     }
 
     fn connect(&self, address: &Address, until: Option<Instant>) -> io::Result<(Socket, Address)> {
-        if poller::must_not_block() {
+        if poller::is_polling_thread() {
             return Err(crate::Error::WouldDeadlock.into());
         }
         let deadline = [self.deadline(), until].into_iter().flatten().min();

@@ -322,7 +322,7 @@ impl Drop for Place<'_> {
 /// handle or by an idle timeout, is over as any other of its user's, and does not come back. A
 /// [handle](Connection::handle) that is kept for longer than the loan still acts on the connection, which
 /// another user has then: let go of it first. With a [timer](ConnectionHandle::after) that is still set, or a
-/// [`Hold`](crate::Hold), a connection is not kept.
+/// [`PendingReply`](crate::PendingReply), a connection is not kept.
 pub struct Pooled {
     conn: Option<Box<Connection>>,
     lease: Option<Lease>,

@@ -231,10 +231,12 @@ impl<K: Clone + Eq + Hash, C: Keep + Send + 'static> Shelf<K, C> {
             (Wait::Until(Some(at)), _) if at <= now => return Err(Error::PoolExhausted.into()),
             (Wait::Until(at), _) => at,
             (Wait::Usual, Some(time)) => now.checked_add(time),
-            (Wait::Usual, None) if closing && !poller::must_not_block() => Some(now + CLOSING_WAIT),
+            (Wait::Usual, None) if closing && !poller::is_polling_thread() => {
+                Some(now + CLOSING_WAIT)
+            }
             (Wait::Usual, None) => return Err(Error::PoolExhausted.into()),
         };
-        if poller::must_not_block() {
+        if poller::is_polling_thread() {
             return Err(Error::WouldDeadlock.into());
         }
         Ok(until)

@@ -10,7 +10,7 @@ use super::{
     process::{Inside, Owner, take_turn},
     queue::Loss,
     shared::{For, Shared, Waited},
-    state::{self, State},
+    state::{self, ConnectionState},
 };
 use crate::{
     error::{CloseReason, Error},
@@ -225,7 +225,7 @@ impl Shared {
         self.context.counters.panics.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// The result that [`Done`] gives: `None` while the connection is not over.
+    /// The result that [`CloseWaiter`] gives: `None` while the connection is not over.
     fn outcome(&self) -> Option<io::Result<()>> {
         let mut aside = self.aside.lock();
         if !aside.over {
@@ -449,11 +449,11 @@ impl fmt::Debug for CloseCallback {
 /// `on_disconnect` has returned, and what was sent or lost before is in the connection's figures;
 /// close callbacks may still be running.
 #[derive(Clone)]
-pub struct Done {
+pub struct CloseWaiter {
     pub(crate) shared: Arc<Shared>,
 }
 
-impl Done {
+impl CloseWaiter {
     /// Waits until the connection is over.
     ///
     /// # Errors
@@ -479,7 +479,7 @@ impl Done {
         if let Some(result) = self.poll() {
             return Some(result);
         }
-        if poller::must_not_block() {
+        if poller::is_polling_thread() {
             return Some(Err(Error::WouldDeadlock.into()));
         }
         let shared = &self.shared;
@@ -490,10 +490,10 @@ impl Done {
     }
 }
 
-impl fmt::Debug for Done {
+impl fmt::Debug for CloseWaiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let over = self.shared.word.state() == State::Disconnected;
-        f.debug_struct("Done")
+        let over = self.shared.word.state() == ConnectionState::Disconnected;
+        f.debug_struct("CloseWaiter")
             .field("id", &self.shared.id)
             .field("over", &over)
             .finish()

@@ -4,13 +4,13 @@
 use crate::Error;
 
 use super::{
-    close::{CloseCallback, Done},
+    close::{CloseCallback, CloseWaiter},
     limits::{Manner, Sender},
     output::drop_output,
     patience::Patience,
     process::write_complete,
     shared::Shared,
-    state::{self, State},
+    state::{self, ConnectionState},
 };
 use crate::{
     config::OnFull, error::CloseReason, net::Address, stats::ConnectionStats, sync::Ordering,
@@ -135,8 +135,8 @@ impl ConnectionHandle {
     }
 
     /// Tells when the connection is over, and how it ended.
-    pub fn done(&self) -> Done {
-        Done {
+    pub fn done(&self) -> CloseWaiter {
+        CloseWaiter {
             shared: Arc::clone(&self.shared),
         }
     }
@@ -147,7 +147,7 @@ impl ConnectionHandle {
     }
 
     /// Where the connection is in its life.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ConnectionState {
         self.shared.word.state()
     }
 
@@ -215,11 +215,11 @@ impl ConnectionHandle {
     /// [`send`](Self::send) says so.
     ///
     /// Take one in `on_request` before a reply is left to another thread.
-    pub fn hold(&self) -> Hold {
+    pub fn hold(&self) -> PendingReply {
         self.shared.holds.fetch_add(1, Ordering::AcqRel);
-        Hold {
+        PendingReply {
             #[cfg(netpoll_leaks)]
-            _leak: crate::leak::Tracked::of(crate::leak::Kind::Hold, &self.shared),
+            _leak: crate::leak::Tracked::of(crate::leak::Kind::PendingReply, &self.shared),
             shared: Arc::clone(&self.shared),
         }
     }
@@ -265,13 +265,13 @@ impl fmt::Debug for ConnectionHandle {
 
 /// A promise of output: see [`ConnectionHandle::hold`].
 #[must_use = "the promise ends when the guard is dropped"]
-pub struct Hold {
+pub struct PendingReply {
     shared: Arc<Shared>,
     #[cfg(netpoll_leaks)]
     _leak: crate::leak::Tracked,
 }
 
-impl Drop for Hold {
+impl Drop for PendingReply {
     fn drop(&mut self) {
         let before = self.shared.holds.fetch_sub(1, Ordering::AcqRel);
         let awaited = state::PEER_CLOSED | state::DRAIN | state::FAILED;
@@ -284,9 +284,11 @@ impl Drop for Hold {
     }
 }
 
-impl fmt::Debug for Hold {
+impl fmt::Debug for PendingReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Hold").field(&self.shared.id).finish()
+        f.debug_tuple("PendingReply")
+            .field(&self.shared.id)
+            .finish()
     }
 }
 

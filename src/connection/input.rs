@@ -388,7 +388,7 @@ impl Rx {
     }
 
     fn wait_input(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        if poller::must_not_block() || self.shared.is_unwatched() {
+        if poller::is_polling_thread() || self.shared.is_unwatched() {
             return Err(Error::WouldDeadlock.into());
         }
         self.weigh();

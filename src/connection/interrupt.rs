@@ -127,7 +127,7 @@ impl ConnectionHandle {
     /// ([`OnFull::Block`](crate::OnFull::Block)), [`send`](Self::send) and [`flush`](Self::flush) of handles
     /// included. Where the two directions belong to different threads,
     /// [`interrupt_reads`](Self::interrupt_reads) and [`interrupt_writes`](Self::interrupt_writes) are for
-    /// one of them. [`Done::wait`](crate::Done::wait) and a [`Relay`](crate::Relay), which has an
+    /// one of them. [`CloseWaiter::wait`](crate::CloseWaiter::wait) and a [`Relay`](crate::Relay), which has an
     /// [interrupt](crate::Relay::interrupt) of its own, are not interrupted.
     ///
     /// What an interrupted flush had submitted stays in the queue and is sent, and the next flush waits for

@@ -35,11 +35,11 @@ mod wake;
 mod writer;
 
 pub(crate) use close::pass_on_turn;
-pub use close::{CloseCallback, Done};
-pub use handle::{ConnectionHandle, Hold};
-pub use reader::Line;
+pub use close::{CloseCallback, CloseWaiter};
+pub use handle::{ConnectionHandle, PendingReply};
+pub use reader::TextLine;
 pub use split::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
-pub use state::State;
+pub use state::ConnectionState;
 
 pub(crate) use alarms::COARSE;
 pub(crate) use input::End;
@@ -66,7 +66,7 @@ use crate::{
 };
 use bytes::Bytes;
 use input::Rx;
-use linkbuffer::{LinkBuffer, RawSlot, Slot, Writer};
+use linkbuffer::{LengthSlot, LinkBuffer, RawLengthSlot, Writer};
 use patience::Patience;
 use reader::{reading, reading_traits};
 use std::{
@@ -104,7 +104,7 @@ const MAY_MOVE: usize = 512;
 /// when the connection ends is dropped. What is written through [`std::io::Write`] (`write_all`, `write!`,
 /// [`std::io::copy`]) is sent soon, flushed or not:
 ///
-/// * by the write that finds the [write buffer](crate::Builder::write_buffer) full (64 KiB), before it takes
+/// * by the write that finds the [write buffer](crate::EventLoopBuilder::write_buffer) full (64 KiB), before it takes
 ///   more. It waits and fails as [`flush`](Self::flush) does;
 /// * when the callback returns, with Ok or an error (not by a panic);
 /// * before a reading call of this connection that may have to wait, and, if the connection is one's own,
@@ -161,7 +161,7 @@ impl Connection {
     }
 
     /// Where the connection is in its life.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ConnectionState {
         self.rx.shared.word.state()
     }
 
@@ -192,7 +192,7 @@ impl Connection {
 
     /// Closes the connection once neither side sent or received anything for this long; `None`
     /// never does. Checked by the poller with a precision of its timer tick, and only after
-    /// pending input was seen. See [`Builder::idle_timeout`](crate::Builder::idle_timeout). On a connection
+    /// pending input was seen. See [`EventLoopBuilder::idle_timeout`](crate::EventLoopBuilder::idle_timeout). On a connection
     /// of one's own a call that waits fails then, with [`Error::Closed`], and so does the next call of an
     /// owner who does nothing with it.
     pub fn set_idle_timeout(&mut self, timeout: Option<Duration>) {
@@ -200,7 +200,7 @@ impl Connection {
     }
 
     /// Limits the bytes that may be queued behind a full socket from now on, and says what happens when
-    /// that is reached, in the place of the loop's [`output_limit`](crate::Builder::output_limit) or the
+    /// that is reached, in the place of the loop's [`output_limit`](crate::EventLoopBuilder::output_limit) or the
     /// dialer's. What is queued already stays; callers that wait for room look again.
     ///
     /// ```no_run
@@ -219,7 +219,7 @@ impl Connection {
     }
 
     /// Limits the messages that may be queued behind a full socket from now on, in the place of the
-    /// loop's [`output_messages`](crate::Builder::output_messages) or the dialer's.
+    /// loop's [`output_messages`](crate::EventLoopBuilder::output_messages) or the dialer's.
     pub fn set_output_messages(&mut self, messages: usize) {
         self.rx
             .shared

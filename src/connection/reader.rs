@@ -92,7 +92,7 @@ impl Rx {
     }
 
     /// A line without its end, and whether only its first part fitted into `max` bytes.
-    pub(crate) fn read_line(&mut self, max: usize) -> io::Result<Line> {
+    pub(crate) fn read_line(&mut self, max: usize) -> io::Result<TextLine> {
         let (mut scanned, mut until) = (0, None);
         loop {
             if let Some(n) = self.find_here(b'\n', &mut scanned) {
@@ -123,7 +123,7 @@ impl Rx {
     }
 
     /// Takes the first part of a line that is longer.
-    fn prefix(&mut self, max: usize) -> io::Result<Line> {
+    fn prefix(&mut self, max: usize) -> io::Result<TextLine> {
         if max == 0 {
             // An empty part would be followed by empty parts for ever.
             return Err(io::Error::new(
@@ -135,13 +135,13 @@ impl Rx {
     }
 
     /// Takes a line's text, and drops its end.
-    fn line(&mut self, text: usize, end: usize, is_prefix: bool) -> io::Result<Line> {
+    fn line(&mut self, text: usize, end: usize, is_prefix: bool) -> io::Result<TextLine> {
         let mut data = self.buffer().slice(text)?;
         self.buffer().skip(end)?;
         if data.pinned() / 16 > text {
             data.compact();
         }
-        Ok(Line { data, is_prefix })
+        Ok(TextLine { data, is_prefix })
     }
 
     /// Length of a line of `n` bytes without `\n` or `\r\n`.
@@ -156,7 +156,7 @@ impl Rx {
 
 /// What [`Connection::read_line`](crate::Connection::read_line) returns.
 #[derive(Debug)]
-pub struct Line {
+pub struct TextLine {
     /// The line's bytes without its end: a copy if they are less than a sixteenth of the chunks they lie
     /// in, so a kept line holds at most 16 times itself; else not copied.
     pub data: LinkBuffer,
@@ -364,14 +364,14 @@ macro_rules! reading {
         }
 
         /// The next line without its `\n` or `\r\n`; waits for it as [`Self::until`] does. Of a line
-        /// longer than `max` bytes the first `max` are returned with [`Line::is_prefix`] set. The
+        /// longer than `max` bytes the first `max` are returned with [`TextLine::is_prefix`] set. The
         /// last line may lack its end.
         ///
         /// # Errors
         ///
         /// As [`Self::fill`]; `InvalidInput`, with nothing consumed, if `max` is 0 and the line is not
         /// empty.
-        pub fn read_line(&mut self, max: usize) -> io::Result<Line> {
+        pub fn read_line(&mut self, max: usize) -> io::Result<TextLine> {
             self.before(|rx| rx.has(b'\n'))?;
             self.rx.read_line(max)
         }
@@ -473,7 +473,7 @@ macro_rules! reading {
         /// [`CloseReason::ReadTimeout`](crate::CloseReason::ReadTimeout) at the deadline, however many bytes
         /// have trickled in. Once it has consumed everything and returned, the deadline has been met: the
         /// next message has none until one is set. A time for every message, without a call for each, is
-        /// [`Builder::message_timeout`](crate::Builder::message_timeout).
+        /// [`EventLoopBuilder::message_timeout`](crate::EventLoopBuilder::message_timeout).
         pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
             self.rx.set_deadline(deadline);
         }

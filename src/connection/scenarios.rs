@@ -4,7 +4,7 @@
 use super::{
     handle::ConnectionHandle,
     shared::Shared,
-    state::{CONNECTED, OWNED, QUEUED, RUNNING, State, WRITABLE},
+    state::{CONNECTED, ConnectionState, OWNED, QUEUED, RUNNING, WRITABLE},
 };
 use crate::{
     config::{Limits, OnFull, OutputLimits},
@@ -71,7 +71,7 @@ impl Link {
                     Ok(n) => *n == MESSAGE,
                     // Only an abort may end this.
                     Err(error) => {
-                        assert!(handle.state() > State::Connected, "{error}");
+                        assert!(handle.state() > ConnectionState::Connected, "{error}");
                         false
                     }
                 })

@@ -2,15 +2,15 @@
 
 use super::{
     Connection, Guard,
-    handle::{ConnectionHandle, Hold},
+    handle::{ConnectionHandle, PendingReply},
     input::Rx,
-    reader::{Line, reading, reading_traits},
+    reader::{TextLine, reading, reading_traits},
     tx::Tx,
     writer::{writing, writing_traits},
 };
 use crate::sync::Ordering;
 use bytes::Bytes;
-use linkbuffer::{LinkBuffer, RawSlot, Slot, Writer};
+use linkbuffer::{LengthSlot, LinkBuffer, RawLengthSlot, Writer};
 use std::{
     fmt,
     io::{self, IoSlice},
@@ -44,7 +44,7 @@ pub struct OwnedWriteHalf {
 /// What the halves have in common.
 struct Both {
     /// The end of one direction is not that of the other: the connection ends with the halves.
-    _open: Hold,
+    _open: PendingReply,
     _guard: Guard,
 }
 

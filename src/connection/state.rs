@@ -17,7 +17,7 @@ use std::fmt;
 /// Where a connection is in its life. It never goes backwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum State {
+pub enum ConnectionState {
     /// Accepted or dialled, `on_connect` has not returned yet.
     Connecting,
     /// Open in at least one direction.
@@ -296,16 +296,16 @@ impl Word {
         self.has(ENDED)
     }
 
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> ConnectionState {
         let bits = self.load();
         if bits & CLOSED != 0 {
-            State::Disconnected
+            ConnectionState::Disconnected
         } else if bits & ENDED != 0 {
-            State::Disconnecting
+            ConnectionState::Disconnecting
         } else if bits & CONNECTED != 0 {
-            State::Connected
+            ConnectionState::Connected
         } else {
-            State::Connecting
+            ConnectionState::Connecting
         }
     }
 

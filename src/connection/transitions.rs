@@ -210,21 +210,27 @@ fn the_state_follows_from_the_facts() {
     let state = |bits| Word::new(bits).state();
     let rest = !(CONNECTED | CLOSE | ABORT | CLOSED);
     for others in [0, rest] {
-        assert_eq!(state(others), State::Connecting);
-        assert_eq!(state(others | CONNECTED), State::Connected);
+        assert_eq!(state(others), ConnectionState::Connecting);
+        assert_eq!(state(others | CONNECTED), ConnectionState::Connected);
         assert!(!Word::new(others | CONNECTED).ended());
         for end in [CLOSE, ABORT] {
-            assert_eq!(state(others | end), State::Disconnecting);
-            assert_eq!(state(others | CONNECTED | end), State::Disconnecting);
+            assert_eq!(state(others | end), ConnectionState::Disconnecting);
+            assert_eq!(
+                state(others | CONNECTED | end),
+                ConnectionState::Disconnecting
+            );
             assert!(Word::new(others | end).ended());
         }
         assert_eq!(
             state(others | CONNECTED | CLOSE | CLOSED),
-            State::Disconnected
+            ConnectionState::Disconnected
         );
         assert!(Word::new(others | CLOSED).ended());
     }
-    assert!(State::Connecting < State::Connected && State::Disconnecting < State::Disconnected);
+    assert!(
+        ConnectionState::Connecting < ConnectionState::Connected
+            && ConnectionState::Disconnecting < ConnectionState::Disconnected
+    );
 }
 
 /// What the sink answers, one after the other; afterwards it takes everything.

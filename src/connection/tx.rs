@@ -510,7 +510,7 @@ impl Shared {
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
     ) -> io::Result<()> {
-        if poller::must_not_block() || self.is_unwatched() {
+        if poller::is_polling_thread() || self.is_unwatched() {
             return Err(Error::WouldDeadlock.into());
         }
         // A close too: whoever waits is told at once, what was accepted is still sent.

@@ -152,7 +152,7 @@ macro_rules! writing {
         /// # Errors
         ///
         /// As [`Self::write_slice`].
-        pub fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>> {
+        pub fn reserve_slot<const N: usize>(&mut self) -> io::Result<LengthSlot<N>> {
             Writer::reserve_slot(self.tx.lend(N)?)
         }
 
@@ -164,7 +164,7 @@ macro_rules! writing {
         /// Nothing is written then.
         pub fn fill_slot<const N: usize>(
             &mut self,
-            slot: Slot<N>,
+            slot: LengthSlot<N>,
             value: [u8; N],
         ) -> io::Result<()> {
             Writer::fill_slot(self.tx.raw_buffer(), slot, value)
@@ -233,7 +233,7 @@ macro_rules! writing {
         }
 
         /// From how many unflushed bytes on [`std::io::Write::write`] sends them before it takes more, from
-        /// now on and in the place of the loop's [`write_buffer`](crate::Builder::write_buffer) or the
+        /// now on and in the place of the loop's [`write_buffer`](crate::EventLoopBuilder::write_buffer) or the
         /// dialer's.
         pub fn set_write_buffer(&mut self, bytes: usize) {
             self.tx
@@ -286,11 +286,11 @@ macro_rules! writing_traits {
                 Writer::append(self.tx.room_for_link(other.total_len())?, other)
             }
 
-            fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
+            fn reserve_raw(&mut self, len: usize) -> io::Result<RawLengthSlot> {
                 Writer::reserve_raw(self.tx.lend(len)?, len)
             }
 
-            fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
+            fn fill_raw(&mut self, slot: RawLengthSlot, data: &[u8]) -> io::Result<()> {
                 Writer::fill_raw(self.tx.raw_buffer(), slot, data)
             }
 
@@ -300,7 +300,7 @@ macro_rules! writing_traits {
         }
 
         /// `write` copies into the unflushed output, no more than the output limit at once, and sends that
-        /// first if it has reached the [write buffer](crate::Builder::write_buffer)'s size: see
+        /// first if it has reached the [write buffer](crate::EventLoopBuilder::write_buffer)'s size: see
         /// [`Connection`](crate::Connection#what-was-written-through-iowrite). It waits, and fails, as `flush`
         /// does. Behind room that was lent (`malloc`, a slot) it flushes where it would exceed the output
         /// limit, and not before; slots end then.

@@ -9,7 +9,7 @@ use crate::{
     foreign::Foreign,
     sync::Mutex,
 };
-use poller::{ForeignQueue, ForeignThreads, Holding, PollerGroup, Ticket};
+use poller::{BusyThread, ForeignQueue, ForeignThreads, PollerGroup, Ticket};
 use std::{
     fmt,
     sync::{Arc, LazyLock, Weak},
@@ -18,13 +18,13 @@ use std::{
 
 /// Runs tasks for [`Dispatch::Custom`](crate::Dispatch::Custom).
 pub trait Executor: Send + Sync + 'static {
-    /// Takes a task to be [run](Task::run) exactly once, soon, on a thread that may block.
+    /// Takes a task to be [run](DispatchTask::run) exactly once, soon, on a thread that may block.
     /// Called on a poller's thread: must not block.
     ///
     /// A task ends when its connection has had its share of the thread. A connection that has more to do
     /// comes again as another task, behind those that wait already.
     ///
-    /// A task that has been kept for longer than [`overload_after`](crate::Builder::overload_after) without
+    /// A task that has been kept for longer than [`overload_after`](crate::EventLoopBuilder::overload_after) without
     /// being run counts as one for which there is no thread: calls of handlers that wait inside of other tasks
     /// of the same executor (of the same `Arc`, that is) end with
     /// [`Error::Overloaded`](crate::Error::Overloaded), the longest wait first. So an executor that delays tasks
@@ -34,18 +34,18 @@ pub trait Executor: Send + Sync + 'static {
     ///
     /// The task itself if it cannot be taken; it is then run as with
     /// [`Dispatch::Adaptive`](crate::Dispatch::Adaptive).
-    fn execute(&self, task: Task) -> Result<(), Task>;
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask>;
 }
 
 /// One turn of one connection's callbacks. Dropping it without running it closes the
 /// connection.
 #[must_use = "a task that is dropped closes its connection"]
-pub struct Task {
+pub struct DispatchTask {
     shared: Option<Arc<Shared>>,
     ticket: Ticket,
 }
 
-impl Task {
+impl DispatchTask {
     /// Runs the callbacks that are due.
     pub fn run(mut self) {
         if let Some(shared) = self.shared.take() {
@@ -54,13 +54,13 @@ impl Task {
     }
 }
 
-impl Drop for Task {
+impl Drop for DispatchTask {
     fn drop(&mut self) {
         let Some(shared) = self.shared.take() else {
             return;
         };
         shared.abort_with(crate::CloseReason::HandlerError);
-        if !poller::must_not_block() {
+        if !poller::is_polling_thread() {
             return run(&shared, self.ticket);
         }
         // This thread polls, inside of `execute`, and may unwind: the callbacks are called elsewhere.
@@ -71,9 +71,9 @@ impl Drop for Task {
     }
 }
 
-impl fmt::Debug for Task {
+impl fmt::Debug for DispatchTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Task")
+        f.debug_tuple("DispatchTask")
             .field(&self.shared.as_ref().map(|shared| shared.id))
             .finish()
     }
@@ -107,7 +107,7 @@ impl Custom {
         if shared.word.has(ABORT) && shared.aside.lock().dropped {
             return false;
         }
-        let task = Task {
+        let task = DispatchTask {
             shared: Some(Arc::clone(shared)),
             ticket: self.queue.submit(),
         };
@@ -126,7 +126,7 @@ impl Custom {
         false
     }
 
-    pub(super) fn holding(&self) -> Vec<Holding> {
+    pub(super) fn holding(&self) -> Vec<BusyThread> {
         self.queue.threads().holding()
     }
 

@@ -3,11 +3,11 @@
 mod custom;
 mod workers;
 
-pub use custom::{Executor, Task};
+pub use custom::{DispatchTask, Executor};
 
 use crate::connection::{BRIEF, Shared};
 use custom::Custom;
-use poller::{Budget, Holding, PollerGroup, WorkerPool};
+use poller::{Budget, BusyThread, PollerGroup, WorkerPool};
 use std::{fmt, io, sync::Arc, time::Duration};
 
 /// Where an event loop runs the callbacks of its connections.
@@ -31,7 +31,7 @@ pub enum Dispatch {
     Inline,
     /// Wherever this executor runs them. Loops and dialers that are given clones of one `Arc` share its threads:
     /// when turns of one of them have waited for a thread for too long
-    /// ([`overload_after`](crate::Builder::overload_after)), waits of handlers of any of them end.
+    /// ([`overload_after`](crate::EventLoopBuilder::overload_after)), waits of handlers of any of them end.
     Custom(Arc<dyn Executor>),
 }
 
@@ -125,7 +125,7 @@ impl Runner {
     }
 
     /// What has its threads, the longest first; `None` if they are those of the pollers.
-    pub(crate) fn holding(&self) -> Option<Vec<Holding>> {
+    pub(crate) fn holding(&self) -> Option<Vec<BusyThread>> {
         match self {
             Self::Adaptive | Self::Inline => None,
             Self::Workers(pool) => Some(pool.holding()),

@@ -21,7 +21,7 @@ const LEAST_MEMORY: usize = 1 << 20;
 /// Builds an [`EventLoop`]. Every option has a default that suits a server of small requests.
 #[derive(Debug)]
 #[must_use = "a builder does nothing before `build`"]
-pub struct Builder {
+pub struct EventLoopBuilder {
     pollers: Pollers,
     balance: Option<Balance>,
     dispatch: Dispatch,
@@ -36,7 +36,7 @@ pub struct Builder {
 /// How long calls of handlers wait unless the builder is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-impl Default for Builder {
+impl Default for EventLoopBuilder {
     fn default() -> Self {
         Self {
             pollers: Pollers::default(),
@@ -111,7 +111,7 @@ impl Pollers {
     }
 }
 
-impl Builder {
+impl EventLoopBuilder {
     /// The pollers: a [`PollerGroup`] shared with others, or a number of pollers of the loop's
     /// own that end with it. Default: the process-wide group.
     pub fn pollers(mut self, pollers: impl Into<Pollers>) -> Self {
@@ -187,7 +187,7 @@ impl Builder {
     /// [`Dispatch::Custom`], where turns count that the executor has not begun, and what waits of handlers that
     /// it runs, those of other loops with the same executor included. A
     /// [`PollerGroup`] that is shared with others has
-    /// [one of its own](poller::GroupBuilder::overload_after).
+    /// [one of its own](poller::PollerGroupBuilder::overload_after).
     pub fn overload_after(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.overload_after = Some(time.into());
         self
@@ -259,7 +259,7 @@ impl Builder {
 
     /// Leaves a connection open when the peer ends its side, until the handler closes it.
     /// Default off: it is closed once the handler has returned, queued output is sent and no
-    /// [`Hold`](crate::Hold) promises more.
+    /// [`PendingReply`](crate::PendingReply) promises more.
     pub fn half_open(mut self, on: bool) -> Self {
         self.limits.half_open = on;
         self
@@ -321,12 +321,12 @@ mod tests {
 
     #[test]
     fn calls_of_servers_end_and_those_of_dialers_wait() {
-        let limits = Builder::default().limits;
+        let limits = EventLoopBuilder::default().limits;
         assert_eq!(limits.read_timeout, Some(Duration::from_secs(30)));
         assert_eq!(limits.write_timeout, Some(Duration::from_secs(30)));
         assert_eq!(limits.idle_timeout, None);
         let second = Duration::from_secs(1);
-        let limits = Builder::default()
+        let limits = EventLoopBuilder::default()
             .read_timeout(None)
             .write_timeout(second)
             .idle_timeout(Some(second))

@@ -7,11 +7,11 @@ mod connections;
 mod models;
 mod pauses;
 
-pub use builder::{Builder, Pollers};
+pub use builder::{EventLoopBuilder, Pollers};
 pub(crate) use connections::{Connections, Pending};
 
 use crate::{
-    connection::{ConnectionHandle, State, in_callback},
+    connection::{ConnectionHandle, ConnectionState, in_callback},
     context::Context,
     error::Error,
     handler::{Handler, Sessions},
@@ -120,9 +120,9 @@ impl EventLoop {
         Self::builder().build(handler)
     }
 
-    /// A loop with options. Starts nothing before [`build`](Builder::build).
-    pub fn builder() -> Builder {
-        Builder::default()
+    /// A loop with options. Starts nothing before [`build`](EventLoopBuilder::build).
+    pub fn builder() -> EventLoopBuilder {
+        EventLoopBuilder::default()
     }
 
     fn start(
@@ -158,7 +158,7 @@ impl EventLoop {
     /// [forced shutdown](Self::shutdown_forced) gave up on callbacks that do not return;
     /// [`Error::WouldDeadlock`] on a poller's thread that must not wait.
     pub fn serve(&self, listener: impl Into<Listener>) -> io::Result<()> {
-        if poller::must_not_block() {
+        if poller::is_polling_thread() {
             return Err(Error::WouldDeadlock.into());
         }
         let acceptor = self.listen(listener.into())?;
@@ -204,7 +204,7 @@ impl EventLoop {
     /// A request that was received before is answered if its handler ends in time. A message of which
     /// a part has come is waited for as long as the read timeout says. A peer that
     /// reads slowly gets everything, a peer that takes nothing for the
-    /// [linger time](Builder::linger) is cut. May be called again, and from several threads.
+    /// [linger time](EventLoopBuilder::linger) is cut. May be called again, and from several threads.
     ///
     /// # Errors
     ///
@@ -246,7 +246,7 @@ impl EventLoop {
     /// whatever the handlers do. Returns how many connections were aborted or cut.
     ///
     /// Waits for the callbacks of those that were aborted, until none has returned for the time of
-    /// [`Builder::stuck_after`]. Callbacks that are stuck are named in the log.
+    /// [`EventLoopBuilder::stuck_after`]. Callbacks that are stuck are named in the log.
     ///
     /// # Errors
     ///
@@ -317,7 +317,7 @@ impl EventLoop {
     /// ```
     pub fn broadcast(&self, message: Bytes) -> usize {
         let connections = self.connections().into_iter();
-        let open = connections.filter(|conn| conn.state() == State::Connected);
+        let open = connections.filter(|conn| conn.state() == ConnectionState::Connected);
         open.filter(|conn| conn.try_send(message.clone()).is_ok())
             .count()
     }
@@ -473,7 +473,7 @@ fn end_threads(context: &Context, own_group: bool) {
 
 /// Whether the calling thread runs a callback or leads a poller: what it would wait for could not come.
 fn must_not_wait() -> bool {
-    in_callback() || poller::must_not_block()
+    in_callback() || poller::is_polling_thread()
 }
 
 /// Waits for listeners to be closed, for accepting that is under way: not for long, and not past

@@ -256,7 +256,7 @@ fn announce(call: Call, fd: BorrowedFd<'_>) -> bool {
     let (wanted, interest) = match call {
         Call::Receive => (Readiness::READABLE, Interest::READ),
         // A caller that must not wait is failed by a full socket, which this one is not.
-        Call::Send if !poller::must_not_block() => (Readiness::WRITABLE, Interest::WRITE),
+        Call::Send if !poller::is_polling_thread() => (Readiness::WRITABLE, Interest::WRITE),
         _ => return false,
     };
     let ready = poller::wait_ready(fd, interest | Interest::HANGUP, Some(Instant::now()));

@@ -2,7 +2,7 @@
 
 use super::Decoder;
 use crate::{
-    connection::{Connection, State},
+    connection::{Connection, ConnectionState},
     foreign::Foreign,
     handler::Handler,
     sync::Ordering,
@@ -127,7 +127,7 @@ where
                     return Err(last_flush(conn, error));
                 }
             }
-            if conn.state() >= State::Disconnecting {
+            if conn.state() >= ConnectionState::Disconnecting {
                 // Closed by the closure or by another thread: no more frames.
                 return Ok(());
             }

@@ -30,7 +30,7 @@ pub(crate) fn peer_of(socket: &Socket, deadline: Option<Instant>) -> io::Result<
         io::Result::Ok(!ready.is_empty())
     };
     if !is_over(Some(Instant::now()))? {
-        if poller::must_not_block() {
+        if poller::is_polling_thread() {
             return Err(Error::WouldDeadlock.into());
         }
         let endable = Endable::begin();

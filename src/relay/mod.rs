@@ -18,7 +18,7 @@ mod parting;
 mod session;
 mod side;
 
-pub use side::{RelaySide, Verdict};
+pub use side::{RelaySide, RelayVerdict};
 
 use crate::{
     connection::{ABORT, COARSE, Connection},
@@ -106,7 +106,7 @@ impl RelayBuilder {
     /// that on: `b` stays open and comes back like after an interrupt. What had come from `b` until
     /// then is passed on first. For backends that serve one client after the other and keep nothing of
     /// it. If the last bytes came from `a`, an answer may be under way: `b` is
-    /// [not sound](Verdict::OwesAnswer) then.
+    /// [not sound](RelayVerdict::OwesAnswer) then.
     pub fn keep_b(mut self, on: bool) -> Self {
         self.keep_b = on;
         self
@@ -174,7 +174,7 @@ impl Relay {
     }
 
     /// Stops both directions now, without closing anything: the sides come back in the
-    /// [`Outcome`]. Idempotent, returns at once, callable from any thread and any callback.
+    /// [`RelayOutcome`]. Idempotent, returns at once, callable from any thread and any callback.
     pub fn interrupt(&self) {
         self.core.stop(RelayEnd::Interrupted);
     }
@@ -185,7 +185,7 @@ impl Relay {
     ///
     /// [`Error::WouldDeadlock`] on a poller's thread that must not wait; [`Error::Overloaded`] if the
     /// calling handler's thread was needed by others.
-    pub fn wait(&self) -> io::Result<Outcome> {
+    pub fn wait(&self) -> io::Result<RelayOutcome> {
         loop {
             if let Some(outcome) = self.core.wait(None)? {
                 return Ok(outcome);
@@ -198,13 +198,13 @@ impl Relay {
     /// # Errors
     ///
     /// As [`wait`](Self::wait).
-    pub fn wait_timeout(&self, timeout: Duration) -> io::Result<Option<Outcome>> {
+    pub fn wait_timeout(&self, timeout: Duration) -> io::Result<Option<RelayOutcome>> {
         self.core.wait(Instant::now().checked_add(timeout))
     }
 
     /// Calls `callback` with the outcome at the end, at once if that has come; on the thread
     /// that ended the relay.
-    pub fn on_end(&self, callback: impl FnOnce(Outcome) + Send + 'static) {
+    pub fn on_end(&self, callback: impl FnOnce(RelayOutcome) + Send + 'static) {
         self.core.on_end(Foreign::new(Box::new(callback)));
     }
 
@@ -241,24 +241,24 @@ pub enum RelayEnd {
 /// closed or dropped: an end in order would make a stream look complete that is not. It ends in order again
 /// after something was sent on it, or after another relay.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct RelayOutcome {
     /// Why it ended.
     pub end: RelayEnd,
     /// The first side, open only after an interrupt or a timeout.
     pub a: Option<Connection>,
     /// Whether the first side may be used again.
-    pub a_verdict: Verdict,
+    pub a_verdict: RelayVerdict,
     /// The second side.
     pub b: Option<Connection>,
     /// Whether the second side may be used again.
-    pub b_verdict: Verdict,
+    pub b_verdict: RelayVerdict,
     /// Bytes moved from `a` to `b`.
     pub a_to_b: u64,
     /// Bytes moved from `b` to `a`.
     pub b_to_a: u64,
 }
 
-type Callback = Foreign<Box<dyn FnOnce(Outcome) + Send>>;
+type Callback = Foreign<Box<dyn FnOnce(RelayOutcome) + Send>>;
 
 pub(crate) struct Core {
     pub(crate) lanes: [Lane; 2],
@@ -288,7 +288,7 @@ struct Progress {
     /// The side that closed first: a shutdown of its event loop waits for the other one and for
     /// what is called at the end.
     first: Option<Pending>,
-    outcome: Option<Outcome>,
+    outcome: Option<RelayOutcome>,
     callbacks: Vec<Callback>,
     settled: bool,
 }
@@ -425,7 +425,7 @@ impl Core {
         let (a_to_b, b_to_a) = (self.lanes[0].moved(), self.lanes[1].moved());
         self.publish(
             index,
-            Outcome {
+            RelayOutcome {
                 end,
                 a,
                 a_verdict,
@@ -439,14 +439,14 @@ impl Core {
     }
 
     /// Hands the outcome out: with the sides to whoever asked first.
-    fn publish(&self, index: usize, mut outcome: Outcome) {
+    fn publish(&self, index: usize, mut outcome: RelayOutcome) {
         let (first, callbacks) = {
             let mut progress = self.progress.lock();
             let mut callbacks = std::mem::take(&mut progress.callbacks).into_iter();
             let first = callbacks.next();
             progress.outcome = Some(match first {
                 Some(_) => outcome.without_sides(),
-                None => Outcome {
+                None => RelayOutcome {
                     a: outcome.a.take(),
                     b: outcome.b.take(),
                     ..outcome
@@ -466,13 +466,13 @@ impl Core {
         }
     }
 
-    fn wait(self: &Arc<Self>, deadline: Option<Instant>) -> io::Result<Option<Outcome>> {
+    fn wait(self: &Arc<Self>, deadline: Option<Instant>) -> io::Result<Option<RelayOutcome>> {
         let mut progress = self.progress.lock();
         if progress.settled {
             return Ok(Some(progress.take_outcome()));
         }
         drop(progress);
-        if poller::must_not_block() {
+        if poller::is_polling_thread() {
             return Err(Error::WouldDeadlock.into());
         }
         let wait = poller::begin_wait(Arc::clone(self) as Arc<dyn Waiter>);
@@ -516,14 +516,14 @@ impl Waiter for Core {
 }
 
 impl Progress {
-    fn take_outcome(&mut self) -> Outcome {
+    fn take_outcome(&mut self) -> RelayOutcome {
         let outcome = self.outcome.take().expect("a settled relay has an outcome");
         self.outcome = Some(outcome.without_sides());
         outcome
     }
 }
 
-impl Outcome {
+impl RelayOutcome {
     fn without_sides(&self) -> Self {
         Self {
             a: None,

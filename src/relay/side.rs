@@ -1,11 +1,11 @@
 //! One side of a relay: what goes through it, and what is left of it.
 
-use super::{Callback, Outcome, RelayEnd};
+use super::{Callback, RelayEnd, RelayOutcome};
 use crate::{
     client::{Lease, Pooled},
     connection::{
-        BROKEN, Connection, ConnectionHandle, FLUSHING, For, HUNG_UP, Hold, PIPED, READABLE,
-        RUNNING, Shared, WROTE, Wire,
+        BROKEN, Connection, ConnectionHandle, FLUSHING, For, HUNG_UP, PIPED, PendingReply,
+        READABLE, RUNNING, Shared, WROTE, Wire,
     },
     error::CloseReason,
     net::{Peek, Socket},
@@ -54,7 +54,7 @@ impl fmt::Debug for RelaySide {
 /// Whether a side of an ended relay may be used again, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Verdict {
+pub enum RelayVerdict {
     /// Nothing is under way on it: it may go back to a pool (a pooled one has).
     Sound,
     /// It is closed, for this reason.
@@ -109,7 +109,7 @@ pub(crate) struct Lane {
     #[cfg(target_os = "linux")]
     pub(super) still: AtomicBool,
     /// Keeps the connection open while it is half closed, or while its loop drains.
-    hold: Mutex<Option<Hold>>,
+    hold: Mutex<Option<PendingReply>>,
     /// Its loop drains.
     pub(super) draining: AtomicBool,
     /// The drain may end it: nothing was under way.
@@ -246,7 +246,7 @@ impl Lane {
     }
 
     /// Calls what was to be called at the end.
-    pub(super) fn call_back(&self, mut callback: Callback, outcome: Outcome) {
+    pub(super) fn call_back(&self, mut callback: Callback, outcome: RelayOutcome) {
         self.shared.contain("relay callback", || {
             if let Some(callback) = callback.take() {
                 callback(outcome);
@@ -290,30 +290,30 @@ impl Returned {
         }
     }
 
-    fn verdict(&self, unsent: bool) -> Verdict {
+    fn verdict(&self, unsent: bool) -> RelayVerdict {
         let conn = match self {
-            Self::Closed(reason) => return Verdict::Closed(*reason),
+            Self::Closed(reason) => return RelayVerdict::Closed(*reason),
             Self::Open(conn) => conn,
         };
         if unsent || conn.malloc_len() > 0 {
-            Verdict::UnsentOutput
+            RelayVerdict::UnsentOutput
         } else if conn.available() > 0 {
-            Verdict::UnreadInput
+            RelayVerdict::UnreadInput
         } else if conn.is_read_closed() || !conn.is_active() {
-            Verdict::HalfClosed
+            RelayVerdict::HalfClosed
         } else {
             match conn.peek_state() {
-                Peek::Empty if conn.is_sound() => Verdict::Sound,
-                Peek::Empty | Peek::Eof => Verdict::HalfClosed,
-                Peek::Data => Verdict::UnreadInput,
-                Peek::Err(kind) => Verdict::Closed(CloseReason::Error(kind)),
+                Peek::Empty if conn.is_sound() => RelayVerdict::Sound,
+                Peek::Empty | Peek::Eof => RelayVerdict::HalfClosed,
+                Peek::Data => RelayVerdict::UnreadInput,
+                Peek::Err(kind) => RelayVerdict::Closed(CloseReason::Error(kind)),
             }
         }
     }
 }
 
 /// A side, what it is leased from, and its verdict.
-pub(super) struct Judged(Returned, Option<Lease>, Verdict);
+pub(super) struct Judged(Returned, Option<Lease>, RelayVerdict);
 
 /// Judges the sides of a relay that has ended. `owes`: the second one's last question has no answer.
 pub(super) fn judge(
@@ -326,7 +326,7 @@ pub(super) fn judge(
     let (a_unread, b_unread) = (a.is_unread(), b.is_unread());
     let a_verdict = a.verdict(a_unsent);
     let b_verdict = match b.verdict(b_unsent) {
-        Verdict::Sound if owes => Verdict::OwesAnswer,
+        RelayVerdict::Sound if owes => RelayVerdict::OwesAnswer,
         verdict => verdict,
     };
     let stopped = matches!(end, RelayEnd::Interrupted | RelayEnd::IdleTimeout);
@@ -336,7 +336,7 @@ pub(super) fn judge(
         (&a, (stopped && a_unsent) || b_unread),
         (
             &b,
-            stopped && (b_unsent || a_unread) || (failed && b_verdict != Verdict::Sound),
+            stopped && (b_unsent || a_unread) || (failed && b_verdict != RelayVerdict::Sound),
         ),
     ];
     for (side, short) in short {
@@ -350,12 +350,12 @@ pub(super) fn judge(
 impl Judged {
     /// Gives a sound side back to its pool and closes one that is not. A side without a pool is for the
     /// caller.
-    pub(super) fn settle(self) -> (Option<Connection>, Verdict) {
+    pub(super) fn settle(self) -> (Option<Connection>, RelayVerdict) {
         let Self(side, lease, verdict) = self;
         match (side, lease) {
             (Returned::Closed(_), _) => (None, verdict),
             (Returned::Open(conn), Some(lease)) => {
-                if verdict == Verdict::Sound {
+                if verdict == RelayVerdict::Sound {
                     lease.restore(conn);
                 } else {
                     lease.discard(conn);

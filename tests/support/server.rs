@@ -2,8 +2,8 @@
 
 use super::{LIMIT, Log, Peer, loopback};
 use netpoll::{
-    Address, Builder, Connection, ConnectionHandle, Dialer, Dispatch, EventLoop, Executor, Handler,
-    Listener, PollerGroup, Task,
+    Address, Connection, ConnectionHandle, Dialer, Dispatch, DispatchTask, EventLoop,
+    EventLoopBuilder, Executor, Handler, Listener, PollerGroup,
 };
 use std::{
     panic::resume_unwind,
@@ -65,7 +65,7 @@ impl Case {
     }
 
     /// A loop with one poller and this case's dispatch.
-    pub(crate) fn builder(self) -> Builder {
+    pub(crate) fn builder(self) -> EventLoopBuilder {
         EventLoop::builder()
             .pollers(1)
             .dispatch(self.kind.dispatch())
@@ -78,7 +78,7 @@ impl Case {
     }
 
     #[track_caller]
-    pub(crate) fn serve_with(self, builder: Builder, handler: impl Handler) -> Server {
+    pub(crate) fn serve_with(self, builder: EventLoopBuilder, handler: impl Handler) -> Server {
         Server::start(self.transport, builder, handler)
     }
 }
@@ -150,7 +150,11 @@ pub(crate) struct Server {
 
 impl Server {
     #[track_caller]
-    pub(crate) fn start(transport: Transport, builder: Builder, handler: impl Handler) -> Self {
+    pub(crate) fn start(
+        transport: Transport,
+        builder: EventLoopBuilder,
+        handler: impl Handler,
+    ) -> Self {
         Self::serve(transport, builder.build(handler).unwrap())
     }
 
@@ -239,13 +243,13 @@ pub(crate) fn fresh_path() -> PathBuf {
 
 /// A fixed number of threads that run tasks in order.
 pub(crate) struct Threads {
-    tasks: Mutex<Option<mpsc::Sender<Task>>>,
+    tasks: Mutex<Option<mpsc::Sender<DispatchTask>>>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Threads {
     pub(crate) fn new(count: usize) -> Self {
-        let (sender, receiver) = mpsc::channel::<Task>();
+        let (sender, receiver) = mpsc::channel::<DispatchTask>();
         let receiver = Arc::new(Mutex::new(receiver));
         let threads = (0..count)
             .map(|_| {
@@ -272,7 +276,7 @@ impl Threads {
 }
 
 impl Executor for Threads {
-    fn execute(&self, task: Task) -> Result<(), Task> {
+    fn execute(&self, task: DispatchTask) -> Result<(), DispatchTask> {
         match &*self.tasks.lock().unwrap() {
             Some(sender) => sender.send(task).map_err(|unsent| unsent.0),
             None => Err(task),

@@ -1,7 +1,7 @@
 //! Keeps views of request bodies for a while, then answers with their checksums.
 
 use crate::support::crc::Crc32;
-use netpoll::{ConnectionHandle, Hold, LinkBuffer};
+use netpoll::{ConnectionHandle, LinkBuffer, PendingReply};
 use std::{
     io,
     sync::mpsc::{self, Sender},
@@ -25,7 +25,7 @@ struct Kept {
     view: LinkBuffer,
     to: ConnectionHandle,
     /// The connection counts as busy until the answer is on its way.
-    promise: Hold,
+    promise: PendingReply,
 }
 
 impl Keeper {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::buffer::LinkBuffer;
 use crate::error::ShortRead;
-use crate::slot::RawSlot;
+use crate::slot::RawLengthSlot;
 use crate::traits::{Reader, Writer};
 
 /// Makes a [`Reader`] of anything that is [`std::io::Read`].
@@ -180,11 +180,11 @@ impl<W: Write> Writer for IoWriter<W> {
         Writer::append(&mut self.buf, other)
     }
 
-    fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
+    fn reserve_raw(&mut self, len: usize) -> io::Result<RawLengthSlot> {
         Writer::reserve_raw(&mut self.buf, len)
     }
 
-    fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
+    fn fill_raw(&mut self, slot: RawLengthSlot, data: &[u8]) -> io::Result<()> {
         Writer::fill_raw(&mut self.buf, slot, data)
     }
 

@@ -7,12 +7,12 @@ use bytes::Bytes;
 
 use crate::buffer::LinkBuffer;
 use crate::chunk::Class;
-use crate::slot::{RawSlot, Slot};
+use crate::slot::{LengthSlot, RawLengthSlot};
 
 /// A sink of bytes: a [`LinkBuffer`], a connection, an [`IoWriter`](crate::IoWriter).
 ///
 /// Nothing goes out before [`flush`](Self::flush). The trait is object-safe; length prefixes are
-/// written through [`Slot::reserve`] and [`Slot::fill`], which take any writer.
+/// written through [`LengthSlot::reserve`] and [`LengthSlot::fill`], which take any writer.
 ///
 /// # Examples
 ///
@@ -76,19 +76,19 @@ pub trait Writer {
     /// As the sink has them; none for a [`LinkBuffer`].
     fn append(&mut self, other: LinkBuffer) -> io::Result<()>;
 
-    /// Reserves `len` bytes to be filled in later; [`Slot::reserve`] is the typed form.
+    /// Reserves `len` bytes to be filled in later; [`LengthSlot::reserve`] is the typed form.
     ///
     /// # Errors
     ///
     /// Those of [`malloc`](Self::malloc).
-    fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot>;
+    fn reserve_raw(&mut self, len: usize) -> io::Result<RawLengthSlot>;
 
-    /// Fills reserved bytes; [`Slot::fill`] is the typed form.
+    /// Fills reserved bytes; [`LengthSlot::fill`] is the typed form.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if the slot is gone or `data` has another length; see [`Slot`].
-    fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()>;
+    /// `InvalidInput` if the slot is gone or `data` has another length; see [`LengthSlot`].
+    fn fill_raw(&mut self, slot: RawLengthSlot, data: &[u8]) -> io::Result<()>;
 
     /// Bytes written and not flushed yet.
     fn malloc_len(&self) -> usize;
@@ -118,24 +118,24 @@ pub trait Writer {
         self.write_slice(text.as_bytes())
     }
 
-    /// [`Slot::reserve`] as a method, where the writer's type is known.
+    /// [`LengthSlot::reserve`] as a method, where the writer's type is known.
     ///
     /// # Errors
     ///
     /// Those of [`malloc`](Self::malloc).
-    fn reserve_slot<const N: usize>(&mut self) -> io::Result<Slot<N>>
+    fn reserve_slot<const N: usize>(&mut self) -> io::Result<LengthSlot<N>>
     where
         Self: Sized,
     {
-        Slot::reserve(self)
+        LengthSlot::reserve(self)
     }
 
-    /// [`Slot::fill`] as a method, where the writer's type is known.
+    /// [`LengthSlot::fill`] as a method, where the writer's type is known.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if the slot is gone; see [`Slot`].
-    fn fill_slot<const N: usize>(&mut self, slot: Slot<N>, data: [u8; N]) -> io::Result<()>
+    /// `InvalidInput` if the slot is gone; see [`LengthSlot`].
+    fn fill_slot<const N: usize>(&mut self, slot: LengthSlot<N>, data: [u8; N]) -> io::Result<()>
     where
         Self: Sized,
     {
@@ -176,12 +176,12 @@ impl Writer for LinkBuffer {
         Ok(())
     }
 
-    fn reserve_raw(&mut self, len: usize) -> io::Result<RawSlot> {
+    fn reserve_raw(&mut self, len: usize) -> io::Result<RawLengthSlot> {
         self.check_room(len)?;
         Ok(Self::reserve_raw(self, len))
     }
 
-    fn fill_raw(&mut self, slot: RawSlot, data: &[u8]) -> io::Result<()> {
+    fn fill_raw(&mut self, slot: RawLengthSlot, data: &[u8]) -> io::Result<()> {
         Ok(Self::fill_raw(self, slot, data)?)
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, BufRead};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use netpoll::{Builder, Connection, Dispatch, EventLoop, LinkBuffer, PollerGroup, handler_fn};
+use netpoll::{EventLoopBuilder, Connection, Dispatch, EventLoop, LinkBuffer, PollerGroup, handler_fn};
 
 use crate::frame::{self, Front, HEADER, Kind, MAX_PAYLOAD};
 use crate::work;
@@ -82,7 +82,7 @@ pub(crate) fn busy(listener: TcpListener) -> io::Result<()> {
 }
 
 fn serve(
-    builder: Builder,
+    builder: EventLoopBuilder,
     handler: fn(&mut Connection) -> io::Result<()>,
     listener: TcpListener,
 ) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use netpoll::{Address, Builder, Connection, Dialer, EventLoop, Handler, Pool, relay};
+use netpoll::{Address, EventLoopBuilder, Connection, Dialer, EventLoop, Handler, Pool, relay};
 
 /// Clients and backends on the process-wide pollers, as everything is by default.
 pub(crate) fn together(listener: TcpListener, backend: SocketAddr) -> io::Result<()> {
@@ -35,7 +35,7 @@ impl Handler for Relaying {
     }
 }
 
-fn serve(builder: Builder, listener: TcpListener, backend: SocketAddr) -> io::Result<()> {
+fn serve(builder: EventLoopBuilder, listener: TcpListener, backend: SocketAddr) -> io::Result<()> {
     let relaying = Relaying {
         pool: Pool::new(Dialer::new().connect_timeout(Duration::from_secs(5))),
         backend: backend.into(),

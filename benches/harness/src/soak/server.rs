@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netpoll::{
-    Bytes, CloseReason, Connection, ConnectionHandle, Dispatch, EventLoop, Handler, Hold, Listener,
+    Bytes, CloseReason, Connection, ConnectionHandle, Dispatch, EventLoop, Handler, PendingReply, Listener,
 };
 
 use super::ledger::{Ledger, Record};
@@ -132,7 +132,7 @@ fn count_unexpected_panics(ledger: Arc<Ledger>) {
 struct Late {
     due: Instant,
     handle: ConnectionHandle,
-    hold: Hold,
+    hold: PendingReply,
     reply: Bytes,
 }
 
