@@ -13,7 +13,9 @@ use crate::sys::{Moment, nanos};
 /// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
 /// said that it computes.
 pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
-/// How often that time is doubled at most.
+/// A handler that begins with a wait is in it after this time.
+const SETTLED_AFTER: Duration = Duration::from_micros(20);
+/// How often [`SUSPECT_AFTER`] is doubled at most.
 const MOST_DOUBLINGS: u8 = 5;
 
 /// What is run if it is no operator of the same poller, by its [id](crate::Operator::id). No token has the
@@ -45,6 +47,8 @@ pub(crate) struct Run {
     computing: u8,
     /// It is known to wait.
     pub(crate) waiting: bool,
+    /// The system was asked what its thread does.
+    asked: bool,
 }
 
 /// The runs abroad.
@@ -65,6 +69,7 @@ impl Run {
             since,
             computing: 0,
             waiting: false,
+            asked: false,
         }
     }
 
@@ -110,6 +115,7 @@ impl Abroad {
     /// The run, if it is abroad, was computing at `now`.
     pub(crate) fn computes(&mut self, number: u64, now: Moment) {
         if let Some(run) = self.find(number) {
+            run.asked = true;
             run.since = now;
             run.computing = MOST_DOUBLINGS.min(run.computing + 1);
         }
@@ -118,6 +124,14 @@ impl Abroad {
     /// A run that is suspected to wait, if any, judged at `now`.
     pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
         self.runs.iter().find(|run| run.is_suspect(now)).copied()
+    }
+
+    /// A run about which the system was not asked yet, and which has had [time](SETTLED_AFTER) to begin a wait.
+    pub(crate) fn unasked(&self, now: Moment) -> Option<Run> {
+        let unasked = |run: &&Run| {
+            !run.waiting && !run.asked && now.since(run.since) > nanos(SETTLED_AFTER)
+        };
+        self.runs.iter().find(unasked).copied()
     }
 
     pub(crate) fn runs(&self) -> &[Run] {

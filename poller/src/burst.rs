@@ -2,10 +2,13 @@
 //!
 //! A run that waits without a word is found by the monitor, which takes a tick. A batch of hundreds of such
 //! runs would take hundreds. So once one is found, the deposits behind it are
-//! [covered](crate::role) in advance, and a run that did not come back before another thread took its core is
-//! counted as one that waits: nothing has to be found out. Each such run raises the level, each run that
-//! comes back to its core soon lowers it; so a single run that waits costs one thread sent in vain, and a
-//! batch of which a part waits keeps its level. After [a pause](LASTS) nothing is expected any more.
+//! [covered](crate::role) in advance, and the thread that takes the core of a run asks the system at once
+//! whether that run waits. Each run that waits raises the level. Each run that computes, or comes back to its
+//! core soon, lowers it. So a single run that waits costs one thread sent in vain, and a batch of which a part
+//! waits keeps its level. After [a pause](LASTS) nothing is expected any more.
+//!
+//! A run that has not come back is no proof of a wait: where other processes keep the processors busy, a run
+//! that computes is often still there when another thread takes its core.
 
 use std::time::Duration;
 
@@ -45,7 +48,7 @@ impl Burst {
 
     /// A run was found waiting.
     pub(crate) fn found(&mut self, now: Moment) {
-        self.level = self.level.max(1);
+        self.level = self.level.max(STEP);
         self.latest = now;
     }
 
@@ -58,12 +61,12 @@ impl Burst {
         self.is_on()
     }
 
-    /// A core was taken before its run had come back.
-    pub(crate) fn taken(&mut self) {
+    /// The system says that a run waits whose core was taken.
+    pub(crate) fn waits(&mut self) {
         self.level = HIGHEST.min(self.level + self.level.min(STEP));
     }
 
-    /// A run has come back, and has not waited.
+    /// A run has come back and has not waited, or the system says that it computes.
     pub(crate) fn came_back(&mut self) {
         self.level = self.level.saturating_sub(1);
     }
@@ -89,13 +92,11 @@ mod tests {
     #[test]
     fn one_run_that_waits_is_soon_forgotten() {
         let mut burst = Burst::new(TICK);
-        burst.taken();
-        assert!(!burst.is_on(), "it may compute");
+        burst.waits();
+        assert!(!burst.is_on(), "the monitor begins it");
         burst.found(Moment::now());
-        burst.taken();
         assert_eq!(burst.hands(100), 1);
-        burst.came_back();
-        burst.came_back();
+        (0..STEP).for_each(|_| burst.came_back());
         assert!(!burst.is_on());
         burst.came_back();
         assert_eq!(burst.hands(100), 0);
@@ -106,7 +107,7 @@ mod tests {
         let mut burst = Burst::new(TICK);
         burst.found(Moment::now());
         for _ in 0..400 {
-            burst.taken();
+            burst.waits();
         }
         assert_eq!(burst.hands(100), MOST_HANDS);
         assert_eq!(burst.hands(1), 2);
@@ -119,11 +120,11 @@ mod tests {
     fn a_batch_of_which_every_third_waits_keeps_its_level() {
         let mut burst = Burst::new(TICK);
         burst.found(Moment::now());
-        (0..3).for_each(|_| burst.taken());
+        (0..3).for_each(|_| burst.waits());
         for _ in 0..100 {
             burst.came_back();
             burst.came_back();
-            burst.taken();
+            burst.waits();
             assert!(burst.is_on());
         }
         assert_eq!(burst.hands(100), MOST_HANDS);
@@ -135,7 +136,7 @@ mod tests {
         let mut now = Moment::now();
         let mut burst = Burst::new(TICK);
         burst.found(now);
-        (0..400).for_each(|_| burst.taken());
+        (0..400).for_each(|_| burst.waits());
         for _ in 0..10 {
             now = now + lasts;
             assert!(burst.goes_on(now));

@@ -2,7 +2,8 @@
 //!
 //! One thread per group. Each tick it looks at the number of every role's latest deposit. The same
 //! deposit twice in a row, or one that has lain there for half a tick, makes its runner a suspect, and
-//! the system is asked what that thread does: one that waits loses the role at once; one that computes
+//! the system is asked what that thread does: one that sleeps loses the role at once; one in an uninterruptible
+//! sleep loses it if it still is at the next tick; one that computes
 //! loses it after it has really computed for a while; one that was merely not scheduled keeps it.
 //!
 //! A look costs as much as some requests: a timer, a wake-up, two switches. So where no run was found to
@@ -316,6 +317,8 @@ struct Suspect {
     wanted: bool,
     /// Processor time of the runner when it was first suspected.
     computed: Option<Duration>,
+    /// The runner was in an uninterruptible sleep at the last tick.
+    blocked: bool,
     /// The runner was there at the last tick.
     seen: bool,
 }
@@ -358,6 +361,16 @@ impl Suspect {
                 self.wanted = true;
                 poller.counters.waits.add(1);
                 if poller.role.found_waiting(self.deposit) {
+                    poller.counters.promotions.add(1);
+                    poller.send_leader();
+                }
+            }
+            // More threads would want the same lock of the kernel, and each of them would be found here.
+            Activity::Blocked if !self.blocked => self.blocked = true,
+            Activity::Blocked => {
+                self.wanted = true;
+                poller.counters.waits.add(1);
+                if poller.role.want(self.deposit) {
                     poller.counters.promotions.add(1);
                     poller.send_leader();
                 }

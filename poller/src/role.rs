@@ -368,13 +368,14 @@ impl<C> Role<C> {
         core
     }
 
-    /// A run abroad that is suspected to wait, if any, judged at `now`. In a burst it makes no difference.
+    /// A run abroad that is suspected to wait, if any, judged at `now`. In a burst every run is asked about.
     pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
         let slot = self.slot.lock();
         if slot.burst.is_on() {
-            return None;
+            slot.abroad.unasked(now).or_else(|| slot.abroad.suspect(now))
+        } else {
+            slot.abroad.suspect(now)
         }
-        slot.abroad.suspect(now)
     }
 
     /// What the system says about a suspect: it waits, or it was computing at `now`.
@@ -382,8 +383,10 @@ impl<C> Role<C> {
         let mut slot = self.slot.lock();
         if waits {
             slot.abroad.waits(number);
+            slot.burst.waits();
         } else {
             slot.abroad.computes(number, now);
+            slot.burst.came_back();
         }
     }
 
@@ -516,7 +519,6 @@ impl<C> Slot<C> {
         let core = self.core.take()?;
         if !self.ownerless {
             self.abroad.enter(self.latest);
-            self.burst.taken();
         }
         Some(core)
     }

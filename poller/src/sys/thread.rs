@@ -11,8 +11,11 @@ use std::{
 /// What a thread is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activity {
-    /// Asleep or in an uninterruptible wait.
+    /// Asleep.
     Waiting,
+    /// In an uninterruptible sleep (`D` in `proc_pid_stat(5)`): for a disk, but most often for a lock of the
+    /// kernel that another thread gives back at once, like that of the process's memory map.
+    Blocked,
     /// Running, or ready to; with the processor time it has used so far, if known.
     Computing(Option<Duration>),
     /// The system does not tell.
@@ -40,15 +43,16 @@ pub(crate) fn thread_id() -> u32 {
 pub(crate) fn thread_activity(id: u32) -> Activity {
     match current_state(id) {
         Some(b'R') => Activity::Computing(processor_time(id)),
+        Some(b'D') => Activity::Blocked,
         Some(_) => Activity::Waiting,
         None => Activity::Unknown,
     }
 }
 
-/// Whether a thread of this process waits right now, for all that is known. Half as dear as
+/// Whether a thread of this process sleeps right now, for all that is known. Costs half as much as
 /// [`thread_activity`].
 pub(crate) fn thread_waits(id: u32) -> bool {
-    current_state(id) != Some(b'R')
+    !matches!(current_state(id), Some(b'R' | b'D'))
 }
 
 fn current_state(id: u32) -> Option<u8> {
