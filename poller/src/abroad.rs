@@ -128,9 +128,8 @@ impl Abroad {
 
     /// A run about which the system was not asked yet, and which has had [time](SETTLED_AFTER) to begin a wait.
     pub(crate) fn unasked(&self, now: Moment) -> Option<Run> {
-        let unasked = |run: &&Run| {
-            !run.waiting && !run.asked && now.since(run.since) > nanos(SETTLED_AFTER)
-        };
+        let unasked =
+            |run: &&Run| !run.waiting && !run.asked && now.since(run.since) > nanos(SETTLED_AFTER);
         self.runs.iter().find(unasked).copied()
     }
 

@@ -372,7 +372,9 @@ impl<C> Role<C> {
     pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
         let slot = self.slot.lock();
         if slot.burst.is_on() {
-            slot.abroad.unasked(now).or_else(|| slot.abroad.suspect(now))
+            slot.abroad
+                .unasked(now)
+                .or_else(|| slot.abroad.suspect(now))
         } else {
             slot.abroad.suspect(now)
         }

@@ -177,9 +177,10 @@ fn short_runs_are_nobody_elses_business() {
     group.close();
 }
 
-/// Operators that are woken at the same moment; the runs of some wait, without a word, until all of those do.
-/// The monitor looks twice a second: were each of them to be found by it, this would take minutes.
-fn burst(waits: usize, returns: usize) -> PollerStats {
+/// Operators that are woken at the same moment. The runs of some wait, without a word, until all of those do;
+/// the others return, or compute for a time, and then those that wait do so until all have run. The monitor looks
+/// twice a second: were each of them to be found by it, this would take minutes. Returns the peak of threads, too.
+fn burst(waits: usize, returns: usize, compute: Duration) -> (PollerStats, usize) {
     let group = PollerGroup::builder()
         .pollers(1)
         .slow_after(Duration::from_millis(500))
@@ -187,6 +188,8 @@ fn burst(waits: usize, returns: usize) -> PollerStats {
         .unwrap();
     let handle = group.pick();
     let arrived = Arc::new((Mutex::new(0), Condvar::new()));
+    let computes = !compute.is_zero();
+    let expected = if computes { waits + returns } else { waits };
     let operators: Vec<_> = (0..waits + returns)
         .map(|n| {
             let arrived = arrived.clone();
@@ -200,13 +203,21 @@ fn burst(waits: usize, returns: usize) -> PollerStats {
                 })
                 .on_run(move |_| {
                     // They are mixed evenly.
-                    if n * waits % (waits + returns) < waits {
+                    let waits = n * waits % (waits + returns) < waits;
+                    let begin = Instant::now();
+                    while !waits && begin.elapsed() < compute {
+                        std::hint::spin_loop();
+                    }
+                    if waits || computes {
                         let (count, changed) = &*arrived;
                         let mut count = count.lock().unwrap();
                         *count += 1;
                         changed.notify_all();
-                        let all = changed.wait_timeout_while(count, LIMIT, |count| *count < waits);
-                        assert!(!all.unwrap().1.timed_out());
+                        if waits {
+                            let missing = |count: &mut usize| *count < expected;
+                            let all = changed.wait_timeout_while(count, LIMIT, missing);
+                            assert!(!all.unwrap().1.timed_out());
+                        }
                     }
                     Progress::Drained
                 })
@@ -218,7 +229,8 @@ fn burst(waits: usize, returns: usize) -> PollerStats {
         probe.registration().wake();
     }
     until("all runs", || {
-        *arrived.0.lock().unwrap() == waits && operators.iter().all(|(probe, _)| probe.runs() == 1)
+        *arrived.0.lock().unwrap() == expected
+            && operators.iter().all(|(probe, _)| probe.runs() == 1)
     });
     let stats = group.stats();
     group.close();
@@ -226,17 +238,25 @@ fn burst(waits: usize, returns: usize) -> PollerStats {
     let most = waits + returns + 10;
     let threads = stats.workers.peak_threads;
     assert!((waits..=most).contains(&threads), "{:?}", stats.workers);
-    stats.total()
+    (stats.total(), threads)
 }
 
 #[test]
 fn a_burst_of_waits_takes_one_look() {
-    let stats = burst(300, 0);
+    let (stats, _) = burst(300, 0, Duration::ZERO);
     assert_eq!(stats.promotions, 1, "{stats:?}");
 }
 
 #[test]
 fn a_burst_of_waits_among_others_takes_few_looks() {
-    let stats = burst(200, 200);
+    let (stats, _) = burst(200, 200, Duration::ZERO);
     assert!((1..=10).contains(&stats.promotions), "{stats:?}");
+}
+
+/// A run that is not back yet when another thread takes its core may compute. It is no proof of a burst, and no
+/// reason for more threads.
+#[test]
+fn runs_that_compute_beside_one_that_waits_start_few_threads() {
+    let (stats, threads) = burst(1, 150, Duration::from_millis(3));
+    assert!(threads <= 30, "{threads}, {stats:?}");
 }
