@@ -30,11 +30,11 @@ leak)
     ;;
 connection)
     files=(-p netpoll -f src/connection/state.rs -f src/connection/output.rs)
-    tests=(--lib --test connection_write --test close --test callbacks)
+    tests=(--lib --test connection)
     ;;
 pool)
     files=(-p netpoll -f src/client/shelf.rs -f src/client/pool.rs)
-    tests=(--lib --test pool)
+    tests=(--lib --test client)
     ;;
 *)
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The library tests under ThreadSanitizer. Arguments go to cargo test: `ci/tsan.sh --test callbacks`.
+# The library tests under ThreadSanitizer. Arguments go to cargo test: `ci/tsan.sh --test connection`.
 # `--smoke` is a slice for every day: callbacks under every dispatch, and the client pool.
 #
 # The standard library is not instrumented (hence the ABI flag), so what tests synchronise with std's
@@ -16,12 +16,14 @@ reports=$(mktemp -d)
 trap 'rm -rf "$reports"' EXIT
 export TSAN_OPTIONS="exitcode=0 suppressions=$PWD/ci/tsan.supp log_path=$reports/report ${TSAN_OPTIONS:-}"
 
+only=()
 if [ "${1:-}" = --smoke ]; then
-    set -- --test callbacks --test pool
+    set -- --test connection --test client
+    only=(callbacks:: pool::)
 elif [ "$#" -eq 0 ]; then
     set -- --lib --tests
 fi
-step cargo test -p netpoll-poller -p netpoll --release --target "$(host_target)" "$@"
+step cargo test -p netpoll-poller -p netpoll --release --target "$(host_target)" "$@" -- "${only[@]}"
 
 found=$(
     find "$reports" -type f -exec cat {} + | awk -v root="$PWD/" '

@@ -1,7 +1,7 @@
 //! What every holder of a connection shares: the poller, the owner of the callbacks, handles.
 //!
 //! An idle connection is little more than this, so every word counts, and every allocation:
-//! `tests/memory.rs` counts both.
+//! `tests/memory/idle.rs` counts both.
 
 use super::{
     alarms,

@@ -1,4 +1,5 @@
 //! What the behaviour tests share: servers under every dispatch, plain peers, scripts and logs.
+
 #![allow(
     dead_code,
     unused_imports,
@@ -18,8 +19,8 @@ mod timing;
 pub(crate) use frames::{decode, echo, echo_frames, frame, pattern, read_frame};
 pub(crate) use peer::{Mute, Peer, closed_port, limited_pair, loopback, pair, socket_pair};
 pub(crate) use process::{
-    asleep_in, cpu_time, descriptors, handler_threads, in_child, limit_descriptors,
-    settled_descriptors, settled_threads, threads,
+    asleep_in, cpu_time, descriptors, handler_threads, in_child, limit_descriptors, only_test,
+    settled_descriptors, settled_threads, test_path, threads,
 };
 pub(crate) use script::{Log, Script, giving};
 pub(crate) use server::{

@@ -3,6 +3,7 @@
 use super::{LIMIT, eventually};
 use std::{
     env, fs,
+    panic::Location,
     path::Path,
     process::{Command, Stdio},
     sync::mpsc,
@@ -12,18 +13,38 @@ use std::{
 
 const CHILD: &str = "NETPOLL_TEST_CHILD";
 
-/// Runs `body` alone in a child process: this test binary again, with only the test `name`.
-///
-/// `name` is the whole path of the calling test.
+/// The whole path of the test `name` in the file that calls: one module per file.
+#[track_caller]
+pub(crate) fn test_path(name: &str) -> String {
+    let file = Path::new(Location::caller().file());
+    let module = file.file_stem().unwrap().to_str().unwrap();
+    format!("{module}::{name}")
+}
+
+/// This test program again, with only the test `name` of the calling file, in this thread.
+#[track_caller]
+pub(crate) fn only_test(name: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args([
+        &test_path(name),
+        "--exact",
+        "--include-ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
+    command
+}
+
+/// Runs `body` alone in a child process: this test program again, with only the test `name`, which calls this.
 #[track_caller]
 pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
-    if env::var(CHILD).as_deref() == Ok(name) {
+    let path = test_path(name);
+    if env::var(CHILD).as_deref() == Ok(&path) {
         body();
         return;
     }
-    let output = Command::new(env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env(CHILD, name)
+    let output = only_test(name)
+        .env(CHILD, &path)
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -31,13 +52,13 @@ pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "child of {name}: {}\n{out}\n{err}",
+        "child of {path}: {}\n{out}\n{err}",
         output.status
     );
     println!("{out}");
     assert!(
         out.contains("1 passed"),
-        "{name} is no test of this binary:\n{out}"
+        "{path} is no test of this program:\n{out}"
     );
 }
 
