@@ -72,6 +72,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod client;
+mod codec;
 mod config;
 mod connection;
 mod context;
@@ -83,7 +84,6 @@ mod event_loop;
 #[doc(hidden)]
 pub mod fault;
 mod foreign;
-mod frame;
 pub mod guide;
 mod handler;
 #[cfg(netpoll_leaks)]
@@ -101,6 +101,9 @@ mod trace;
 
 pub use bytes::{self, Bytes, BytesMut};
 pub use client::{Dialer, Pool, PoolBuilder, PoolStats, Pooled};
+pub use codec::{
+    Decoder, Delimited, Encoder, FixedLength, FrameError, FrameView, Framed, LengthField, framed,
+};
 pub use config::OnFull;
 pub use connection::{
     CloseCallback, CloseWaiter, Connection, ConnectionHandle, ConnectionState, OwnedReadHalf,
@@ -110,9 +113,6 @@ pub use dispatch::{Dispatch, DispatchTask, Executor};
 pub use error::{CloseReason, Error, InvalidAddress};
 pub use event_fn::{ConnectionEvent, event_fn, event_fn_with};
 pub use event_loop::{EventLoop, EventLoopBuilder, Pollers};
-pub use frame::{
-    Decoder, Delimited, Encoder, FixedLength, FrameError, FrameView, Framed, LengthField, framed,
-};
 pub use handler::{Handler, HandlerFn, handler_fn};
 pub use linkbuffer::{self, LengthSlot, LinkBuffer, Reader, Writer};
 pub use net::{Address, AddressError, ListenOptions, Listener, SocketOptions};

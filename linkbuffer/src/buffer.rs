@@ -3,7 +3,7 @@
 //! Invariants, true between any two calls:
 //! * `off <= front.len()`, and `off + len + pending` is the sum of the lengths of all nodes:
 //!   consumed bytes of the front node, then readable bytes, then unflushed bytes.
-//! * a chunk has at most one `Node::Own` handle.
+//! * a chunk has at most one `Node::Owned` handle.
 //! * nodes may be empty anywhere; an empty `Own` node at the end is the room for the next write.
 
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use std::fmt;
 use crate::chunk::ChunkPool;
 use crate::discard::Discarded;
 use crate::node::Node;
-use crate::slot::Move;
+use crate::slot::SlotShift;
 
 /// A queue of bytes, kept as a chain of chunks: written at the end, read at the front.
 ///
@@ -37,7 +37,7 @@ use crate::slot::Move;
 ///   [`landing`](Self::landing) lends.
 ///
 /// Memory comes from a [`ChunkPool`] and goes back to it; in a steady state neither sending nor
-/// receiving allocates. While all bytes are in one chunk, reading moves an offset and nothing else.
+/// receiving allocates. While all bytes are in one chunk, reading shifts an offset and nothing else.
 ///
 /// # Examples
 ///
@@ -84,7 +84,7 @@ pub struct LinkBuffer {
     /// Unflushed bytes.
     pub(crate) pending: usize,
     /// All nodes but the front one.
-    pub(crate) rest: Option<Box<Links>>,
+    pub(crate) rest: Option<Box<NodeList>>,
     pub(crate) pool: Option<ChunkPool>,
     /// Stream position of the end: what slots are located by.
     pub(crate) written: u64,
@@ -98,17 +98,17 @@ pub struct LinkBuffer {
 
 /// The part of a buffer that is needed only with more than one node.
 #[derive(Default)]
-pub(crate) struct Links {
+pub(crate) struct NodeList {
     pub(crate) nodes: VecDeque<Node>,
     /// What happened to the positions of open slots since the last flush.
-    pub(crate) moves: Vec<Move>,
+    pub(crate) shifts: Vec<SlotShift>,
 }
 
 impl LinkBuffer {
     /// An empty buffer. It holds no memory before something is written.
     pub const fn new() -> Self {
         Self {
-            front: Node::Vacant,
+            front: Node::Empty,
             off: 0,
             len: 0,
             pending: 0,
@@ -131,7 +131,7 @@ impl LinkBuffer {
         let mut buf = Self::new();
         if n > 0 {
             let (chunk, class) = buf.pool().take_class(n);
-            buf.front = Node::Own(chunk, class);
+            buf.front = Node::Owned(chunk, class);
         }
         buf
     }
@@ -173,7 +173,10 @@ impl LinkBuffer {
     /// owner of some [`Bytes`](bytes::Bytes). May be `false` without need.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        matches!(self.front, Node::Own(..) | Node::Piece(_) | Node::Vacant) && !self.has_rest()
+        matches!(
+            self.front,
+            Node::Owned(..) | Node::Exclusive(_) | Node::Empty
+        ) && !self.has_rest()
     }
 
     /// Bytes of memory that this buffer covers: consumed, readable and unflushed bytes and spare
@@ -244,31 +247,31 @@ impl LinkBuffer {
     pub fn release(&mut self) {
         match &mut self.front {
             // All of a received piece was handed out: the common case of an input buffer.
-            Node::Piece(chunk)
+            Node::Exclusive(chunk)
                 if chunk.capacity() == 0 && self.rest.is_none() && self.pending == 0 =>
             {
-                self.front = Node::Vacant;
+                self.front = Node::Empty;
                 self.off = 0;
             }
-            Node::Vacant if self.rest.is_none() => {}
+            Node::Empty if self.rest.is_none() => {}
             _ => self.release_all(),
         }
     }
 
     #[inline(never)]
     fn release_all(&mut self) {
-        self.settle();
+        self.drop_consumed();
         if self.len + self.pending > 0 {
             return;
         }
-        if let Node::Own(chunk, class) = std::mem::replace(&mut self.front, Node::Vacant) {
+        if let Node::Owned(chunk, class) = std::mem::replace(&mut self.front, Node::Empty) {
             self.pool().give(chunk, class);
         }
         self.off = 0;
         if self.slot_top != 0 {
             self.end_slots();
         }
-        self.free_links();
+        self.free_node_list();
     }
 }
 
@@ -281,12 +284,12 @@ impl Default for LinkBuffer {
 impl Drop for LinkBuffer {
     fn drop(&mut self) {
         let mut gone = Discarded::default();
-        let front = std::mem::replace(&mut self.front, Node::Vacant);
+        let front = std::mem::replace(&mut self.front, Node::Empty);
         gone.add(self, front);
         while let Some(node) = self.pop_rest() {
             gone.add(self, node);
         }
-        self.free_links();
+        self.free_node_list();
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::BytesMut;
 use crossbeam_queue::ArrayQueue;
 
-use crate::buffer::Links;
-use crate::place;
+use crate::buffer::NodeList;
+use crate::chunk_table;
 use crate::traits::probe;
 
 /// Recycles the memory chunks behind [`LinkBuffer`](crate::LinkBuffer)s.
@@ -237,7 +237,7 @@ impl ChunkPool {
             unneeded.fetch_min(free_ones.len(), Ordering::Relaxed);
         }
         shared.told.store(false, Ordering::SeqCst);
-        if shared.retained.load(Ordering::SeqCst) > WATCHED_ABOVE {
+        if shared.retained.load(Ordering::SeqCst) > WATCH_THRESHOLD {
             self.tell();
         }
     }
@@ -249,7 +249,7 @@ impl ChunkPool {
     /// A pool has one watcher, the first. `false`: it had one before.
     pub fn watch(&self, call: impl Fn() + Send + Sync + 'static) -> bool {
         let is_first = self.shared.watch.set(Box::new(call)).is_ok();
-        if is_first && self.shared.retained.load(Ordering::SeqCst) > WATCHED_ABOVE {
+        if is_first && self.shared.retained.load(Ordering::SeqCst) > WATCH_THRESHOLD {
             self.tell();
         }
         is_first
@@ -315,12 +315,12 @@ impl ChunkPool {
         self.count(&self.shared.discarded);
     }
 
-    pub(crate) fn take_links(&self) -> Box<Links> {
+    pub(crate) fn take_node_list(&self) -> Box<NodeList> {
         self.shared.links.pop().unwrap_or_default()
     }
 
     /// `links` must be empty.
-    pub(crate) fn give_links(&self, links: Box<Links>) {
+    pub(crate) fn give_node_list(&self, links: Box<NodeList>) {
         drop(self.shared.links.push(links));
     }
 
@@ -363,7 +363,7 @@ impl ChunkPool {
         let size = class.size();
         let now = self.shared.retained.fetch_add(size, Ordering::SeqCst) + size;
         if now <= self.shared.retain {
-            if now > WATCHED_ABOVE && !self.shared.told.load(Ordering::SeqCst) {
+            if now > WATCH_THRESHOLD && !self.shared.told.load(Ordering::SeqCst) {
                 self.tell();
             }
             return true;
@@ -409,17 +409,17 @@ pub(crate) fn allocate(size: usize) -> BytesMut {
         }
     }
     let chunk = BytesMut::with_capacity(size);
-    place::note(&chunk);
+    chunk_table::insert(&chunk);
     chunk
 }
 
 /// Drops the owning handle of a chunk.
 pub(crate) fn free(mut chunk: BytesMut) {
     chunk.clear();
-    if let Some(size) = place::chunk_of(&chunk) {
+    if let Some(size) = chunk_table::chunk_of(&chunk) {
         // Views that are left keep it alive, and known.
         if chunk.try_reclaim(size) {
-            place::forget(&chunk);
+            chunk_table::remove(&chunk);
         }
     }
 }
@@ -430,7 +430,7 @@ struct Shared {
     /// Chunks with views still alive.
     parked: ArrayQueue<Parked>,
     /// Node lists of buffers that were released.
-    links: ArrayQueue<Box<Links>>,
+    links: ArrayQueue<Box<NodeList>>,
     /// Free chunks that were there all the time since the last [`trim`](ChunkPool::trim), by class.
     unneeded: [AtomicUsize; CLASSES],
     /// Counts trims.
@@ -479,7 +479,7 @@ impl Class {
     /// that one long message is not paid for with memory for ever.
     #[inline]
     pub(crate) const fn is_kept(self) -> bool {
-        self.0 <= Self::of(KEPT_UP_TO).0
+        self.0 <= Self::of(MAX_KEPT_CHUNK).0
     }
 
     /// Bytes of one chunk; meaningless for [`Class::UNPOOLED`].
@@ -493,10 +493,10 @@ const CLASSES: usize = 9;
 const SMALLEST_SHIFT: u8 = 12;
 const MAX_SLOTS: usize = 64;
 const PROBES: usize = 4;
-const KEPT_UP_TO: usize = 64 << 10;
+const MAX_KEPT_CHUNK: usize = 64 << 10;
 const DEFAULT_RETAIN: usize = 8 << 20;
 /// Less is not worth a timer.
-const WATCHED_ABOVE: usize = 256 << 10;
+const WATCH_THRESHOLD: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use crate::buffer::{LinkBuffer, NEVER};
 use crate::chunk::{self, Class};
+use crate::chunk_table;
 use crate::discard::Discarded;
 use crate::node::Node;
-use crate::place;
 
 impl LinkBuffer {
     /// Bytes of memory that this buffer keeps alive, as far as that is known: pieces of chunks count
@@ -69,7 +69,7 @@ impl LinkBuffer {
         if total == 0 {
             return self.release();
         }
-        self.settle();
+        self.drop_consumed();
         // Payloads that panic are dropped when everything is in its place.
         let mut copied = Discarded::default();
         if total > SMALL {
@@ -124,10 +124,10 @@ impl LinkBuffer {
             let mut bytes = &node.as_slice()[std::mem::take(&mut skip)..];
             while !bytes.is_empty() {
                 let back = self.back_mut();
-                if !back.is_own() || back.spare() == 0 {
-                    let size = (self.total_len() / 8).min(MOST_ROOM);
+                if !back.is_owned() || back.spare() == 0 {
+                    let size = (self.total_len() / 8).min(MAX_COPY_CHUNK);
                     let (chunk, class) = self.pool().take_class(size);
-                    self.push_node(Node::Own(chunk, class));
+                    self.push_node(Node::Owned(chunk, class));
                 }
                 let tail = self.tail();
                 let (part, rest) = bytes.split_at(bytes.len().min(tail.capacity() - tail.len()));
@@ -148,7 +148,7 @@ impl LinkBuffer {
         let mut own = chunk::allocate(total.next_multiple_of(UNIT));
         own.extend_from_slice(&self.front.as_slice()[self.off..]);
         self.off = 0;
-        let old = std::mem::replace(&mut self.front, Node::Own(own, Class::UNPOOLED));
+        let old = std::mem::replace(&mut self.front, Node::Owned(own, Class::UNPOOLED));
         copied.add(self, old);
         while let Some(node) = self.pop_rest() {
             if let Some(own) = self.front.as_mut() {
@@ -187,7 +187,7 @@ impl LinkBuffer {
         }
         if vacated {
             if let Some(links) = &mut self.rest {
-                links.nodes.retain(|node| !matches!(node, Node::Vacant));
+                links.nodes.retain(|node| !matches!(node, Node::Empty));
             }
         }
         // More than half of the first chunk was consumed since: so each byte is copied once at most.
@@ -210,7 +210,7 @@ impl LinkBuffer {
     /// `true`: its place is vacant.
     fn copy_node(&mut self, i: usize, room: usize, copied: &mut Discarded) -> bool {
         let consumed = self.node(i).len() - self.unread(i);
-        let old = std::mem::replace(self.node_mut(i), Node::Vacant);
+        let old = std::mem::replace(self.node_mut(i), Node::Empty);
         let bytes = &old.as_slice()[consumed..];
         if i == 0 {
             self.off = 0;
@@ -218,18 +218,18 @@ impl LinkBuffer {
         // What was vacated in between is not in the way.
         let mut before = (0..i)
             .rev()
-            .filter(|&k| !matches!(self.node(k), Node::Vacant));
+            .filter(|&k| !matches!(self.node(k), Node::Empty));
         let tail = before.next().filter(|&k| {
             let node = self.node(k);
-            node.is_own() && node.spare() >= bytes.len()
+            node.is_owned() && node.spare() >= bytes.len()
         });
-        let vacated = if let Some(Node::Own(tail, _)) = tail.map(|k| self.node_mut(k)) {
+        let vacated = if let Some(Node::Owned(tail, _)) = tail.map(|k| self.node_mut(k)) {
             tail.extend_from_slice(bytes);
             true
         } else {
             let mut own = chunk::allocate((bytes.len() + room).next_multiple_of(UNIT));
             own.extend_from_slice(bytes);
-            *self.node_mut(i) = Node::Own(own, Class::UNPOOLED);
+            *self.node_mut(i) = Node::Owned(own, Class::UNPOOLED);
             false
         };
         copied.add(self, old);
@@ -281,7 +281,7 @@ impl LinkBuffer {
 /// ```
 #[inline]
 pub fn pinned(view: &[u8]) -> usize {
-    place::chunk_of(view).unwrap_or(0).max(view.len())
+    chunk_table::chunk_of(view).unwrap_or(0).max(view.len())
 }
 
 /// The same bytes, copied if the view keeps more than an eighth more alive than itself: for a view that
@@ -290,7 +290,7 @@ pub fn pinned(view: &[u8]) -> usize {
 pub fn compact(view: Bytes) -> Bytes {
     if pinned(&view) > view.len() + view.len() / 8 {
         let own = Bytes::copy_from_slice(&view);
-        place::is_no_chunk(&own);
+        chunk_table::remove_overlapping(&own);
         own
     } else {
         view
@@ -306,4 +306,4 @@ const BULKY: usize = 256 << 10;
 /// Most room for more that a chunk made here has.
 const GROWTH: usize = 16 << 10;
 /// Largest chunk that copies are collected in.
-const MOST_ROOM: usize = 64 << 10;
+const MAX_COPY_CHUNK: usize = 64 << 10;

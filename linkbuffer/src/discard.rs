@@ -19,8 +19,8 @@ pub(crate) struct Discarded {
 impl Discarded {
     pub(crate) fn add(&mut self, of: &LinkBuffer, node: Node) {
         match node {
-            Node::Own(chunk, class) => of.pool().give(chunk, class),
-            Node::Shared(_) | Node::Run(..) => {
+            Node::Owned(chunk, class) => of.pool().give(chunk, class),
+            Node::Shared(_) | Node::Extendable(..) => {
                 if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| drop(node))) {
                     if self.thrown.is_none() {
                         self.thrown = Some(thrown);
@@ -29,7 +29,7 @@ impl Discarded {
                     }
                 }
             }
-            Node::Vacant | Node::Piece(_) => {}
+            Node::Empty | Node::Exclusive(_) => {}
         }
     }
 }

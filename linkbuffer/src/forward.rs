@@ -14,7 +14,7 @@ impl LinkBuffer {
     ///
     /// Fewer than 512 bytes are copied, which is as cheap and pins nothing; more are linked. Messages
     /// that lie behind each other in one chunk, as those of one receive do, are one piece again: from
-    /// the second on forwarding moves two numbers, however long the message, and a run of them is
+    /// the second on forwarding shifts two numbers, however long the message, and a run of them is
     /// sent from one address. So short messages are linked too if at least 1 KiB lies behind them.
     ///
     /// # Errors
@@ -36,8 +36,8 @@ impl LinkBuffer {
     /// ```
     #[inline]
     pub fn forward(&mut self, n: usize, to: &mut Self) -> io::Result<()> {
-        if n == self.len && n >= COPY_BELOW && self.may_change_hands(to) {
-            self.hand_over(to);
+        if n == self.len && n >= COPY_BELOW && self.can_move_front_chunk(to) {
+            self.move_front_chunk(to);
             return Ok(());
         }
         self.check(n)?;
@@ -45,11 +45,11 @@ impl LinkBuffer {
             self.forward_across(n, to);
             return Ok(());
         };
-        if to.last_filled().extend_run(next) {
+        if to.last_filled().extend_shared(next) {
             to.pending += n;
             to.written += n as u64;
             self.advance_by(n);
-        } else if n < COPY_BELOW && self.front.len() - self.off < n + RUN_WORTH {
+        } else if n < COPY_BELOW && self.front.len() - self.off < n + MIN_RUN_BEHIND {
             to.write_slice(next);
             self.advance_by(n);
         } else {
@@ -61,10 +61,10 @@ impl LinkBuffer {
     /// Whether one chunk is all there is, and may take the place of what `to` has: of nothing, or of its
     /// room for the next write if it is such room itself.
     #[inline]
-    fn may_change_hands(&self, to: &Self) -> bool {
+    fn can_move_front_chunk(&self, to: &Self) -> bool {
         let fits = match self.front {
-            Node::Own(..) => true,
-            Node::Piece(_) => !to.front.is_own(),
+            Node::Owned(..) => true,
+            Node::Exclusive(_) => !to.front.is_owned(),
             _ => false,
         };
         fits && self.pending == 0 && !self.has_rest() && to.len + to.pending == 0 && !to.has_rest()
@@ -72,13 +72,13 @@ impl LinkBuffer {
 
     /// One message was received and goes on as a whole: its chunk changes hands.
     #[inline]
-    fn hand_over(&mut self, to: &mut Self) {
+    fn move_front_chunk(&mut self, to: &mut Self) {
         mem::swap(&mut self.front, &mut to.front);
         to.off = mem::take(&mut self.off);
         to.pending = mem::take(&mut self.len);
         to.written += to.pending as u64;
         // What was there is empty, but may hold on to a chunk.
-        self.restart_front();
+        self.reset_front();
     }
 
     /// The bytes are not all in the front node.
@@ -112,10 +112,12 @@ impl LinkBuffer {
         let mut left = n;
         while left > 0 {
             if self.off == self.front.len() {
-                self.settle();
+                self.drop_consumed();
             }
             let k = left.min(self.front.len() - self.off);
-            let node = self.begin_run(k).unwrap_or_else(|| self.split_front(k));
+            let node = self
+                .begin_extendable(k)
+                .unwrap_or_else(|| self.split_front(k));
             self.len -= k;
             left -= k;
             to.link_behind(node);
@@ -124,7 +126,7 @@ impl LinkBuffer {
 
     /// The first `k` bytes of the front node as the begin of a run, if more lies behind them that
     /// may follow: what was received together often leaves together.
-    fn begin_run(&mut self, k: usize) -> Option<Node> {
+    fn begin_extendable(&mut self, k: usize) -> Option<Node> {
         // What is unflushed may still be cut or filled in.
         let all = self.front.len() - self.off == k || self.pending > 0;
         if cfg!(netpoll_leaks) || all {
@@ -132,7 +134,7 @@ impl LinkBuffer {
         }
         let len = u32::try_from(k).ok()?;
         u32::try_from(self.front.len()).ok()?;
-        let (Node::Piece(piece) | Node::Own(piece, _)) = &mut self.front else {
+        let (Node::Exclusive(piece) | Node::Owned(piece, _)) = &mut self.front else {
             return None;
         };
         let mut rest = piece.split().freeze();
@@ -140,28 +142,28 @@ impl LinkBuffer {
         self.off = k;
         let old = mem::replace(&mut self.front, Node::Shared(rest.clone()));
         // Of an own chunk the room behind all this is left.
-        self.put_room(old.is_own().then_some(old));
-        Some(Node::Run(rest, len))
+        self.put_tail(old.is_owned().then_some(old));
+        Some(Node::Extendable(rest, len))
     }
 
     /// Puts a node to the end, joined with the last one if it continues it. Lengths are the
     /// caller's business.
     #[inline]
     pub(crate) fn link_behind(&mut self, node: Node) {
-        if self.off == self.front.len() && !self.front.is_own() && !self.has_rest() {
+        if self.off == self.front.len() && !self.front.is_owned() && !self.has_rest() {
             self.off = 0;
             self.front = node;
             return;
         }
         let node = match node {
-            Node::Piece(piece) => match self.last_filled() {
-                Node::Piece(last) if !last.is_empty() => match last.try_unsplit(piece) {
+            Node::Exclusive(piece) => match self.last_filled() {
+                Node::Exclusive(last) if !last.is_empty() => match last.try_unsplit(piece) {
                     Ok(()) => return,
-                    Err(piece) => Node::Piece(piece),
+                    Err(piece) => Node::Exclusive(piece),
                 },
-                _ => Node::Piece(piece),
+                _ => Node::Exclusive(piece),
             },
-            other if self.last_filled().extend_run(other.as_slice()) => return,
+            other if self.last_filled().extend_shared(other.as_slice()) => return,
             other => other,
         };
         self.link(node);
@@ -169,7 +171,7 @@ impl LinkBuffer {
 }
 
 /// Bytes behind a short message from which a run of such messages is to be expected.
-const RUN_WORTH: usize = 1024;
+const MIN_RUN_BEHIND: usize = 1024;
 
 #[cfg(all(test, not(netpoll_leaks)))]
 mod tests {
@@ -283,15 +285,15 @@ mod tests {
 
     #[test]
     fn few_bytes_pin_nothing() {
-        let (mut chunk, mut input) = received(64 + RUN_WORTH - 1);
+        let (mut chunk, mut input) = received(64 + MIN_RUN_BEHIND - 1);
         let mut out = LinkBuffer::new();
         input.forward(64, &mut out).unwrap();
-        input.skip(RUN_WORTH - 1).unwrap();
+        input.skip(MIN_RUN_BEHIND - 1).unwrap();
         drop(input);
         assert!(chunk.try_reclaim(1000), "copied");
         assert_eq!(out.malloc_len(), 64);
 
-        let (mut chunk, mut input) = received(64 + RUN_WORTH);
+        let (mut chunk, mut input) = received(64 + MIN_RUN_BEHIND);
         input.forward(64, &mut out).unwrap();
         drop(input);
         assert!(!chunk.try_reclaim(1000), "linked");

@@ -246,10 +246,10 @@ impl<K> fmt::Debug for Guard<K> {
 /// Makes a view of a node that was cut off, and records it.
 pub(crate) fn view(node: Node) -> Bytes {
     let bytes = match node {
-        Node::Own(chunk, _) | Node::Piece(chunk) => chunk.freeze(),
+        Node::Owned(chunk, _) | Node::Exclusive(chunk) => chunk.freeze(),
         Node::Shared(bytes) => return bytes,
-        Node::Run(mut bytes, n) => return bytes.split_to(n as usize),
-        Node::Vacant => return Bytes::new(),
+        Node::Extendable(mut bytes, n) => return bytes.split_to(n as usize),
+        Node::Empty => return Bytes::new(),
     };
     let (len, pinned) = (bytes.len(), pinned(&bytes));
     Bytes::from_owner(View {
@@ -261,7 +261,8 @@ pub(crate) fn view(node: Node) -> Bytes {
 impl LinkBuffer {
     /// Records a slice, unless it has nothing to share.
     pub(crate) fn track_slice(&mut self) {
-        let shares = |node: &&Node| !matches!(node, Node::Shared(_) | Node::Run(..) | Node::Vacant);
+        let shares =
+            |node: &&Node| !matches!(node, Node::Shared(_) | Node::Extendable(..) | Node::Empty);
         let first = self
             .nodes()
             .find(shares)

@@ -2,24 +2,24 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
-mod chain;
 mod chunk;
+mod chunk_table;
 mod compact;
 mod discard;
-mod edit;
 mod error;
 mod forward;
+mod insert;
 mod io;
 #[cfg(netpoll_leaks)]
 pub mod leak;
 mod node;
-mod place;
+mod nodes;
 mod read;
-mod receive;
+mod recv_chunk;
 mod slot;
+mod socket_io;
 mod text;
 mod traits;
-mod vectored;
 mod write;
 
 pub use buffer::{Chunks, LinkBuffer};

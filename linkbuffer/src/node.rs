@@ -3,44 +3,44 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::chunk::Class;
-use crate::place;
+use crate::chunk_table;
 
 /// A run of contiguous bytes.
 ///
-/// A chunk has at most one [`Node::Own`] handle, and that handle is the one that goes back to the
+/// A chunk has at most one [`Node::Owned`] handle, and that handle is the one that goes back to the
 /// pool. Every other handle on the same memory is a `Piece` or a `Shared`, which is simply dropped.
 pub(crate) enum Node {
     /// Holds nothing at all.
-    Vacant,
+    Empty,
     /// Taken from the pool (or the allocator) by this buffer: it may grow into its spare room.
-    Own(BytesMut, Class),
+    Owned(BytesMut, Class),
     /// Exclusive part of a chunk that somebody else looks after.
-    Piece(BytesMut),
+    Exclusive(BytesMut),
     /// Read-only memory shared with others.
     Shared(Bytes),
     /// The first bytes of such memory; the ones behind may become part of it, see
-    /// [`extend_run`](Self::extend_run).
-    Run(Bytes, u32),
+    /// [`extend_shared`](Self::extend_shared).
+    Extendable(Bytes, u32),
 }
 
 impl Node {
     #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => b,
+            Self::Owned(b, _) | Self::Exclusive(b) => b,
             Self::Shared(b) => b,
-            Self::Run(b, n) => &b[..*n as usize],
-            Self::Vacant => &[],
+            Self::Extendable(b, n) => &b[..*n as usize],
+            Self::Empty => &[],
         }
     }
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => b.len(),
+            Self::Owned(b, _) | Self::Exclusive(b) => b.len(),
             Self::Shared(b) => b.len(),
-            Self::Run(_, n) => *n as usize,
-            Self::Vacant => 0,
+            Self::Extendable(_, n) => *n as usize,
+            Self::Empty => 0,
         }
     }
 
@@ -48,18 +48,18 @@ impl Node {
     #[inline]
     pub(crate) fn spare(&self) -> usize {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => b.capacity() - b.len(),
-            Self::Shared(_) | Self::Run(..) | Self::Vacant => 0,
+            Self::Owned(b, _) | Self::Exclusive(b) => b.capacity() - b.len(),
+            Self::Shared(_) | Self::Extendable(..) | Self::Empty => 0,
         }
     }
 
     /// Bytes of memory this handle covers.
     pub(crate) fn capacity(&self) -> usize {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => b.capacity(),
+            Self::Owned(b, _) | Self::Exclusive(b) => b.capacity(),
             Self::Shared(b) => b.len(),
-            Self::Run(_, n) => *n as usize,
-            Self::Vacant => 0,
+            Self::Extendable(_, n) => *n as usize,
+            Self::Empty => 0,
         }
     }
 
@@ -67,9 +67,9 @@ impl Node {
     #[inline]
     pub(crate) fn chunk(&self) -> Option<usize> {
         match self {
-            Self::Own(_, class) if *class != Class::UNPOOLED => Some(class.size()),
-            Self::Vacant => None,
-            node => place::chunk_of(node.as_slice()),
+            Self::Owned(_, class) if *class != Class::UNPOOLED => Some(class.size()),
+            Self::Empty => None,
+            node => chunk_table::chunk_of(node.as_slice()),
         }
     }
 
@@ -77,8 +77,8 @@ impl Node {
     #[inline]
     pub(crate) fn is_large_for(&self, view: &[u8]) -> bool {
         let chunk = match self {
-            Self::Own(_, class) if *class != Class::UNPOOLED => class.size(),
-            _ => place::chunk_of(view).unwrap_or(0),
+            Self::Owned(_, class) if *class != Class::UNPOOLED => class.size(),
+            _ => chunk_table::chunk_of(view).unwrap_or(0),
         };
         view.len() < chunk / 16
     }
@@ -87,45 +87,45 @@ impl Node {
     #[inline]
     pub(crate) fn pins(&self) -> usize {
         let least = match self {
-            Self::Run(b, _) => b.len(),
+            Self::Extendable(b, _) => b.len(),
             node => node.capacity(),
         };
         self.chunk().unwrap_or(0).max(least)
     }
 
     #[inline]
-    pub(crate) fn is_own(&self) -> bool {
-        matches!(self, Self::Own(..))
+    pub(crate) fn is_owned(&self) -> bool {
+        matches!(self, Self::Owned(..))
     }
 
     /// The growable handle, if the memory is not shared.
     #[inline]
     pub(crate) fn as_mut(&mut self) -> Option<&mut BytesMut> {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => Some(b),
-            Self::Shared(_) | Self::Run(..) | Self::Vacant => None,
+            Self::Owned(b, _) | Self::Exclusive(b) => Some(b),
+            Self::Shared(_) | Self::Extendable(..) | Self::Empty => None,
         }
     }
 
     #[inline]
     pub(crate) fn advance(&mut self, n: usize) {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => b.advance(n),
+            Self::Owned(b, _) | Self::Exclusive(b) => b.advance(n),
             Self::Shared(b) => b.advance(n),
-            Self::Run(b, len) => {
+            Self::Extendable(b, len) => {
                 b.advance(n);
                 *len -= n as u32;
             }
-            Self::Vacant => {}
+            Self::Empty => {}
         }
     }
 
     pub(crate) fn truncate(&mut self, n: usize) {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => b.truncate(n),
+            Self::Owned(b, _) | Self::Exclusive(b) => b.truncate(n),
             Self::Shared(b) => b.truncate(n),
-            Self::Run(_, len) => *len = (*len).min(u32::try_from(n).unwrap_or(u32::MAX)),
-            Self::Vacant => {}
+            Self::Extendable(_, len) => *len = (*len).min(u32::try_from(n).unwrap_or(u32::MAX)),
+            Self::Empty => {}
         }
     }
 
@@ -133,41 +133,41 @@ impl Node {
     /// ownership goes with the cut-off part: that is the part which can still grow.
     pub(crate) fn split_off(&mut self, n: usize) -> Self {
         match self {
-            Self::Own(b, class) => {
-                let right = Self::Own(b.split_off(n), *class);
+            Self::Owned(b, class) => {
+                let right = Self::Owned(b.split_off(n), *class);
                 let left = std::mem::take(b);
-                *self = Self::Piece(left);
+                *self = Self::Exclusive(left);
                 right
             }
-            Self::Piece(b) => Self::Piece(b.split_off(n)),
+            Self::Exclusive(b) => Self::Exclusive(b.split_off(n)),
             Self::Shared(b) => Self::Shared(b.split_off(n)),
-            Self::Run(b, len) => {
-                let right = Self::Run(b.split_off(n), *len - n as u32);
+            Self::Extendable(b, len) => {
+                let right = Self::Extendable(b.split_off(n), *len - n as u32);
                 *len = n as u32;
                 right
             }
-            Self::Vacant => Self::Vacant,
+            Self::Empty => Self::Empty,
         }
     }
 
     /// Cuts off the first `n` bytes, which are there; for nodes that are read-only.
     pub(crate) fn split_shared(&mut self, n: usize) -> Bytes {
         match self {
-            Self::Own(b, _) | Self::Piece(b) => b.split_to(n).freeze(),
+            Self::Owned(b, _) | Self::Exclusive(b) => b.split_to(n).freeze(),
             Self::Shared(b) => b.split_to(n),
-            Self::Run(b, len) => {
+            Self::Extendable(b, len) => {
                 *len -= n as u32;
                 b.split_to(n)
             }
-            Self::Vacant => Bytes::new(),
+            Self::Empty => Bytes::new(),
         }
     }
 
     /// As [`split_shared`](Self::split_shared), but what is cut off may grow again by what follows.
-    pub(crate) fn split_run(&mut self, n: usize) -> Self {
+    pub(crate) fn split_extendable(&mut self, n: usize) -> Self {
         match self {
             Self::Shared(b) if b.len() <= u32::MAX as usize => {
-                let run = Self::Run(b.clone(), n as u32);
+                let run = Self::Extendable(b.clone(), n as u32);
                 b.advance(n);
                 run
             }
@@ -178,8 +178,8 @@ impl Node {
     /// Makes a run that ends where `next` begins, in the same memory, longer by `next`. `false`:
     /// it is something else.
     #[inline]
-    pub(crate) fn extend_run(&mut self, next: &[u8]) -> bool {
-        if let Self::Run(all, len) = self {
+    pub(crate) fn extend_shared(&mut self, next: &[u8]) -> bool {
+        if let Self::Extendable(all, len) = self {
             let end = *len as usize;
             // Both are alive, so the same address is the same memory.
             if all.len() - end >= next.len() && all[end..].as_ptr() == next.as_ptr() {

@@ -8,7 +8,7 @@ use crate::buffer::LinkBuffer;
 use crate::chunk::Class;
 use crate::error::ShortRead;
 use crate::node::Node;
-use crate::traits::{no_room, probe};
+use crate::traits::{out_of_memory, probe};
 
 impl LinkBuffer {
     /// The next `n` bytes, contiguous, without consuming them.
@@ -115,7 +115,7 @@ impl LinkBuffer {
         let mut left = n;
         while left > 0 {
             if self.off == self.front.len() {
-                self.settle();
+                self.drop_consumed();
             }
             let k = left.min(self.front.len() - self.off);
             let node = self.split_front(k);
@@ -170,9 +170,9 @@ impl LinkBuffer {
         self.len -= n;
         self.off += n;
         if self.len + self.pending == 0 && !self.has_rest() {
-            self.restart_front();
+            self.reset_front();
         } else if self.off >= self.front.len() {
-            self.settle();
+            self.drop_consumed();
         }
     }
 
@@ -182,19 +182,19 @@ impl LinkBuffer {
         if n <= self.len && n <= self.front.len() - self.off {
             return Ok(());
         }
-        self.gathered(n)
+        self.contiguous_slow(n)
     }
 
     #[cold]
     #[inline(never)]
-    fn gathered(&mut self, n: usize) -> io::Result<()> {
+    fn contiguous_slow(&mut self, n: usize) -> io::Result<()> {
         self.check(n)?;
         self.join(n)
     }
 
     /// Copies the next `n` readable bytes together into the front node.
     fn join(&mut self, n: usize) -> io::Result<()> {
-        self.settle();
+        self.drop_consumed();
         let mut have = self.front.len() - self.off;
         if have >= n {
             return Ok(());
@@ -210,8 +210,8 @@ impl LinkBuffer {
             let (mut chunk, class) = self.pool().take_class(room);
             chunk.extend_from_slice(&self.front.as_slice()[self.off..]);
             self.off = 0;
-            let old = mem::replace(&mut self.front, Node::Own(chunk, class));
-            self.retire(old);
+            let old = mem::replace(&mut self.front, Node::Owned(chunk, class));
+            self.recycle(old);
         }
         while have < n {
             let (Some(links), Some(joined)) = (&mut self.rest, self.front.as_mut()) else {
@@ -226,7 +226,7 @@ impl LinkBuffer {
             if k < node.len() {
                 node.advance(k);
             } else if let Some(node) = links.nodes.pop_front() {
-                self.retire(node);
+                self.recycle(node);
             }
         }
         Ok(())
@@ -236,7 +236,7 @@ impl LinkBuffer {
     #[cold]
     #[inline(never)]
     fn view_across(&mut self, n: usize) -> io::Result<Bytes> {
-        self.settle();
+        self.drop_consumed();
         let view = self.front.as_slice()[self.off..].get(..n);
         if n < COPY_BELOW || view.is_none_or(|view| self.front.is_large_for(view)) {
             return self.copy_vec(n).map(Bytes::from);
@@ -248,7 +248,7 @@ impl LinkBuffer {
     /// Copies and consumes `n` bytes, which are readable.
     pub(crate) fn copy_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
-        out.try_reserve_exact(n).map_err(|e| no_room(n, &e))?;
+        out.try_reserve_exact(n).map_err(|e| out_of_memory(n, &e))?;
         for chunk in self.chunks() {
             out.extend_from_slice(&chunk[..chunk.len().min(n - out.len())]);
             if out.len() == n {
@@ -262,14 +262,14 @@ impl LinkBuffer {
     /// Cuts `n` bytes, which are there, off the front node. Lengths are the caller's business.
     fn view_front(&mut self, n: usize) -> Bytes {
         #[cfg(netpoll_leaks)]
-        if !matches!(self.front, Node::Shared(_) | Node::Run(..)) {
+        if !matches!(self.front, Node::Shared(_) | Node::Extendable(..)) {
             return crate::leak::view(self.split_front(n));
         }
         self.trim_front();
         match &mut self.front {
-            Node::Piece(chunk) if chunk.len() == n => mem::take(chunk).freeze(),
-            Node::Piece(chunk) => chunk.split_to(n).freeze(),
-            Node::Own(..) => self.split_own(n).freeze(),
+            Node::Exclusive(chunk) if chunk.len() == n => mem::take(chunk).freeze(),
+            Node::Exclusive(chunk) => chunk.split_to(n).freeze(),
+            Node::Owned(..) => self.split_owned(n).freeze(),
             shared => shared.split_shared(n),
         }
     }
@@ -278,27 +278,27 @@ impl LinkBuffer {
     pub(crate) fn split_front(&mut self, n: usize) -> Node {
         self.trim_front();
         match &mut self.front {
-            Node::Piece(chunk) if chunk.len() == n => Node::Piece(mem::take(chunk)),
-            Node::Piece(chunk) => Node::Piece(chunk.split_to(n)),
-            Node::Own(..) => Node::Piece(self.split_own(n)),
-            shared => shared.split_run(n),
+            Node::Exclusive(chunk) if chunk.len() == n => Node::Exclusive(mem::take(chunk)),
+            Node::Exclusive(chunk) => Node::Exclusive(chunk.split_to(n)),
+            Node::Owned(..) => Node::Exclusive(self.split_owned(n)),
+            shared => shared.split_extendable(n),
         }
     }
 
     /// Cuts `n` bytes off the front node, which is an own one. If all of it goes and there is no
     /// room worth keeping behind it, the chunk goes back to the pool, to wait for its views.
-    fn split_own(&mut self, n: usize) -> BytesMut {
-        let Node::Own(chunk, class) = &mut self.front else {
+    fn split_owned(&mut self, n: usize) -> BytesMut {
+        let Node::Owned(chunk, class) = &mut self.front else {
             return BytesMut::new();
         };
-        if chunk.len() > n || chunk.capacity() - n >= SPARE_WORTH {
+        if chunk.len() > n || chunk.capacity() - n >= MIN_KEPT_SPARE {
             return chunk.split_to(n);
         }
         if *class == Class::UNPOOLED {
             return mem::take(chunk);
         }
         let view = chunk.split_to(n);
-        let owner = mem::replace(&mut self.front, Node::Vacant);
+        let owner = mem::replace(&mut self.front, Node::Empty);
         self.discard(owner);
         view
     }
@@ -315,4 +315,4 @@ impl LinkBuffer {
 /// Shorter views are copied.
 pub(crate) const COPY_BELOW: usize = 512;
 /// Spare room that is kept when everything in front of it is handed out.
-const SPARE_WORTH: usize = 512;
+const MIN_KEPT_SPARE: usize = 512;

@@ -60,13 +60,13 @@ pub struct RawLengthSlot {
     /// Stream position of the first byte when the slot was made.
     at: u64,
     len: usize,
-    /// Number of moves recorded before the slot was made.
+    /// Number of shifts recorded before the slot was made.
     stamp: usize,
 }
 
 /// Something that changed the position of slots.
 #[derive(Clone, Copy)]
-pub(crate) enum Move {
+pub(crate) enum SlotShift {
     /// Everything from this position on was cut away.
     Cut(u64),
     /// `n` bytes were inserted at `at`.
@@ -150,7 +150,7 @@ impl LinkBuffer {
             self.written += own_positions();
         }
         self.slot_top = self.slot_top.max(self.written);
-        let stamp = self.rest.as_ref().map_or(0, |l| l.moves.len());
+        let stamp = self.rest.as_ref().map_or(0, |l| l.shifts.len());
         RawLengthSlot {
             at: self.written - len as u64,
             len,
@@ -197,7 +197,7 @@ impl LinkBuffer {
     #[inline]
     fn locate(&self, slot: &RawLengthSlot) -> Option<u64> {
         let at = match &self.rest {
-            Some(links) if links.moves.len() > slot.stamp => follow(&links.moves, slot)?,
+            Some(links) if links.shifts.len() > slot.stamp => follow(&links.shifts, slot)?,
             _ => slot.at,
         };
         let flushed = self.written - self.pending as u64;
@@ -206,20 +206,20 @@ impl LinkBuffer {
 
     /// Remembers a change that may concern slots still open.
     #[inline]
-    pub(crate) fn record(&mut self, m: Move) {
+    pub(crate) fn record(&mut self, m: SlotShift) {
         let from = match m {
-            Move::Cut(floor) => floor,
-            Move::Insert { at, .. } => at,
+            SlotShift::Cut(floor) => floor,
+            SlotShift::Insert { at, .. } => at,
         };
         if from < self.slot_top {
-            self.record_move(m);
+            self.record_shift(m);
         }
     }
 
     #[cold]
-    fn record_move(&mut self, m: Move) {
-        self.links().moves.push(m);
-        if let Move::Insert { n, .. } = m {
+    fn record_shift(&mut self, m: SlotShift) {
+        self.links().shifts.push(m);
+        if let SlotShift::Insert { n, .. } = m {
             self.slot_top += n;
         }
     }
@@ -232,7 +232,7 @@ impl LinkBuffer {
         self.written = self.written.max(self.slot_top) + 1;
         self.slot_top = 0;
         if let Some(links) = &mut self.rest {
-            links.moves.clear();
+            links.shifts.clear();
         }
     }
 }
@@ -278,14 +278,14 @@ fn within(node: &mut Node, left: usize, len: usize) -> Option<&mut [u8]> {
 
 /// Where a slot is after all that happened since it was made.
 #[cold]
-fn follow(moves: &[Move], slot: &RawLengthSlot) -> Option<u64> {
+fn follow(shifts: &[SlotShift], slot: &RawLengthSlot) -> Option<u64> {
     let len = slot.len as u64;
     let mut at = slot.at;
-    for m in &moves[slot.stamp..] {
+    for m in &shifts[slot.stamp..] {
         match *m {
-            Move::Cut(floor) if at + len > floor => return None,
-            Move::Insert { at: p, n } if p <= at => at += n,
-            Move::Insert { at: p, .. } if p < at + len => return None,
+            SlotShift::Cut(floor) if at + len > floor => return None,
+            SlotShift::Insert { at: p, n } if p <= at => at += n,
+            SlotShift::Insert { at: p, .. } if p < at + len => return None,
             _ => {}
         }
     }

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::buffer::LinkBuffer;
 use crate::error::ShortRead;
-use crate::traits::no_room;
+use crate::traits::out_of_memory;
 
 impl LinkBuffer {
     /// The bytes up to and including the first `delim`, consumed; `None` if it is not there.
@@ -29,7 +29,8 @@ impl LinkBuffer {
         let text = match std::str::from_utf8(self.peek(n)?) {
             Ok(text) => {
                 let mut copy = String::new();
-                copy.try_reserve_exact(n).map_err(|e| no_room(n, &e))?;
+                copy.try_reserve_exact(n)
+                    .map_err(|e| out_of_memory(n, &e))?;
                 copy.push_str(text);
                 copy
             }
@@ -83,7 +84,7 @@ impl LinkBuffer {
     }
 
     /// Finds the end of the first line, whose first `from` bytes are known to have none.
-    pub(crate) fn line_end(&self, from: usize, max: usize) -> io::Result<Option<Line>> {
+    pub(crate) fn line_end(&self, from: usize, max: usize) -> io::Result<Option<LineSpan>> {
         let Some(at) = self.index_of(b'\n', from) else {
             // The text, its `\r`, and still no `\n`.
             if self.len > max.saturating_add(1) {
@@ -98,13 +99,13 @@ impl LinkBuffer {
         if text > max {
             return Err(line_too_long(max, text));
         }
-        Ok(Some(Line {
+        Ok(Some(LineSpan {
             text,
             whole: at + 1,
         }))
     }
 
-    pub(crate) fn take_line(&mut self, line: Line) -> io::Result<String> {
+    pub(crate) fn take_line(&mut self, line: LineSpan) -> io::Result<String> {
         let text = self.read_string(line.text)?;
         self.advance_by(line.whole - line.text);
         Ok(text)
@@ -123,7 +124,7 @@ impl LinkBuffer {
 
 /// A line: bytes of its text and bytes with its end.
 #[derive(Clone, Copy)]
-pub(crate) struct Line {
+pub(crate) struct LineSpan {
     text: usize,
     whole: usize,
 }

@@ -3,9 +3,9 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::buffer::LinkBuffer;
-use crate::chain::LEAST_ROOM;
 use crate::chunk::Class;
 use crate::node::Node;
+use crate::nodes::MIN_TAIL;
 
 impl LinkBuffer {
     /// `n` new bytes at the end, contiguous and zeroed, to be written in place.
@@ -102,7 +102,7 @@ impl LinkBuffer {
         other.trim();
         self.pending += n;
         self.written += n as u64;
-        let front = std::mem::replace(&mut other.front, Node::Vacant);
+        let front = std::mem::replace(&mut other.front, Node::Empty);
         other.len = 0;
         if !other.has_rest() {
             self.link_behind(front);
@@ -115,7 +115,7 @@ impl LinkBuffer {
                 self.links().nodes.append(&mut links.nodes);
             }
         }
-        self.put_room(room);
+        self.put_tail(room);
     }
 
     /// Lets `f` append to a chunk with at least `room` bytes of spare room, for encoders that want
@@ -151,7 +151,7 @@ impl LinkBuffer {
         if let Some(tail) = self.back_mut().as_mut() {
             if let Err(out) = tail.try_unsplit(out) {
                 if n > 0 {
-                    self.push_node(Node::Piece(out));
+                    self.push_node(Node::Exclusive(out));
                 }
             }
         }
@@ -199,7 +199,7 @@ impl LinkBuffer {
     #[inline]
     pub(crate) fn reserve(&mut self, n: usize) {
         let back = self.back_mut();
-        if !back.is_own() || back.spare() < n {
+        if !back.is_owned() || back.spare() < n {
             self.grow(n);
         }
     }
@@ -208,7 +208,7 @@ impl LinkBuffer {
     #[inline]
     pub(crate) fn tail(&mut self) -> &mut BytesMut {
         match self.back_mut() {
-            Node::Own(chunk, _) => chunk,
+            Node::Owned(chunk, _) => chunk,
             _ => unreachable!("reserve() comes first"),
         }
     }
@@ -228,7 +228,7 @@ impl LinkBuffer {
                 // Chunks grow with what is queued, so that a large batch has few of them.
                 let queued = (self.len + self.pending).min(LARGE_BATCH);
                 let (chunk, class) = self.pool().take_class(n.max(queued));
-                Node::Own(chunk, class)
+                Node::Owned(chunk, class)
             }
         };
         self.push_node(room);
@@ -236,7 +236,7 @@ impl LinkBuffer {
 
     /// Reclaims the chunk of an empty node, if that gives room for `n` bytes.
     pub(crate) fn enlarge(&self, mut room: Node, n: usize) -> Result<Node, Node> {
-        if let Node::Own(chunk, class) = &mut room {
+        if let Node::Owned(chunk, class) = &mut room {
             let fits = *class != Class::UNPOOLED && class.size() >= n;
             if chunk.capacity() >= n || (fits && chunk.try_reclaim(class.size())) {
                 return Ok(room);
@@ -255,7 +255,7 @@ impl LinkBuffer {
             1 => &mut self.front,
             _ => &mut self.rest.as_mut()?.nodes[count - 2],
         };
-        if !before.is_own() || before.spare() < n.max(LEAST_ROOM) {
+        if !before.is_owned() || before.spare() < n.max(MIN_TAIL) {
             return None;
         }
         let len = before.len();

@@ -25,8 +25,8 @@ use super::{
     },
 };
 use crate::{
+    codec::FrameError,
     error::{CloseReason, Error},
-    frame::FrameError,
     handler::Session,
     sync::Ordering,
 };

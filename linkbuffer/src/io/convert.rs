@@ -15,7 +15,7 @@ impl From<Bytes> for LinkBuffer {
 /// Readable at once, not copied.
 impl From<BytesMut> for LinkBuffer {
     fn from(data: BytesMut) -> Self {
-        Self::of(Node::Piece(data))
+        Self::of(Node::Exclusive(data))
     }
 }
 

@@ -5,4 +5,4 @@ mod writer;
 
 pub use reader::Reader;
 pub use writer::Writer;
-pub(crate) use writer::{no_room, probe};
+pub(crate) use writer::{out_of_memory, probe};

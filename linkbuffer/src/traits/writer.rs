@@ -220,11 +220,11 @@ impl LinkBuffer {
 pub(crate) fn probe(n: usize) -> io::Result<()> {
     Vec::<u8>::new()
         .try_reserve_exact(n)
-        .map_err(|e| no_room(n, &e))
+        .map_err(|e| out_of_memory(n, &e))
 }
 
 #[cold]
-pub(crate) fn no_room(n: usize, why: &TryReserveError) -> io::Error {
+pub(crate) fn out_of_memory(n: usize, why: &TryReserveError) -> io::Error {
     let text = format!("no room for {n} bytes: {why}");
     io::Error::new(io::ErrorKind::OutOfMemory, text)
 }

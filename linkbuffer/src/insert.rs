@@ -8,7 +8,7 @@ use crate::buffer::{LinkBuffer, NEVER};
 use crate::discard::Discarded;
 use crate::error::WriteError;
 use crate::node::Node;
-use crate::slot::Move;
+use crate::slot::SlotShift;
 use crate::write::LINK_FROM;
 
 impl LinkBuffer {
@@ -82,11 +82,11 @@ impl LinkBuffer {
         }
         self.pending = n;
         self.written -= cut as u64;
-        self.record(Move::Cut(self.written));
+        self.record(SlotShift::Cut(self.written));
         self.compacted = NEVER;
         let back = self.back_mut();
         let have = back.len();
-        if cut <= have && back.is_own() {
+        if cut <= have && back.is_owned() {
             back.truncate(have - cut);
         } else {
             self.cut_nodes(cut);
@@ -109,7 +109,7 @@ impl LinkBuffer {
         if remain == 0 {
             self.write_bytes(data);
         } else if n > 0 {
-            self.record(Move::Insert {
+            self.record(SlotShift::Insert {
                 at: self.written - remain as u64,
                 n: n as u64,
             });
@@ -138,9 +138,9 @@ impl LinkBuffer {
             cut -= have;
             if let Some(node) = self.rest.as_mut().and_then(|l| l.nodes.pop_back()) {
                 match node {
-                    Node::Own(mut chunk, class) if room.is_none() => {
+                    Node::Owned(mut chunk, class) if room.is_none() => {
                         chunk.clear();
-                        room = Some(Node::Own(chunk, class));
+                        room = Some(Node::Owned(chunk, class));
                     }
                     node => gone.add(self, node),
                 }
@@ -149,10 +149,10 @@ impl LinkBuffer {
         if self.total_len() == 0 {
             // Nothing of the front node is left, so its memory is not kept either.
             self.off = 0;
-            let front = std::mem::replace(&mut self.front, Node::Vacant);
+            let front = std::mem::replace(&mut self.front, Node::Empty);
             gone.add(self, front);
         }
-        self.put_room(room);
+        self.put_tail(room);
     }
 
     /// Puts `data` before the last `remain` bytes.

@@ -1,6 +1,6 @@
 //! Where chunks lie, so that a view tells how much memory it keeps alive.
 //!
-//! `Bytes` does not say how large the allocation behind it is. So [`note`] enters each new chunk in a
+//! `Bytes` does not say how large the allocation behind it is. So [`insert`] enters each new chunk in a
 //! table by its address, and [`chunk_of`] finds the chunk that a slice is part of: a load or two, no
 //! lock.
 //!
@@ -15,37 +15,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::BytesMut;
 
 /// Enters a new chunk, all of which is spare room.
-pub(crate) fn note(chunk: &BytesMut) {
-    PLACES.note(chunk.as_ptr().addr(), chunk.capacity());
+pub(crate) fn insert(chunk: &BytesMut) {
+    CHUNKS.insert(chunk.as_ptr().addr(), chunk.capacity());
 }
 
 /// Takes out a chunk that is about to be freed.
-pub(crate) fn forget(chunk: &BytesMut) {
-    PLACES.forget(chunk.as_ptr().addr(), chunk.capacity());
+pub(crate) fn remove(chunk: &BytesMut) {
+    CHUNKS.remove(chunk.as_ptr().addr(), chunk.capacity());
 }
 
 /// Takes out what is entered for memory that is no part of a chunk.
-pub(crate) fn is_no_chunk(bytes: &[u8]) {
+pub(crate) fn remove_overlapping(bytes: &[u8]) {
     let start = bytes.as_ptr().addr();
-    PLACES.clear(start, start + bytes.len());
+    CHUNKS.clear(start, start + bytes.len());
 }
 
 /// The size of the chunk that `bytes` are part of, if it is known.
 #[inline]
 pub(crate) fn chunk_of(bytes: &[u8]) -> Option<usize> {
     let start = bytes.as_ptr().addr();
-    PLACES.find(start, start + bytes.len())
+    CHUNKS.find(start, start + bytes.len())
 }
 
 /// Large chunks have a table of their own, with fewer entries for each.
-struct Places {
+struct ChunkTable {
     /// Covers 256 MiB of addresses. What is not used of a table is never touched.
     small: Table<12, 6, { 1 << 16 }>,
     /// Covers 1 GiB of addresses.
     large: Table<16, 12, { 1 << 14 }>,
 }
 
-impl Places {
+impl ChunkTable {
     const fn new() -> Self {
         Self {
             small: Table::new(),
@@ -53,25 +53,25 @@ impl Places {
         }
     }
 
-    fn note(&self, start: usize, size: usize) {
+    fn insert(&self, start: usize, size: usize) {
         // Chunks that lay there were freed.
         if size >= LARGE {
-            self.small.enter(start, size, 0);
-            self.large.note(start, size);
+            self.small.store(start, size, 0);
+            self.large.insert(start, size);
         } else if size >= LEAST {
             self.large.clear(start, start + size);
-            self.small.note(start, size);
+            self.small.insert(start, size);
         } else {
             self.clear(start, start + size);
         }
     }
 
-    fn forget(&self, start: usize, size: usize) {
+    fn remove(&self, start: usize, size: usize) {
         if size >= LEAST {
-            self.small.enter(start, size, 0);
+            self.small.store(start, size, 0);
         }
         if size >= LARGE {
-            self.large.enter(start, size, 0);
+            self.large.store(start, size, 0);
         }
     }
 
@@ -92,43 +92,43 @@ impl Places {
 /// One entry for each stretch of `1 << SHIFT` bytes: of the chunk that begins there, or that covers all
 /// of it. Sizes are counted in units of `1 << UNIT` bytes. No chunk is shorter than a stretch, so two of
 /// them never begin in the same one.
-struct Table<const SHIFT: u32, const UNIT: u32, const SLOTS: usize>([AtomicU64; SLOTS]);
+struct Table<const SHIFT: u32, const UNIT: u32, const CELLS: usize>([AtomicU64; CELLS]);
 
-impl<const SHIFT: u32, const UNIT: u32, const SLOTS: usize> Table<SHIFT, UNIT, SLOTS> {
+impl<const SHIFT: u32, const UNIT: u32, const CELLS: usize> Table<SHIFT, UNIT, CELLS> {
     const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; SLOTS])
+        Self([const { AtomicU64::new(0) }; CELLS])
     }
 
     #[inline]
-    fn slot(&self, stretch: usize) -> &AtomicU64 {
-        &self.0[stretch % SLOTS]
+    fn cell(&self, stretch: usize) -> &AtomicU64 {
+        &self.0[stretch % CELLS]
     }
 
     /// An entry is 44 bits of the start and 20 bits of the size.
-    fn note(&self, start: usize, size: usize) {
+    fn insert(&self, start: usize, size: usize) {
         let units = size.div_ceil(1 << UNIT).min((1 << SIZE_BITS) - 1) as u64;
-        self.enter(
+        self.store(
             start,
             size,
             ((start as u64) >> START_SHIFT) << SIZE_BITS | units,
         );
     }
 
-    fn enter(&self, start: usize, size: usize, entry: u64) {
+    fn store(&self, start: usize, size: usize, entry: u64) {
         let (first, behind) = (start >> SHIFT, (start + size) >> SHIFT);
-        for stretch in first..behind.min(first + SLOTS) {
-            self.slot(stretch).store(entry, Ordering::Relaxed);
+        for stretch in first..behind.min(first + CELLS) {
+            self.cell(stretch).store(entry, Ordering::Relaxed);
         }
     }
 
     /// Takes out every entry that covers some of these bytes, as far as they would be found there.
     fn clear(&self, start: usize, end: usize) {
         let (first, last) = ((start >> SHIFT).saturating_sub(1), (end - 1) >> SHIFT);
-        for stretch in first..=last.min(first + SLOTS) {
-            let slot = self.slot(stretch);
-            let (at, size) = Self::parts(slot.load(Ordering::Relaxed));
+        for stretch in first..=last.min(first + CELLS) {
+            let cell = self.cell(stretch);
+            let (at, size) = Self::parts(cell.load(Ordering::Relaxed));
             if at < end && start < at + size {
-                slot.store(0, Ordering::Relaxed);
+                cell.store(0, Ordering::Relaxed);
             }
         }
     }
@@ -143,7 +143,7 @@ impl<const SHIFT: u32, const UNIT: u32, const SLOTS: usize> Table<SHIFT, UNIT, S
     #[inline]
     fn find(&self, start: usize, end: usize) -> Option<usize> {
         let covers = |stretch: usize| {
-            let (at, size) = Self::parts(self.slot(stretch).load(Ordering::Relaxed));
+            let (at, size) = Self::parts(self.cell(stretch).load(Ordering::Relaxed));
             (at <= start && end <= at + size).then_some(size)
         };
         let stretch = start >> SHIFT;
@@ -159,7 +159,7 @@ const SIZE_BITS: u32 = 20;
 const LEAST: usize = 4096;
 const LARGE: usize = 128 << 10;
 
-static PLACES: Places = Places::new();
+static CHUNKS: ChunkTable = ChunkTable::new();
 
 #[cfg(test)]
 mod tests {
@@ -170,90 +170,90 @@ mod tests {
 
     #[test]
     fn each_part_of_a_chunk_is_known() {
-        static PLACES: Places = Places::new();
+        static CHUNKS: ChunkTable = ChunkTable::new();
         for size in [4 << 10, 20 << 10, 64 << 10, 128 << 10, 1 << 20, 3 << 20] {
-            PLACES.note(BASE, size);
+            CHUNKS.insert(BASE, size);
             for at in [0, 1, 600, 4095, size / 2, size - 600, size - 1] {
                 let start = BASE + at;
-                assert_eq!(PLACES.find(start, start + 1), Some(size), "{at} of {size}");
+                assert_eq!(CHUNKS.find(start, start + 1), Some(size), "{at} of {size}");
                 assert_eq!(
-                    PLACES.find(start, BASE + size),
+                    CHUNKS.find(start, BASE + size),
                     Some(size),
                     "{at} of {size}"
                 );
             }
-            assert_eq!(PLACES.find(BASE + size, BASE + size + 1), None);
-            assert_eq!(PLACES.find(BASE - 1, BASE), None);
-            assert_eq!(PLACES.find(BASE - 1, BASE + 1), None);
+            assert_eq!(CHUNKS.find(BASE + size, BASE + size + 1), None);
+            assert_eq!(CHUNKS.find(BASE - 1, BASE), None);
+            assert_eq!(CHUNKS.find(BASE - 1, BASE + 1), None);
         }
         let chunk = {
             let chunk = BytesMut::with_capacity(8192);
-            note(&chunk);
+            insert(&chunk);
             chunk
         };
         assert_eq!(chunk_of(&chunk), Some(8192));
-        forget(&chunk);
+        remove(&chunk);
     }
 
     #[test]
     fn what_is_no_chunk_is_unknown() {
-        static PLACES: Places = Places::new();
-        assert_eq!(PLACES.find(BASE, BASE + 1), None);
-        PLACES.note(BASE, 8192);
+        static CHUNKS: ChunkTable = ChunkTable::new();
+        assert_eq!(CHUNKS.find(BASE, BASE + 1), None);
+        CHUNKS.insert(BASE, 8192);
         // Too small for the table, and no part of what was there before.
-        PLACES.note(BASE + 1024, 2048);
-        assert_eq!(PLACES.find(BASE + 1024, BASE + 1025), None);
+        CHUNKS.insert(BASE + 1024, 2048);
+        assert_eq!(CHUNKS.find(BASE + 1024, BASE + 1025), None);
     }
 
     #[test]
     fn neighbours_are_told_apart() {
-        static PLACES: Places = Places::new();
+        static CHUNKS: ChunkTable = ChunkTable::new();
         let sizes = [4096 + 64, 8192, 128 << 10, 4096 + 128];
         let mut starts = [BASE; 4];
         for i in 1..4 {
             starts[i] = starts[i - 1] + sizes[i - 1];
         }
         for i in [0, 1, 2, 3, 2, 1, 0, 2, 3] {
-            PLACES.note(starts[i], sizes[i]);
+            CHUNKS.insert(starts[i], sizes[i]);
         }
         for (start, size) in starts.into_iter().zip(sizes) {
             for at in (start..start + size - 600).step_by(16) {
-                assert_eq!(PLACES.find(at, at + 600), Some(size));
+                assert_eq!(CHUNKS.find(at, at + 600), Some(size));
             }
         }
-        assert_eq!(PLACES.find(starts[1] - 1, starts[1] + 1), None, "in two");
+        assert_eq!(CHUNKS.find(starts[1] - 1, starts[1] + 1), None, "in two");
     }
 
     #[test]
     fn what_is_freed_is_forgotten_and_its_neighbours_are_not() {
-        static PLACES: Places = Places::new();
+        static CHUNKS: ChunkTable = ChunkTable::new();
         for size in [4096, 64 << 10, 1 << 20] {
             let other = BASE + size;
-            PLACES.note(BASE, size);
-            PLACES.note(other, size);
-            PLACES.forget(BASE, size);
+            CHUNKS.insert(BASE, size);
+            CHUNKS.insert(other, size);
+            CHUNKS.remove(BASE, size);
             for at in (0..size - 100).step_by(4000) {
-                let found = |start| PLACES.find(start + at, start + at + 100);
+                let found = |start| CHUNKS.find(start + at, start + at + 100);
                 assert_eq!((found(BASE), found(other)), (None, Some(size)));
             }
-            PLACES.forget(other, size);
+            CHUNKS.remove(other, size);
         }
     }
 
     #[test]
     fn memory_that_is_used_for_something_else_is_no_chunk() {
-        static PLACES: Places = Places::new();
+        static CHUNKS: ChunkTable = ChunkTable::new();
         for (size, next) in [(64 << 10, 5056), (1 << 20, 5056), (5056, 1 << 20)] {
-            PLACES.note(BASE, size);
-            PLACES.note(BASE, next);
-            assert_eq!(PLACES.find(BASE + 100, BASE + 200), Some(next));
-            PLACES.note(BASE, size);
+            CHUNKS.insert(BASE, size);
+            CHUNKS.insert(BASE, next);
+            assert_eq!(CHUNKS.find(BASE + 100, BASE + 200), Some(next));
+            CHUNKS.insert(BASE, size);
             let (start, end) = (BASE + 1000, BASE + 4000);
-            PLACES.clear(start, end);
+            CHUNKS.clear(start, end);
             for at in start..end.min(BASE + size) {
-                assert_eq!(PLACES.find(at, at + 1), None, "{at} of {size}");
+                assert_eq!(CHUNKS.find(at, at + 1), None, "{at} of {size}");
             }
-            PLACES.clear(start, end);
+            CHUNKS.clear(start, end);
         }
     }
 }

@@ -5,10 +5,10 @@ use std::mem;
 use bytes::BytesMut;
 
 use crate::buffer::LinkBuffer;
-use crate::chain::KEEP_ROOM;
 use crate::chunk::Class;
+use crate::chunk_table;
 use crate::node::Node;
-use crate::place;
+use crate::nodes::MIN_KEPT_TAIL;
 
 impl LinkBuffer {
     /// Lets `receive` append to a chunk of this buffer; what it appends becomes readable. Returns what
@@ -51,9 +51,9 @@ impl LinkBuffer {
             self.make_room(size);
         }
         self.off = 0;
-        let lent = Lent(self);
+        let lent = RecvGuard(self);
         match &mut lent.0.front {
-            Node::Own(chunk, _) => {
+            Node::Owned(chunk, _) => {
                 chunk.clear();
                 receive(chunk)
             }
@@ -65,7 +65,7 @@ impl LinkBuffer {
     /// [`receive_with`](Self::receive_with), part of which may be viewed by others.
     #[inline]
     pub fn keeps(&self, size: usize) -> bool {
-        matches!(self.front, Node::Own(_, class) if class == Class::of(size))
+        matches!(self.front, Node::Owned(_, class) if class == Class::of(size))
             && self.len + self.pending == 0
             && !self.has_rest()
     }
@@ -74,11 +74,11 @@ impl LinkBuffer {
     /// is empty, and has no room if there was no such chunk.
     pub fn take_room(&mut self) -> BytesMut {
         if self.len + self.pending == 0 && !self.has_rest() {
-            self.restart_front();
-            if let Node::Own(chunk, _) = &mut self.front {
+            self.reset_front();
+            if let Node::Owned(chunk, _) = &mut self.front {
                 let chunk = mem::take(chunk);
-                self.front = Node::Vacant;
-                place::forget(&chunk);
+                self.front = Node::Empty;
+                chunk_table::remove(&chunk);
                 return chunk;
             }
         }
@@ -103,7 +103,7 @@ impl LinkBuffer {
     /// ```
     #[inline]
     pub fn unflush(&mut self) -> bool {
-        let whole = matches!(self.front, Node::Own(..) | Node::Piece(_))
+        let whole = matches!(self.front, Node::Owned(..) | Node::Exclusive(_))
             && self.pending == 0
             && !self.has_rest();
         if whole {
@@ -121,7 +121,7 @@ impl LinkBuffer {
         let mut filled = self.take();
         let tail = filled.take_empty_tail().or_else(|| {
             let back = filled.back_mut();
-            (back.is_own() && back.spare() >= KEEP_ROOM).then(|| back.split_off(back.len()))
+            (back.is_owned() && back.spare() >= MIN_KEPT_TAIL).then(|| back.split_off(back.len()))
         });
         if let Some(room) = tail {
             self.front = room;
@@ -141,35 +141,35 @@ impl LinkBuffer {
     /// Whether the front node is all there is, and an own chunk with so much room if it starts over.
     #[inline]
     fn is_room(&self, size: usize) -> bool {
-        matches!(&self.front, Node::Own(chunk, _) if chunk.capacity() >= size.max(1))
+        matches!(&self.front, Node::Owned(chunk, _) if chunk.capacity() >= size.max(1))
             && !self.has_rest()
     }
 
     #[cold]
     #[inline(never)]
     fn make_room(&mut self, size: usize) {
-        self.settle();
+        self.drop_consumed();
         let size = size.max(1);
-        if let Node::Own(chunk, _) = &mut self.front {
+        if let Node::Owned(chunk, _) = &mut self.front {
             // Back to its start if nobody holds a view of it.
             if chunk.try_reclaim(size) || chunk.capacity() >= size.div_ceil(4) {
                 return;
             }
         }
         let (chunk, class) = self.pool().take_class(size);
-        let old = mem::replace(&mut self.front, Node::Own(chunk, class));
+        let old = mem::replace(&mut self.front, Node::Owned(chunk, class));
         self.discard(old);
     }
 }
 
 /// Sees to it that what was received is counted, however the receive ends.
-struct Lent<'a>(&'a mut LinkBuffer);
+struct RecvGuard<'a>(&'a mut LinkBuffer);
 
-impl Drop for Lent<'_> {
+impl Drop for RecvGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         let buf = &mut *self.0;
-        if let Node::Own(chunk, _) = &buf.front {
+        if let Node::Owned(chunk, _) = &buf.front {
             buf.len = chunk.len();
             buf.written += chunk.len() as u64;
         }

@@ -54,7 +54,7 @@ impl LinkBuffer {
     #[track_caller]
     pub fn consume(&mut self, n: usize) {
         if n > self.len {
-            more_than_there_is(n, self.len);
+            consume_too_much(n, self.len);
         }
         self.advance_by(n);
     }
@@ -77,12 +77,12 @@ impl LinkBuffer {
         }
         self.written += n as u64;
         self.len += n;
-        if self.len == n && !self.front.is_own() {
+        if self.len == n && !self.front.is_owned() {
             self.off = 0;
             // In place, then the old one is dropped: that order saves a move.
             match &mut self.front {
-                Node::Piece(old) => drop(std::mem::replace(old, piece)),
-                other => *other = Node::Piece(piece),
+                Node::Exclusive(old) => drop(std::mem::replace(old, piece)),
+                other => *other = Node::Exclusive(piece),
             }
         } else {
             self.push_piece(piece);
@@ -115,10 +115,10 @@ impl LinkBuffer {
             if self.pending != 0 {
                 self.flush();
             }
-            if self.len == 0 && self.front.is_own() && !self.has_rest() {
-                self.restart_front();
+            if self.len == 0 && self.front.is_owned() && !self.has_rest() {
+                self.reset_front();
             }
-            if let Node::Own(tail, _) = self.back_mut() {
+            if let Node::Owned(tail, _) = self.back_mut() {
                 if tail.capacity() - tail.len() >= n {
                     tail.extend_from_slice(chunk);
                     chunk.clear();
@@ -147,13 +147,13 @@ impl LinkBuffer {
         self.link_piece(piece);
     }
 
-    /// Links a piece that does not continue the last one.
+    /// NodeList a piece that does not continue the last one.
     fn link_piece(&mut self, piece: BytesMut) {
         if piece.len() < COPY_BELOW && self.len > piece.len() {
             self.reserve(piece.len());
             self.tail().extend_from_slice(&piece);
         } else {
-            self.link(Node::Piece(piece));
+            self.link(Node::Exclusive(piece));
         }
     }
 
@@ -164,7 +164,7 @@ impl LinkBuffer {
             let is_room = links
                 .nodes
                 .back()
-                .is_some_and(|n| n.is_own() && n.len() == 0);
+                .is_some_and(|n| n.is_owned() && n.len() == 0);
             let count = links.nodes.len() - usize::from(is_room);
             if count > 0 {
                 return &mut links.nodes[count - 1];
@@ -210,7 +210,7 @@ impl LinkBuffer {
         let back = self.back_mut();
         let elsewhere = split && back.len() < len;
         if back.spare() < enough(want) || (elsewhere && worth_moving(len, want)) {
-            self.make_landing(want.clamp(1, LANDING_ROOM.max(len)));
+            self.grow_tail(want.clamp(1, MAX_RESERVE.max(len)));
         }
         match self.back_mut().as_mut() {
             Some(tail) => tail.split_off(tail.len()),
@@ -229,7 +229,7 @@ impl LinkBuffer {
         let spare = self.back_mut().spare();
         if spare < enough(want) || split {
             // A chunk that grows may get twice what it has.
-            let most = 2 * len + want.clamp(1, LANDING_ROOM.max(len));
+            let most = 2 * len + want.clamp(1, MAX_RESERVE.max(len));
             if Class::of(most) == Class::UNPOOLED {
                 crate::traits::probe(most)?;
             }
@@ -268,7 +268,7 @@ impl LinkBuffer {
         if n == 0 {
             return;
         }
-        other.settle();
+        other.drop_consumed();
         self.trim();
         if self.total_len() == 0 {
             self.compacted = self.written;
@@ -277,15 +277,15 @@ impl LinkBuffer {
             self.compacted = NEVER;
         }
         self.len += n;
-        let front = std::mem::replace(&mut other.front, Node::Vacant);
+        let front = std::mem::replace(&mut other.front, Node::Empty);
         let old = std::mem::replace(&mut self.front, front);
         self.off = std::mem::take(&mut other.off);
         (other.len, other.pending) = (0, 0);
         if old.len() == 0 && !self.has_rest() && !other.has_rest() {
-            return self.put_room(old.is_own().then_some(old));
+            return self.put_tail(old.is_owned().then_some(old));
         }
         let nodes = &mut self.links().nodes;
-        if old.len() > 0 || old.is_own() {
+        if old.len() > 0 || old.is_owned() {
             nodes.push_front(old);
         }
         if let Some(links) = &mut other.rest {
@@ -295,11 +295,11 @@ impl LinkBuffer {
         }
     }
 
-    /// Provides a last node with room for `want` bytes, and moves what is readable into it if that
+    /// Provides a last node with room for `want` bytes, and shifts what is readable into it if that
     /// is worth it.
     #[cold]
     #[inline(never)]
-    fn make_landing(&mut self, want: usize) {
+    fn grow_tail(&mut self, want: usize) {
         if self.len > 0 && worth_moving(self.len, want) {
             return self.gather(want);
         }
@@ -310,7 +310,7 @@ impl LinkBuffer {
             }
         }
         let (chunk, class) = self.pool().take_class(want);
-        self.push_node(Node::Own(chunk, class));
+        self.push_node(Node::Owned(chunk, class));
     }
 
     /// Moves all readable bytes into one chunk with room for `want` more.
@@ -321,7 +321,7 @@ impl LinkBuffer {
         }
         self.off = 0;
         let mut gone = Discarded::default();
-        let front = std::mem::replace(&mut self.front, Node::Own(chunk, class));
+        let front = std::mem::replace(&mut self.front, Node::Owned(chunk, class));
         gone.add(self, front);
         while let Some(node) = self.pop_rest() {
             gone.add(self, node);
@@ -332,15 +332,15 @@ impl LinkBuffer {
 #[cold]
 #[inline(never)]
 #[track_caller]
-fn more_than_there_is(n: usize, len: usize) -> ! {
+fn consume_too_much(n: usize, len: usize) -> ! {
     panic!("consume: {}", ShortRead::new(n, len))
 }
 
 /// The room that is used as it is. One of many MiB is used up before it is enlarged, which may copy
 /// what is there.
 fn enough(want: usize) -> usize {
-    if want > LANDING_ROOM {
-        LANDING_STEP
+    if want > MAX_RESERVE {
+        MIN_RESERVE_STEP
     } else {
         want.max(1)
     }
@@ -353,6 +353,6 @@ fn worth_moving(len: usize, want: usize) -> bool {
 }
 
 /// Room lent at once for a message whose length is only claimed so far.
-const LANDING_ROOM: usize = 8 << 20;
+const MAX_RESERVE: usize = 8 << 20;
 /// Least room lent for a message that is longer than that.
-const LANDING_STEP: usize = 64 << 10;
+const MIN_RESERVE_STEP: usize = 64 << 10;

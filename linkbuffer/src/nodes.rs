@@ -1,6 +1,6 @@
 //! The upkeep of the node list: what is dropped when it is read, what is kept for the next write.
 
-use crate::buffer::{LinkBuffer, Links};
+use crate::buffer::{LinkBuffer, NodeList};
 use crate::discard::Discarded;
 use crate::node::Node;
 
@@ -28,7 +28,7 @@ impl LinkBuffer {
     #[inline]
     fn has_room(&mut self) -> bool {
         let back = self.back_mut();
-        back.is_own() && back.spare() >= LEAST_ROOM
+        back.is_owned() && back.spare() >= MIN_TAIL
     }
 
     #[inline]
@@ -36,28 +36,29 @@ impl LinkBuffer {
         self.rest.as_mut().and_then(|l| l.nodes.pop_front())
     }
 
-    pub(crate) fn links(&mut self) -> &mut Links {
+    pub(crate) fn links(&mut self) -> &mut NodeList {
         if self.rest.is_none() {
-            self.rest = Some(self.pool().take_links());
+            self.rest = Some(self.pool().take_node_list());
         }
         self.rest.as_mut().expect("just set")
     }
 
-    pub(crate) fn free_links(&mut self) {
+    pub(crate) fn free_node_list(&mut self) {
         if let Some(mut links) = self.rest.take() {
-            if links.nodes.capacity() <= KEEP_LINKS && links.moves.capacity() <= KEEP_LINKS {
+            if links.nodes.capacity() <= MAX_KEPT_NODES && links.shifts.capacity() <= MAX_KEPT_NODES
+            {
                 links.nodes.clear();
-                links.moves.clear();
-                self.pool().give_links(links);
+                links.shifts.clear();
+                self.pool().give_node_list(links);
             }
         }
     }
 
     /// Drops the nodes at the front that are read to the end. If nothing is left, the front node
     /// starts over.
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn drop_consumed(&mut self) {
         if self.len + self.pending == 0 {
-            return self.restart();
+            return self.reset();
         }
         loop {
             let n = self.front.len();
@@ -67,18 +68,18 @@ impl LinkBuffer {
             let Some(next) = self.pop_rest() else { return };
             self.off -= n;
             let old = std::mem::replace(&mut self.front, next);
-            self.retire(old);
+            self.recycle(old);
         }
     }
 
     /// Everything is read to the end: keeps one own node as room for the next write, the front one
     /// if possible.
-    fn restart(&mut self) {
+    fn reset(&mut self) {
         // A panic of what is dropped goes on when all is in place.
         let mut gone = Discarded::default();
         if self.has_rest() {
-            let keep = matches!(&self.front, Node::Own(chunk, class)
-                if class.is_kept() && chunk.capacity() >= KEEP_ROOM);
+            let keep = matches!(&self.front, Node::Owned(chunk, class)
+                if class.is_kept() && chunk.capacity() >= MIN_KEPT_TAIL);
             while let Some(node) = self.pop_rest() {
                 let needless = if keep {
                     node
@@ -88,36 +89,36 @@ impl LinkBuffer {
                 gone.add(self, needless);
             }
         }
-        self.restart_front();
+        self.reset_front();
     }
 
     /// Starts the front node over, the only one there is; it is read to the end.
     #[inline]
-    pub(crate) fn restart_front(&mut self) {
+    pub(crate) fn reset_front(&mut self) {
         self.off = 0;
         match &mut self.front {
             // Bytes before the handle's own region may be viewed by others; those in it are not.
-            Node::Own(chunk, class) if class.is_kept() => chunk.clear(),
-            Node::Vacant => {}
-            _ => self.vacate(),
+            Node::Owned(chunk, class) if class.is_kept() => chunk.clear(),
+            Node::Empty => {}
+            _ => self.clear_front(),
         }
     }
 
     #[inline(never)]
-    fn vacate(&mut self) {
-        let old = std::mem::replace(&mut self.front, Node::Vacant);
+    fn clear_front(&mut self) {
+        let old = std::mem::replace(&mut self.front, Node::Empty);
         self.discard(old);
     }
 
     /// A node that was read to the end: its chunk becomes the room for the next write if there is
     /// none.
-    pub(crate) fn retire(&mut self, node: Node) {
-        let Node::Own(mut chunk, class) = node else {
+    pub(crate) fn recycle(&mut self, node: Node) {
+        let Node::Owned(mut chunk, class) = node else {
             return;
         };
-        if class.is_kept() && chunk.capacity() >= KEEP_ROOM && !self.has_room() {
+        if class.is_kept() && chunk.capacity() >= MIN_KEPT_TAIL && !self.has_room() {
             chunk.clear();
-            self.links().nodes.push_back(Node::Own(chunk, class));
+            self.links().nodes.push_back(Node::Owned(chunk, class));
         } else {
             self.pool().give(chunk, class);
         }
@@ -125,7 +126,7 @@ impl LinkBuffer {
 
     /// A node that is not needed any more.
     pub(crate) fn discard(&mut self, node: Node) {
-        if let Node::Own(chunk, class) = node {
+        if let Node::Owned(chunk, class) = node {
             self.pool().give(chunk, class);
         }
     }
@@ -134,16 +135,16 @@ impl LinkBuffer {
     pub(crate) fn take_empty_tail(&mut self) -> Option<Node> {
         if self.has_rest() {
             let back = self.back_mut();
-            if back.is_own() && back.len() == 0 {
+            if back.is_owned() && back.len() == 0 {
                 return self.rest.as_mut().and_then(|l| l.nodes.pop_back());
             }
             return None;
         }
-        if let Node::Own(chunk, _) = &mut self.front {
+        if let Node::Owned(chunk, _) = &mut self.front {
             if self.off == chunk.len() {
                 self.off = 0;
                 chunk.clear();
-                return Some(std::mem::replace(&mut self.front, Node::Vacant));
+                return Some(std::mem::replace(&mut self.front, Node::Empty));
             }
         }
         None
@@ -164,11 +165,11 @@ impl LinkBuffer {
     pub(crate) fn link(&mut self, node: Node) {
         let room = self.take_empty_tail();
         self.push_node(node);
-        self.put_room(room);
+        self.put_tail(room);
     }
 
     /// Puts the room for the next write back at the end, unless there is some already.
-    pub(crate) fn put_room(&mut self, room: Option<Node>) {
+    pub(crate) fn put_tail(&mut self, room: Option<Node>) {
         if let Some(room) = room {
             if self.has_room() {
                 self.discard(room);
@@ -180,7 +181,7 @@ impl LinkBuffer {
 
     /// Drops consumed bytes for good, so that nodes can be moved about.
     pub(crate) fn trim(&mut self) {
-        self.settle();
+        self.drop_consumed();
         if self.off > 0 {
             self.front.advance(self.off);
             self.off = 0;
@@ -189,8 +190,8 @@ impl LinkBuffer {
 }
 
 /// Longest node list worth keeping.
-const KEEP_LINKS: usize = 256;
+const MAX_KEPT_NODES: usize = 256;
 /// Smallest rest of a chunk worth keeping as room for the next write.
-pub(crate) const KEEP_ROOM: usize = 1024;
+pub(crate) const MIN_KEPT_TAIL: usize = 1024;
 /// Least room worth a node of its own.
-pub(crate) const LEAST_ROOM: usize = 64;
+pub(crate) const MIN_TAIL: usize = 64;
