@@ -99,55 +99,38 @@
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod abroad;
-mod balance;
-mod burst;
-mod command;
 mod contain;
-mod context;
-mod control;
-mod foreign;
 mod group;
-mod handle;
-mod leader;
-mod learn;
-mod member;
+mod leadership;
 #[cfg(all(test, loom))]
 mod models;
-mod monitor;
 mod operator;
-mod overload;
 mod poller;
-mod queue;
-mod readiness;
-mod registration;
-mod registry;
-mod reserve;
-mod role;
-mod schedule;
-mod stats;
+mod reactor;
 #[doc(hidden)]
 pub mod sync;
 mod sys;
-mod timer;
-mod turn;
-mod waits;
-mod workers;
+mod thread_pool;
 
-pub use balance::Balance;
 #[doc(hidden)]
 pub use contain::{Panicked, contained};
-pub use context::{before_blocking, is_polling_thread};
-pub use foreign::{ForeignQueue, ForeignThreads, Ticket};
-pub use group::{PollerGroup, PollerGroupBuilder};
-pub use handle::PollerHandle;
-pub use member::Member;
-pub use operator::{Budget, Operator, Progress};
-pub use overload::Overload;
-pub use readiness::{Interest, Readiness};
-pub use registration::Registration;
-pub use schedule::TimerKey;
-pub use stats::{GroupStats, PollerStats};
+pub use group::{
+    PollerGroup, PollerGroupBuilder, balance::Balance, handle::PollerHandle,
+    registration::Registration,
+};
+pub use operator::{
+    Budget, Operator, Progress,
+    readiness::{Interest, Readiness},
+};
+pub use poller::{
+    overload::Overload,
+    stats::{GroupStats, PollerStats},
+    thread_context::{before_blocking, is_polling_thread},
+};
+pub use reactor::{entry::Member, scheduled_calls::TimerKey};
 pub use sys::{coarse_millis, wait_any, wait_any_or, wait_ready, wait_ready_or};
-pub use waits::{Waiter, Waiting, begin_wait};
-pub use workers::{BusyThread, Job, WorkerPool, WorkerPoolBuilder, WorkerStats};
+pub use thread_pool::{
+    BusyThread, Job, WorkerPool, WorkerPoolBuilder, WorkerStats,
+    executor_threads::{ForeignQueue, ForeignThreads, Ticket},
+    waits::{Waiter, Waiting, begin_wait},
+};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    command::{CommandQueue, Wake},
+    reactor::command::{CommandQueue, Wake},
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
 };
 

@@ -7,8 +7,8 @@
 //! ```
 
 mod command;
-mod control;
-mod foreign;
-mod role;
+mod entry_state;
+mod executor_threads;
+mod leadership;
+mod thread_pool;
 mod waits;
-mod workers;

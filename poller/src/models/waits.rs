@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
     sys::Moment,
-    waits::{Waiter, Waits},
+    thread_pool::waits::{Waiter, Waits},
 };
 
 /// What is waited for, in the way of a connection.

@@ -3,7 +3,7 @@
 use std::{io, mem, os::fd::BorrowedFd, time::Duration};
 
 use super::platform;
-use crate::{Interest, Readiness, command::Wake};
+use crate::{Interest, Readiness, reactor::command::Wake};
 
 /// Events taken per wait at first, and at least.
 const MIN_EVENTS: usize = 256;

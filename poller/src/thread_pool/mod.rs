@@ -15,6 +15,9 @@
 //! * With nobody to wake, a thread is started, up to the cap. If the system refuses one, the
 //!   threads there are serve the queue.
 
+pub(crate) mod executor_threads;
+pub(crate) mod waits;
+
 use std::{
     collections::VecDeque,
     fmt, io,
@@ -24,10 +27,10 @@ use std::{
 
 use crate::{
     contain::contained,
-    monitor::{Backlog, Monitor, Watched},
+    poller::blocking_monitor::{Backlog, Monitor, Watched},
     sync::{AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
     sys::{Moment, coarse_millis},
-    waits::{self, Waits},
+    thread_pool::waits::Waits,
 };
 
 /// Something a [`WorkerPool`] runs.

@@ -3,8 +3,8 @@
 //! A [`WorkerPool`](crate::WorkerPool) has its queue and its threads in hand. Of an executor that comes from
 //! elsewhere only its jobs tell: a [`ForeignQueue`] is told before a job is handed over, and on the thread that
 //! runs it, where the job runs. That is enough to judge how long jobs wait for a thread, to end what these
-//! threads wait for, and to name what has them, as for a pool: it is the same [monitor](crate::monitor) and the
-//! same [list of waits](crate::waits).
+//! threads wait for, and to name what has them, as for a pool: it is the same [monitor](crate::poller::blocking_monitor) and the
+//! same [list of waits](crate::thread_pool::waits).
 //!
 //! Jobs may start in any order, so the age of the oldest is no matter of counting. A job is counted in the
 //! cohort that is open when it is handed over, and is taken out of it when it starts. The monitor closes
@@ -23,11 +23,13 @@ use std::{
 };
 
 use crate::{
-    monitor::{Backlog, Monitor, Watched},
+    poller::blocking_monitor::{Backlog, Monitor, Watched},
     sync::{AtomicU32, AtomicUsize, Mutex, Ordering},
     sys::{Moment, coarse_millis},
-    waits::{self, Waits},
-    workers::{BusyThread, Doing, PAUSES, longest_first},
+    thread_pool::{
+        BusyThread, Doing, PAUSES, longest_first,
+        waits::{self, Waits},
+    },
 };
 
 /// Cohorts of jobs, of a tenth of the time after which these are overdue each: enough for three times that.

@@ -1,8 +1,10 @@
 //! What the owner of a descriptor implements.
 
+pub(crate) mod readiness;
+
 use std::{fmt, os::fd::BorrowedFd, sync::Arc, time::Instant};
 
-use crate::{Readiness, sys::Moment, timer::Clock};
+use crate::{Readiness, reactor::timer_wheel::Clock, sys::Moment};
 
 /// The owner of a descriptor: the poller tells it what became ready.
 ///

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    role::{Role, Seat, Terms},
+    leadership::{Role, Seat, Terms},
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
     sys::Moment,
 };

@@ -1,5 +1,9 @@
 //! Several pollers with their threads.
 
+pub(crate) mod balance;
+pub(crate) mod handle;
+pub(crate) mod registration;
+
 use std::{
     io,
     sync::{Arc, OnceLock},
@@ -8,14 +12,15 @@ use std::{
 
 use crate::{
     Interest, Member, Operator, Overload, PollerHandle, Registration,
-    balance::{Balance, Picker},
-    foreign::ForeignQueue,
-    monitor::Monitor,
-    poller::Poller,
-    reserve::{Ends, MOST_IN_RESERVE, MOST_WAITING},
-    stats::GroupStats,
+    group::balance::{Balance, Picker},
+    poller::{
+        Poller,
+        blocking_monitor::Monitor,
+        reserve::{Ends, MOST_IN_RESERVE, MOST_WAITING},
+        stats::GroupStats,
+    },
     sync::{AtomicUsize, Ordering},
-    workers::WorkerPool,
+    thread_pool::{WorkerPool, executor_threads::ForeignQueue},
 };
 
 /// More than any machine has processors for.

@@ -12,12 +12,10 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    leader::run_apart,
-    member::Entry,
-    poller::Poller,
+    poller::{Poller, leader::run_apart},
+    reactor::{Work, entry::Entry},
     sync::Mutex,
-    turn::Work,
-    workers::{Job, WorkerPool},
+    thread_pool::{Job, WorkerPool},
 };
 
 /// Threads in reserve at most: brief work may run into code that waits after all.

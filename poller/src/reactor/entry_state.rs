@@ -1,8 +1,8 @@
 //! What a poller keeps about one operator: everybody who holds the member reaches it without a lock.
 
 use crate::{
-    readiness::Readiness,
-    registry::Token,
+    operator::readiness::Readiness,
+    reactor::registry::Token,
     sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 

@@ -8,22 +8,26 @@ use std::{
 };
 
 use crate::{
-    abroad::{UNNAMED, named},
-    command::{Command, Guest},
     contain::contained,
-    context::{self, is_polling_thread},
-    member::Entry,
-    operator::{Budget, Progress, Requests},
-    poller::Poller,
-    queue::Queue,
-    readiness::Readiness,
-    reserve,
-    role::Seat,
-    schedule::Call,
+    leadership::{
+        Seat,
+        detached_runs::{UNNAMED, named},
+    },
+    operator::{Budget, Progress, Requests, readiness::Readiness},
+    poller::{
+        Poller, reserve,
+        thread_context::{self, is_polling_thread},
+    },
+    reactor::{
+        Core, Remains, Work,
+        command::{Command, Guest},
+        entry::Entry,
+        run_queue::Queue,
+        scheduled_calls::Call,
+    },
     sync::thread,
     sys::{self, Moment},
-    turn::{Core, Remains, Work},
-    workers::Job,
+    thread_pool::Job,
 };
 
 /// How long a thread without the core looks for a shared deposit before it goes back to the pool:
@@ -85,7 +89,7 @@ struct Released {
 /// A thread while it leads.
 struct Leader<'a> {
     poller: &'a Arc<Poller>,
-    context: context::Leading,
+    context: thread_context::Leading,
     seat: Seat<Core>,
     /// What the latest panic has left.
     broken: Cell<Option<Broken>>,
@@ -108,7 +112,7 @@ impl<'a> Leader<'a> {
     /// Makes the calling thread a leader for a while.
     fn run(poller: &'a Arc<Poller>, lead: impl FnOnce(&Self)) {
         let leader = Self {
-            context: context::lead(poller.clone()),
+            context: thread_context::lead(poller.clone()),
             seat: Seat::new(sys::thread_id()),
             broken: Cell::new(None),
             poller,

@@ -3,8 +3,8 @@
 use std::{fmt, io, sync::Arc, time::Instant};
 
 use crate::{
-    Interest, Member, Operator, PollerStats, Registration, TimerKey, command::Command,
-    poller::Poller,
+    Interest, Member, Operator, PollerStats, Registration, TimerKey, poller::Poller,
+    reactor::command::Command,
 };
 
 /// One poller of a group. Clones name the same poller; holding one does not keep it running.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    control::{Alarm, Coalesced, Fired},
+    reactor::entry_state::{Alarm, Coalesced, Fired},
     sync::{AtomicUsize, Ordering, thread},
 };
 

@@ -8,9 +8,11 @@ use std::{
 
 use crate::{
     Interest, PollerHandle,
-    command::Command,
-    member::Entry,
-    registry::{detached, inherited},
+    reactor::{
+        command::Command,
+        entry::Entry,
+        registry::{detached, inherited},
+    },
 };
 
 /// A registered operator, as seen by its owner. Dropping it detaches the operator.

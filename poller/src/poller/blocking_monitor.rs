@@ -14,7 +14,7 @@
 //! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
 //! then [stands in](stand_in) at each tick: it polls and tells operators, so that a run that waits
 //! for input, room or a timer gets what it waits for. Runs that have waited for a thread for too long
-//! are a matter of [`overload`](crate::overload), as are jobs of pools that it looks after.
+//! are a matter of [`overload`](crate::poller::overload), as are jobs of pools that it looks after.
 //!
 //! When nothing was deposited for some ticks, and no job waits for a thread, the monitor parks, leaving a
 //! flag in each role; the next deposit, or job that finds no thread, starts it again.
@@ -26,12 +26,10 @@ use std::{
 };
 
 use crate::{
-    leader::stand_in,
-    overload::Relief,
-    poller::Poller,
+    poller::{Poller, leader::stand_in, overload::Relief},
     sync::{Condvar, Mutex, Ordering, thread},
     sys::{Activity, Moment, nanos, thread_activity},
-    workers::{BusyThread, longest_first},
+    thread_pool::{BusyThread, longest_first},
 };
 
 /// Ticks without any deposit after which the monitor parks.

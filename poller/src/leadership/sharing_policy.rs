@@ -7,7 +7,7 @@
 //!   in a [`WINDOW`] on, until they have become rare, deposits are open to whoever is free, the last
 //!   of a batch too: nobody polls while it waits. There are to be [`HANDS_FOR_WAITS`] others, not
 //!   one: a run of the only other may be waiting as well, and until that is
-//!   [noticed](crate::abroad::SUSPECT_AFTER) nobody would poll. On a single processor, where others at
+//!   [noticed](crate::leadership::detached_runs::SUSPECT_AFTER) nobody would poll. On a single processor, where others at
 //!   work are in each other's way, one has to do.
 //! * **Runs are long**, [`LONG_RUN`] or more each: deposits are open to whoever is free, down to
 //!   the last of a batch, so that nobody leaves in the middle. Help is called for when the backlog
@@ -17,7 +17,7 @@
 use std::time::Duration;
 
 use crate::{
-    role::Terms,
+    leadership::Terms,
     sys::{Moment, nanos},
 };
 

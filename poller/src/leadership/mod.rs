@@ -35,6 +35,10 @@
 //! **Bursts.** While runs wait one after the other ([`Burst`]) every deposit is shared, and covered by
 //! threads on their way or looking alone: those abroad are expected to wait.
 
+pub(crate) mod burst;
+pub(crate) mod detached_runs;
+pub(crate) mod sharing_policy;
+
 use std::{
     cell::{Cell, OnceCell},
     sync::Arc,
@@ -42,8 +46,10 @@ use std::{
 };
 
 use crate::{
-    abroad::{Abroad, Run, ThreadId, UNNAMED},
-    burst::Burst,
+    leadership::{
+        burst::Burst,
+        detached_runs::{Abroad, Run, ThreadId, UNNAMED},
+    },
     sync::{self, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering},
     sys::Moment,
 };
@@ -568,7 +574,7 @@ impl<C> Slot<C> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::abroad::SUSPECT_AFTER;
+    use crate::leadership::detached_runs::SUSPECT_AFTER;
 
     /// A role, its first leader's core, and the seats of some threads.
     fn led() -> (Role<i32>, Box<i32>, [Seat<i32>; 4]) {

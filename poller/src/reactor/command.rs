@@ -6,7 +6,12 @@
 
 use std::{mem, sync::Arc};
 
-use crate::{member::Entry, poller::Poller, registry::Token, sync::Mutex, sys::Moment};
+use crate::{
+    poller::Poller,
+    reactor::{entry::Entry, registry::Token},
+    sync::Mutex,
+    sys::Moment,
+};
 
 /// What other threads ask of a poller.
 pub(crate) enum Command {

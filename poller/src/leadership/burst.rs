@@ -2,7 +2,7 @@
 //!
 //! A run that waits without a word is found by the monitor, which takes a tick. A batch of hundreds of such
 //! runs would take hundreds. So once one is found, the deposits behind it are
-//! [covered](crate::role) in advance, and the thread that takes the core of a run asks the system at once
+//! [covered](crate::leadership) in advance, and the thread that takes the core of a run asks the system at once
 //! whether that run waits. Each run that waits raises the level. Each run that computes, or comes back to its
 //! core soon, lowers it. So a single run that waits costs one thread sent in vain, and a batch of which a part
 //! waits keeps its level. After [a pause](LASTS) nothing is expected any more.

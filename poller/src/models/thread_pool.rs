@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     WorkerPool,
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
-    workers::Job,
+    thread_pool::Job,
 };
 
 /// Counts its runs; optionally waits for another job to have run first.

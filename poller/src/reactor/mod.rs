@@ -5,6 +5,14 @@
 //! operators that yielded in the last turn, then timers, which are judged only against events that had
 //! arrived before.
 
+pub(crate) mod command;
+pub(crate) mod entry;
+pub(crate) mod entry_state;
+pub(crate) mod registry;
+pub(crate) mod run_queue;
+pub(crate) mod scheduled_calls;
+pub(crate) mod timer_wheel;
+
 use std::{
     io,
     sync::Arc,
@@ -12,19 +20,20 @@ use std::{
 };
 
 use crate::{
-    command::{Command, Guest},
-    control::Fired,
-    learn::Learner,
-    member::Entry,
+    leadership::sharing_policy::Learner,
+    operator::readiness::Readiness,
     poller::Poller,
-    queue::Queue,
-    readiness::Readiness,
-    registry::Token,
-    schedule::Call,
+    reactor::{
+        command::{Command, Guest},
+        entry::Entry,
+        entry_state::Fired,
+        registry::Token,
+        run_queue::Queue,
+        scheduled_calls::Call,
+        timer_wheel::Wheel,
+    },
     sync::Ordering,
-    sys,
-    sys::{Moment, nanos},
-    timer::Wheel,
+    sys::{self, Moment, nanos},
 };
 
 /// Timers that fire in one turn at most, before descriptors are looked at again.

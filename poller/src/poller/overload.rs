@@ -1,10 +1,13 @@
 //! What is done when work has waited for a thread for too long.
 //!
-//! The [monitor](crate::monitor) finds out; here it has waits ended, and tells who has the threads.
+//! The [monitor](crate::poller::blocking_monitor) finds out; here it has waits ended, and tells who has the threads.
 
 use std::{fmt, sync::OnceLock, time::Duration};
 
-use crate::{contain::contained, monitor::Watched, sync::Mutex, sys::Moment, workers::BusyThread};
+use crate::{
+    contain::contained, poller::blocking_monitor::Watched, sync::Mutex, sys::Moment,
+    thread_pool::BusyThread,
+};
 
 /// Reports come no faster than this.
 const REPORT_AGAIN: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Deref};
 
-use crate::{Operator, control::Control};
+use crate::{Operator, reactor::entry_state::Control};
 
 /// An operator that can be registered, with what a poller keeps about it.
 ///

@@ -9,7 +9,7 @@ use std::{io, sync::Arc};
 
 use crate::{
     Interest,
-    member::Entry,
+    reactor::entry::Entry,
     sync::{AtomicUsize, Mutex, Ordering},
     sys,
 };

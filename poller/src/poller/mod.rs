@@ -1,5 +1,12 @@
 //! One poller: what all its threads share, and the leader's loop.
 
+pub(crate) mod blocking_monitor;
+pub(crate) mod leader;
+pub(crate) mod overload;
+pub(crate) mod reserve;
+pub(crate) mod stats;
+pub(crate) mod thread_context;
+
 use std::{
     io,
     sync::Arc,
@@ -8,22 +15,21 @@ use std::{
 
 use crate::{
     Interest,
-    abroad::Run,
-    command::{Command, CommandQueue},
     contain::{Panicked, contained},
-    control::Control,
-    member::Entry,
-    monitor::Monitor,
-    registry::{Registry, Token, closed, inherited},
-    reserve::Ends,
-    role::Role,
-    schedule::Schedule,
-    stats::Counters,
+    leadership::{Role, detached_runs::Run},
+    poller::{blocking_monitor::Monitor, reserve::Ends, stats::Counters},
+    reactor::{
+        Core,
+        command::{Command, CommandQueue},
+        entry::Entry,
+        entry_state::Control,
+        registry::{Registry, Token, closed, inherited},
+        scheduled_calls::Schedule,
+        timer_wheel::Clock,
+    },
     sync::{AtomicBool, Mutex, Ordering},
     sys::{self, Moment},
-    timer::Clock,
-    turn::Core,
-    workers::{BusyThread, WorkerPool},
+    thread_pool::{BusyThread, WorkerPool},
 };
 
 /// A poller, shared by the threads that lead it and those that talk to it.

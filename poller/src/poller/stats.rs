@@ -2,7 +2,7 @@
 
 use crate::{
     sync::{AtomicU64, Ordering},
-    workers::{BusyThread, WorkerStats},
+    thread_pool::{BusyThread, WorkerStats},
 };
 
 /// Declares the counters and their snapshot with one list.
