@@ -118,6 +118,7 @@ pub use group::{
     PollerGroup, PollerGroupBuilder, balance::Balance, handle::PollerHandle,
     registration::Registration,
 };
+pub use leadership::thread_context::{before_blocking, is_polling_thread};
 pub use operator::{
     Budget, Operator, Progress,
     readiness::{Interest, Readiness},
@@ -125,7 +126,6 @@ pub use operator::{
 pub use poller::{
     overload::Overload,
     stats::{GroupStats, PollerStats},
-    thread_context::{before_blocking, is_polling_thread},
 };
 pub use reactor::{entry::Member, scheduled_calls::TimerKey};
 pub use sys::{coarse_millis, wait_any, wait_any_or, wait_ready, wait_ready_or};

@@ -207,13 +207,13 @@ impl PollerGroup {
     /// [`WorkerPoolBuilder::overload_after`](crate::WorkerPoolBuilder::overload_after).
     pub fn look_after(&self, pool: &WorkerPool) {
         let monitor = &self.shared.monitor;
-        monitor.look_after(pool.look_after_by(monitor));
+        monitor.look_after(pool.look_after_by(monitor.weak()));
     }
 
     /// As [`look_after`](Self::look_after), of jobs for threads that are not the crate's.
     pub fn look_after_foreign(&self, queue: &ForeignQueue) {
         let monitor = &self.shared.monitor;
-        monitor.look_after(queue.look_after_by(monitor));
+        monitor.look_after(queue.look_after_by(monitor.weak()));
     }
 
     /// Has `report` called, on the monitor's thread, when runs, or jobs of a pool that the group
@@ -346,7 +346,7 @@ impl PollerGroupBuilder {
             .build();
         let monitor = Arc::new(Monitor::new(self.slow_after, &self.name));
         for pool in [&workers, &reserve] {
-            monitor.look_after(pool.look_after_by(&monitor));
+            monitor.look_after(pool.look_after_by(monitor.weak()));
         }
         let left = Arc::new(AtomicUsize::new(self.pollers));
         let ends = Arc::new(Ends::default());

@@ -38,6 +38,7 @@
 pub(crate) mod burst;
 pub(crate) mod detached_runs;
 pub(crate) mod sharing_policy;
+pub(crate) mod thread_context;
 
 use std::{
     cell::{Cell, OnceCell},

@@ -29,7 +29,7 @@ use crate::{
     poller::{Poller, leader::stand_in, overload::Relief},
     sync::{Condvar, Mutex, Ordering, thread},
     sys::{Activity, Moment, nanos, thread_activity},
-    thread_pool::{BusyThread, longest_first},
+    thread_pool::watched::{Backlog, BusyThread, PoolMonitor, WatchedPool, longest_first},
 };
 
 /// Ticks without any deposit after which the monitor parks.
@@ -55,38 +55,12 @@ pub(crate) struct Monitor {
     changed: Condvar,
 }
 
-/// Threads for which work may have to wait.
-pub(crate) trait Watched: Send + Sync {
-    /// What waits for a thread.
-    fn backlog(&self, now: Moment) -> Backlog;
-
-    /// Ends waits of the threads for so much overdue work; how many those were.
-    fn end_waits(&self, overdue: usize, now: Moment) -> usize;
-
-    /// What has a thread, the longest first.
-    fn holding(&self) -> Vec<BusyThread>;
-
-    /// The monitor is about to rest: work that waits calls it from here on. `false`: some waits already.
-    fn rest(&self) -> bool;
-}
-
-/// Work that waits for a thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Backlog {
-    /// How much has waited for too long.
-    pub(crate) overdue: usize,
-    /// There is some, and no thread on its way to it as far as that is known.
-    pub(crate) waits: bool,
-    /// All threads are known to be taken, or seem to be.
-    pub(crate) stuck: bool,
-}
-
 /// What to look at.
 #[derive(Clone, Default)]
 struct Scope {
     pollers: Vec<Weak<Poller>>,
     /// The pollers' own threads first.
-    pools: Vec<Weak<dyn Watched>>,
+    pools: Vec<Weak<dyn WatchedPool>>,
 }
 
 #[derive(Default)]
@@ -100,7 +74,19 @@ struct State {
     started: bool,
 }
 
+impl PoolMonitor for Monitor {
+    fn request(self: Arc<Self>) -> bool {
+        self.watch()
+    }
+}
+
 impl Monitor {
+    /// For the pools that it watches.
+    pub(crate) fn weak(self: &Arc<Self>) -> Weak<dyn PoolMonitor> {
+        let weak: Weak<Self> = Arc::downgrade(self);
+        weak
+    }
+
     pub(crate) fn new(tick: Duration, name: &str) -> Self {
         Self {
             tick,
@@ -118,7 +104,7 @@ impl Monitor {
     }
 
     /// Looks at other threads as well; the pollers' own come first.
-    pub(crate) fn look_after(&self, pool: Weak<dyn Watched>) {
+    pub(crate) fn look_after(&self, pool: Weak<dyn WatchedPool>) {
         let mut state = self.state.lock();
         let scope = Arc::make_mut(&mut state.scope);
         scope.pools.retain(|pool| pool.strong_count() > 0);

@@ -12,12 +12,10 @@ use crate::{
     leadership::{
         Seat,
         detached_runs::{UNNAMED, named},
-    },
-    operator::{Budget, Progress, Requests, readiness::Readiness},
-    poller::{
-        Poller, reserve,
         thread_context::{self, is_polling_thread},
     },
+    operator::{Budget, Progress, Requests, readiness::Readiness},
+    poller::{Poller, reserve},
     reactor::{
         Core, Remains, Work,
         command::{Command, Guest},

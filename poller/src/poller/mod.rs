@@ -5,7 +5,6 @@ pub(crate) mod leader;
 pub(crate) mod overload;
 pub(crate) mod reserve;
 pub(crate) mod stats;
-pub(crate) mod thread_context;
 
 use std::{
     io,
@@ -16,7 +15,7 @@ use std::{
 use crate::{
     Interest,
     contain::{Panicked, contained},
-    leadership::{Role, detached_runs::Run},
+    leadership::{Role, detached_runs::Run, thread_context::Handoff},
     poller::{blocking_monitor::Monitor, reserve::Ends, stats::Counters},
     reactor::{
         Core,
@@ -182,14 +181,6 @@ impl Poller {
         }
     }
 
-    /// A run is about to wait: passes the role on.
-    pub(crate) fn hand_over(self: &Arc<Self>, deposit: u64) {
-        if self.role.want(deposit) {
-            self.counters.handovers.add(1);
-            self.send_leader();
-        }
-    }
-
     /// A thread is wanted for the deposited role.
     pub(crate) fn send_leader(self: &Arc<Self>) {
         if self.workers.is_exhausted() {
@@ -294,5 +285,14 @@ impl Poller {
     pub(crate) fn panicked(&self, thrown: Panicked) {
         self.counters.panics.add(1);
         drop(thrown);
+    }
+}
+
+impl Handoff for Poller {
+    fn begin_handoff(self: Arc<Self>, release: u64) {
+        if self.role.want(release) {
+            self.counters.handovers.add(1);
+            self.send_leader();
+        }
     }
 }

@@ -5,8 +5,10 @@
 use std::{fmt, sync::OnceLock, time::Duration};
 
 use crate::{
-    contain::contained, poller::blocking_monitor::Watched, sync::Mutex, sys::Moment,
-    thread_pool::BusyThread,
+    contain::contained,
+    sync::Mutex,
+    sys::Moment,
+    thread_pool::watched::{BusyThread, WatchedPool},
 };
 
 /// Reports come no faster than this.
@@ -51,7 +53,7 @@ impl Relief {
     /// Has waits of the pool ended for so much work, and says so from time to time.
     pub(crate) fn relieve(
         &self,
-        pool: &dyn Watched,
+        pool: &dyn WatchedPool,
         overdue: usize,
         now: Moment,
         holding: impl FnOnce() -> Vec<BusyThread>,

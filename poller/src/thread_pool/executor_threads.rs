@@ -23,12 +23,11 @@ use std::{
 };
 
 use crate::{
-    poller::blocking_monitor::{Backlog, Monitor, Watched},
     sync::{AtomicU32, AtomicUsize, Mutex, Ordering},
     sys::{Moment, coarse_millis},
     thread_pool::{
-        BusyThread, Doing, PAUSES, longest_first,
         waits::{self, Waits},
+        watched::{Backlog, BusyThread, Doing, PAUSES, PoolMonitor, WatchedPool, longest_first},
     },
 };
 
@@ -67,7 +66,7 @@ struct Queue {
     /// The cohort of jobs that are handed over now.
     open: AtomicUsize,
     ages: Mutex<Ages>,
-    monitor: OnceLock<Weak<Monitor>>,
+    monitor: OnceLock<Weak<dyn PoolMonitor>>,
 }
 
 /// What the monitor knows of the cohorts.
@@ -241,15 +240,15 @@ impl ForeignQueue {
     }
 
     /// From now on `monitor` looks after the queue.
-    pub(crate) fn look_after_by(&self, monitor: &Arc<Monitor>) -> Weak<dyn Watched> {
-        let _ = self.shared.monitor.set(Arc::downgrade(monitor));
+    pub(crate) fn look_after_by(&self, monitor: Weak<dyn PoolMonitor>) -> Weak<dyn WatchedPool> {
+        let _ = self.shared.monitor.set(monitor);
         let queue: Weak<Queue> = Arc::downgrade(&self.shared);
         queue
     }
 
     /// As the monitor looks at it.
     #[cfg(test)]
-    pub(crate) fn watched(&self) -> &dyn Watched {
+    pub(crate) fn watched(&self) -> &dyn WatchedPool {
         &*self.shared
     }
 
@@ -261,7 +260,7 @@ impl ForeignQueue {
     fn call_monitor(&self, ticket: Ticket) {
         self.cohort(ticket).fetch_and(!CALLS, Ordering::AcqRel);
         let monitor = self.shared.monitor.get().and_then(Weak::upgrade);
-        if monitor.is_some_and(|monitor| !monitor.watch()) {
+        if monitor.is_some_and(|monitor| !monitor.request()) {
             // The next job tries again.
             self.cohort(ticket).fetch_or(CALLS, Ordering::AcqRel);
         }
@@ -312,7 +311,7 @@ impl Queue {
     }
 }
 
-impl Watched for Queue {
+impl WatchedPool for Queue {
     fn backlog(&self, now: Moment) -> Backlog {
         let Some(time) = self.overload_after else {
             return Backlog::default();

@@ -12,7 +12,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use crate::{before_blocking, sync::Mutex, sys::Moment};
+use crate::{leadership::thread_context::before_blocking, sync::Mutex, sys::Moment};
 
 /// What a thread waits on, as whoever ends the wait sees it.
 pub trait Waiter: Send + Sync + 'static {

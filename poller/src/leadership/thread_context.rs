@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use crate::poller::Poller;
+/// A poller, as a thread that released its leadership knows it.
+pub(crate) trait Handoff: Send + Sync {
+    /// The run of this release is about to wait: sends a thread that takes over.
+    fn begin_handoff(self: Arc<Self>, release: u64);
+}
 
 /// Not inside a callback that matters here.
 const FREE: u64 = 0;
@@ -17,7 +21,7 @@ const HOLDING: u64 = 1;
 
 thread_local! {
     static STATE: Cell<u64> = const { Cell::new(FREE) };
-    static POLLER: RefCell<Option<Arc<Poller>>> = const { RefCell::new(None) };
+    static POLLER: RefCell<Option<Arc<dyn Handoff>>> = const { RefCell::new(None) };
 }
 
 /// Tells the poller that the calling thread is about to wait.
@@ -34,7 +38,7 @@ pub fn before_blocking() {
     be(FREE);
     let _ = POLLER.try_with(|poller| {
         if let Some(poller) = &*poller.borrow() {
-            poller.hand_over(deposit);
+            Arc::clone(poller).begin_handoff(deposit);
         }
     });
 }
@@ -55,7 +59,7 @@ pub fn is_polling_thread() -> bool {
 }
 
 /// The current thread leads `poller` until the returned value is dropped.
-pub(crate) fn lead(poller: Arc<Poller>) -> Leading {
+pub(crate) fn lead(poller: Arc<dyn Handoff>) -> Leading {
     let before = POLLER.try_with(|cell| cell.replace(Some(poller)));
     drop(before);
     be(HOLDING);
