@@ -107,7 +107,7 @@ fn decode<D: Decoder<Frame = Bytes>>(mut decoder: D, pieces: &[&[u8]]) -> Outcom
             }
         }
         // What is held is what arrived, and at most one chunk more per piece of it.
-        assert!(buffer.held() <= 2 * arrived + (32 << 10) * (pieces.len() + 1));
+        assert!(buffer.memory_size() <= 2 * arrived + (32 << 10) * (pieces.len() + 1));
     }
     Outcome {
         frames,

@@ -283,15 +283,15 @@ impl World {
             }
             Op::PushFrom(n) => {
                 let d = self.data(n.get().min(CHUNK));
-                self.pool.renew(&mut self.chunk, d.len(), CHUNK);
+                self.pool.reserve(&mut self.chunk, d.len(), CHUNK);
                 self.chunk.extend_from_slice(&d);
-                self.buf.push_from(&mut self.chunk);
+                self.buf.push_filled(&mut self.chunk);
                 assert!(self.chunk.is_empty());
                 self.receive(d);
             }
             Op::Landing(want) => {
                 if self.room.is_none() {
-                    let room = self.buf.landing(want.get());
+                    let room = self.buf.reserve_recv(want.get());
                     assert!(room.is_empty() && room.capacity() >= want.get());
                     self.room = Some(room);
                     self.publish();
@@ -301,7 +301,7 @@ impl World {
                 if let Some(mut room) = self.room.take() {
                     let d = self.data(room.capacity() * usize::from(share) / 255);
                     room.extend_from_slice(&d);
-                    self.buf.landed(room);
+                    self.buf.commit_recv(room);
                     self.receive(d);
                 }
             }
@@ -314,7 +314,7 @@ impl World {
             Op::Compact => self.buf.compact(),
             Op::Release => self.buf.release(),
             Op::Take => {
-                let taken = self.buf.take();
+                let taken = self.buf.take_all();
                 let d = self.drain(len);
                 assert_eq!(taken.malloc_len(), self.pending.len());
                 self.pending.clear();

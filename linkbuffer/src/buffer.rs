@@ -34,7 +34,7 @@ use crate::slot::SlotShift;
 ///   ([`write_direct`](Self::write_direct)). Payloads of 4 KiB and more are linked, not copied.
 /// * **A socket** sends from [`io_slices`](Self::io_slices) and [`consume`](Self::consume)s what
 ///   was taken, and receives by [`push_chunk`](Self::push_chunk) or into the room that
-///   [`landing`](Self::landing) lends.
+///   [`reserve_recv`](Self::reserve_recv) lends.
 ///
 /// Memory comes from a [`ChunkPool`] and goes back to it; in a steady state neither sending nor
 /// receiving allocates. While all bytes are in one chunk, reading shifts an offset and nothing else.
@@ -172,7 +172,7 @@ impl LinkBuffer {
     /// Whether all memory behind this buffer is of chunks, so that dropping it runs no code of the
     /// owner of some [`Bytes`](bytes::Bytes). May be `false` without need.
     #[inline]
-    pub fn is_plain(&self) -> bool {
+    pub fn owns_all_memory(&self) -> bool {
         matches!(
             self.front,
             Node::Owned(..) | Node::Exclusive(_) | Node::Empty
@@ -181,14 +181,14 @@ impl LinkBuffer {
 
     /// Bytes of memory that this buffer covers: consumed, readable and unflushed bytes and spare
     /// room. Chunks of which only a part belongs to this buffer count with that part.
-    pub fn held(&self) -> usize {
+    pub fn memory_size(&self) -> usize {
         self.nodes().map(Node::capacity).sum()
     }
 
     /// Room behind the last byte in its chunk, in bytes: as much can be written or
-    /// [landed](Self::landing) there.
+    /// [landed](Self::reserve_recv) there.
     #[inline]
-    pub fn spare(&self) -> usize {
+    pub fn spare_capacity(&self) -> usize {
         self.rest
             .as_ref()
             .and_then(|links| links.nodes.back())
@@ -207,10 +207,7 @@ impl LinkBuffer {
 
     /// Moves everything, readable and unflushed, into a new buffer and leaves this one empty, with
     /// the same pool. Open slots go with their bytes.
-    ///
-    /// `std::io::Read` and `bytes::Buf` have a `take` of their own that shadows this one where they
-    /// are imported and `self` is held by value; write `LinkBuffer::take(&mut buf)` there.
-    pub fn take(&mut self) -> Self {
+    pub fn take_all(&mut self) -> Self {
         let mut fresh = Self::new();
         fresh.pool.clone_from(&self.pool);
         // Slots that are open are not to be found here any more: positions begin anew.
@@ -300,7 +297,7 @@ impl fmt::Debug for LinkBuffer {
             .field("len", &self.len)
             .field("malloc_len", &self.pending)
             .field("nodes", &self.nodes().filter(|n| n.capacity() > 0).count())
-            .field("held", &self.held())
+            .field("memory_size", &self.memory_size())
             .finish()
     }
 }

@@ -103,7 +103,7 @@ impl ChunkPool {
     ///
     /// It is kept if nothing else points into its memory, if it is 4 KiB to 1 MiB large and if the
     /// pool is not full, and freed otherwise. A chunk that still has views is better given to
-    /// [`renew`](Self::renew), which knows its size.
+    /// [`reserve`](Self::reserve), which knows its size.
     pub fn put(&self, mut chunk: BytesMut) {
         chunk.clear();
         // The handle does not tell how large its allocation is, but an allocation can only be
@@ -137,7 +137,7 @@ impl ChunkPool {
     /// let mut chunk = pool.take(SIZE);
     /// let mut buf = LinkBuffer::with_pool(&pool);
     /// for _ in 0..1000 {
-    ///     pool.renew(&mut chunk, 4096, SIZE);
+    ///     pool.reserve(&mut chunk, 4096, SIZE);
     ///     chunk.extend_from_slice(&[1; 1000]); // receive
     ///     buf.push_chunk(chunk.split());
     ///     buf.skip(1000)?;
@@ -146,7 +146,7 @@ impl ChunkPool {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     #[inline]
-    pub fn renew(&self, chunk: &mut BytesMut, spare: usize, size: usize) {
+    pub fn reserve(&self, chunk: &mut BytesMut, spare: usize, size: usize) {
         let room = chunk.capacity() - chunk.len();
         if room >= size || (chunk.is_empty() && chunk.try_reclaim(size)) {
             return;
@@ -540,7 +540,7 @@ mod tests {
         chunk.extend_from_slice(&[7; 4096]);
         let at = chunk.as_ptr();
         let view = chunk.split().freeze();
-        pool.renew(&mut chunk, 1, 4096);
+        pool.reserve(&mut chunk, 1, 4096);
         assert_ne!(chunk.as_ptr(), at);
         let other = pool.take(4096);
         assert_ne!(other.as_ptr(), at, "still viewed");
@@ -555,14 +555,14 @@ mod tests {
         let mut chunk = pool.take(4096);
         let at = chunk.as_ptr();
         for _ in 0..100 {
-            pool.renew(&mut chunk, 1000, 4096);
+            pool.reserve(&mut chunk, 1000, 4096);
             assert!(chunk.capacity() >= 1000);
             chunk.extend_from_slice(&[1; 1000]);
             drop(chunk.split());
         }
         assert_eq!(pool.stats().allocated, 1);
         chunk.clear();
-        pool.renew(&mut chunk, 4096, 4096);
+        pool.reserve(&mut chunk, 4096, 4096);
         assert_eq!(chunk.as_ptr(), at);
     }
 
@@ -571,7 +571,7 @@ mod tests {
         let pool = ChunkPool::new();
         let mut chunk = pool.take(4096);
         chunk.extend_from_slice(&[3; 4000]);
-        pool.renew(&mut chunk, 200, 4096);
+        pool.reserve(&mut chunk, 200, 4096);
         assert_eq!(chunk, vec![3; 4000]);
         assert!(chunk.capacity() >= 4200);
     }

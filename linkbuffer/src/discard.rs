@@ -135,8 +135,8 @@ mod tests {
         assert_eq!(consumed, (one.clone(), 3));
         let moved = drops(|mut chain| {
             chain.flush();
-            let room = chain.landing(20_000);
-            chain.landed(room);
+            let room = chain.reserve_recv(20_000);
+            chain.commit_recv(room);
         });
         assert_eq!(moved, (one, 3));
     }

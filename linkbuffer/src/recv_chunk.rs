@@ -15,13 +15,13 @@ impl LinkBuffer {
     /// `receive` returns.
     ///
     /// An empty buffer lends a chunk of `size` bytes (at most 64 KiB of which it keeps when all of it was
-    /// read, see [`keeps`](Self::keeps)), with at least a quarter of it free: the first three quarters may
+    /// read, see [`has_recv_chunk`](Self::has_recv_chunk)), with at least a quarter of it free: the first three quarters may
     /// still be viewed by others. A message that is received, read or [forwarded](Self::forward) as a
     /// whole, and gone before the next one comes, touches no reference count on its way, which is the point
     /// of it. The first room is where it was last time, and most likely cached.
     ///
     /// Where something is readable the room is the one behind it, so that both are in one piece: at least
-    /// `size` bytes, as [`landing`](Self::landing) lends them. Look at [`spare`](Self::spare) before, if
+    /// `size` bytes, as [`reserve_recv`](Self::reserve_recv) lends them. Look at [`spare_capacity`](Self::spare_capacity) before, if
     /// moving what is there is not wanted.
     ///
     /// Unflushed bytes become readable, as by [`flush`](Self::flush).
@@ -33,17 +33,17 @@ impl LinkBuffer {
     /// let mut buf = LinkBuffer::new();
     /// for _ in 0..3 {
     ///     // A socket would receive into `room.spare_capacity_mut()`.
-    ///     let n = buf.receive_with(16 << 10, |room| {
+    ///     let n = buf.recv_with(16 << 10, |room| {
     ///         room.extend_from_slice(b"request");
     ///         room.len()
     ///     });
     ///     assert_eq!(buf.next(n)?, b"request");
     /// }
-    /// assert_eq!(buf.held(), 16 << 10);
+    /// assert_eq!(buf.memory_size(), 16 << 10);
     /// # Ok::<(), std::io::Error>(())
     /// ```
     #[inline]
-    pub fn receive_with<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
+    pub fn recv_with<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
         if self.len + self.pending != 0 {
             return self.receive_behind(size, receive);
         }
@@ -62,9 +62,9 @@ impl LinkBuffer {
     }
 
     /// Whether this buffer is empty and has a chunk of `size` bytes for the next
-    /// [`receive_with`](Self::receive_with), part of which may be viewed by others.
+    /// [`recv_with`](Self::recv_with), part of which may be viewed by others.
     #[inline]
-    pub fn keeps(&self, size: usize) -> bool {
+    pub fn has_recv_chunk(&self, size: usize) -> bool {
         matches!(self.front, Node::Owned(_, class) if class == Class::of(size))
             && self.len + self.pending == 0
             && !self.has_rest()
@@ -72,7 +72,7 @@ impl LinkBuffer {
 
     /// Takes the chunk out of an empty buffer, to be freed and not to go back to the pool. What it returns
     /// is empty, and has no room if there was no such chunk.
-    pub fn take_room(&mut self) -> BytesMut {
+    pub fn take_chunk(&mut self) -> BytesMut {
         if self.len + self.pending == 0 && !self.has_rest() {
             self.reset_front();
             if let Node::Owned(chunk, _) = &mut self.front {
@@ -94,15 +94,15 @@ impl LinkBuffer {
     /// ```
     /// # use linkbuffer::LinkBuffer;
     /// let mut buf = LinkBuffer::new();
-    /// buf.receive_with(4096, |room| room.extend_from_slice(b"ping"));
-    /// assert!(buf.unflush());
+    /// buf.recv_with(4096, |room| room.extend_from_slice(b"ping"));
+    /// assert!(buf.make_unflushed());
     /// assert_eq!((buf.len(), buf.malloc_len()), (0, 4));
     /// buf.write_str(" pong");
     /// buf.flush();
     /// assert_eq!(buf, "ping pong");
     /// ```
     #[inline]
-    pub fn unflush(&mut self) -> bool {
+    pub fn make_unflushed(&mut self) -> bool {
         let whole = matches!(self.front, Node::Owned(..) | Node::Exclusive(_))
             && self.pending == 0
             && !self.has_rest();
@@ -115,10 +115,10 @@ impl LinkBuffer {
         whole
     }
 
-    /// As [`take`](Self::take), but room behind the last byte that is worth it stays here: for content
+    /// As [`take_all`](Self::take_all), but room behind the last byte that is worth it stays here: for content
     /// that goes its own way while the next message is received. What is taken shares the chunk then.
     pub fn take_filled(&mut self) -> Self {
-        let mut filled = self.take();
+        let mut filled = self.take_all();
         let tail = filled.take_empty_tail().or_else(|| {
             let back = filled.back_mut();
             (back.is_owned() && back.spare() >= MIN_KEPT_TAIL).then(|| back.split_off(back.len()))
@@ -132,9 +132,9 @@ impl LinkBuffer {
     #[cold]
     #[inline(never)]
     fn receive_behind<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
-        let mut room = self.landing(size);
+        let mut room = self.reserve_recv(size);
         let result = receive(&mut room);
-        self.landed(room);
+        self.commit_recv(room);
         result
     }
 

@@ -104,12 +104,12 @@ impl LinkBuffer {
     /// let mut buf = LinkBuffer::with_capacity(4096);
     /// let mut chunk = BytesMut::with_capacity(16 << 10);
     /// chunk.extend_from_slice(b"received");
-    /// buf.push_from(&mut chunk);
+    /// buf.push_filled(&mut chunk);
     /// assert_eq!((chunk.len(), chunk.capacity()), (0, 16 << 10));
     /// assert_eq!(buf, "received");
     /// ```
     #[inline]
-    pub fn push_from(&mut self, chunk: &mut BytesMut) {
+    pub fn push_filled(&mut self, chunk: &mut BytesMut) {
         let n = chunk.len();
         if n > 0 && n < COPY_BELOW {
             if self.pending != 0 {
@@ -174,7 +174,7 @@ impl LinkBuffer {
     }
 
     /// Lends room for receiving: an empty chunk with spare room, which, once filled and given to
-    /// [`landed`](Self::landed), continues the readable bytes without a gap.
+    /// [`commit_recv`](Self::commit_recv), continues the readable bytes without a gap.
     ///
     /// With the room for the rest of a message of known length, the whole message ends up in one
     /// chunk and is never joined. What is readable now is moved into a larger chunk for that, if
@@ -194,13 +194,13 @@ impl LinkBuffer {
     /// # fn recv(into: &mut bytes::BytesMut) { into.extend_from_slice(&[1; 4000]); }
     /// let mut buf = LinkBuffer::from(&[0, 0, 0x40, 0][..]); // the length of a body: 16 KiB
     /// while buf.len() < 4 + (16 << 10) {
-    ///     let mut room = buf.landing(4 + (16 << 10) - buf.len());
+    ///     let mut room = buf.reserve_recv(4 + (16 << 10) - buf.len());
     ///     recv(&mut room); // a socket would receive into `room.spare_capacity_mut()`
-    ///     buf.landed(room);
+    ///     buf.commit_recv(room);
     /// }
     /// assert!(buf.is_single_chunk());
     /// ```
-    pub fn landing(&mut self, want: usize) -> BytesMut {
+    pub fn reserve_recv(&mut self, want: usize) -> BytesMut {
         if self.pending != 0 {
             self.flush();
         }
@@ -218,12 +218,12 @@ impl LinkBuffer {
         }
     }
 
-    /// As [`landing`](Self::landing), but a large chunk that cannot be had is an error.
+    /// As [`reserve_recv`](Self::reserve_recv), but a large chunk that cannot be had is an error.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`](std::io::ErrorKind::OutOfMemory); the buffer is as before.
-    pub fn try_landing(&mut self, want: usize) -> std::io::Result<BytesMut> {
+    pub fn try_reserve_recv(&mut self, want: usize) -> std::io::Result<BytesMut> {
         let len = self.len + self.pending;
         let split = self.has_rest();
         let spare = self.back_mut().spare();
@@ -234,12 +234,12 @@ impl LinkBuffer {
                 crate::traits::probe(most)?;
             }
         }
-        Ok(self.landing(want))
+        Ok(self.reserve_recv(want))
     }
 
-    /// Takes back the room that [`landing`](Self::landing) lent, and makes what was received
+    /// Takes back the room that [`reserve_recv`](Self::reserve_recv) lent, and makes what was received
     /// readable. Any chunk may be given here, like in [`push_chunk`](Self::push_chunk).
-    pub fn landed(&mut self, room: BytesMut) {
+    pub fn commit_recv(&mut self, room: BytesMut) {
         let n = room.len();
         if n > 0 && self.pending != 0 {
             self.flush();

@@ -388,7 +388,7 @@ impl Reader for Marks {
         self.0.try_fill(n)
     }
 
-    fn chain(&mut self) -> &mut LinkBuffer {
+    fn buffer_mut(&mut self) -> &mut LinkBuffer {
         &mut self.0
     }
 }

@@ -108,7 +108,7 @@ impl Source {
 
     fn receive(&mut self, buf: &mut LinkBuffer, packet: usize) {
         for part in self.message.chunks(packet) {
-            self.pool.renew(&mut self.chunk, part.len(), Self::CHUNK);
+            self.pool.reserve(&mut self.chunk, part.len(), Self::CHUNK);
             self.chunk.extend_from_slice(part);
             buf.push_chunk(self.chunk.split());
         }
@@ -169,10 +169,10 @@ fn receiving_into_the_room_a_buffer_lends() {
         let n = allocations(|| {
             let mut left = &source.message[..];
             while !left.is_empty() {
-                let mut room = buf.landing(left.len());
+                let mut room = buf.reserve_recv(left.len());
                 let (part, rest) = left.split_at(left.len().min(30_000));
                 room.extend_from_slice(part);
-                buf.landed(room);
+                buf.commit_recv(room);
                 left = rest;
             }
             assert!(buf.is_single_chunk());
@@ -187,12 +187,12 @@ fn receiving_with_an_idle_buffer_in_between() {
     let mut source = Source::new(4 << 10);
     let mut buf = LinkBuffer::with_pool(&source.pool);
     let n = allocations(|| {
-        let mut room = buf.landing(source.message.len());
+        let mut room = buf.reserve_recv(source.message.len());
         room.extend_from_slice(&source.message);
-        buf.landed(room);
+        buf.commit_recv(room);
         decode(&mut buf).expect("complete");
         buf.release();
-        assert_eq!(buf.held(), 0);
+        assert_eq!(buf.memory_size(), 0);
         source.receive(&mut buf, usize::MAX);
         decode(&mut buf).expect("complete");
         buf.release();
@@ -259,7 +259,7 @@ fn sending_what_was_taken_out_of_the_buffer() {
         let mut queue = LinkBuffer::with_pool(buf.pool());
         let n = allocations(|| {
             encode(&mut buf, &body);
-            queue.append(LinkBuffer::take(&mut buf));
+            queue.append(LinkBuffer::take_all(&mut buf));
             queue.flush();
             send(&mut queue, usize::MAX);
         });
@@ -326,7 +326,7 @@ fn lengths_that_are_not_there_allocate_nothing() {
         );
     }
     assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
-    let room = buf.landing(usize::MAX);
+    let room = buf.reserve_recv(usize::MAX);
     assert!(room.capacity() <= 9 << 20, "{}", room.capacity());
 }
 

@@ -103,7 +103,7 @@ fn a_kept_slice_is_reported_until_it_is_dropped_or_appended() {
     );
     assert!(found.backtrace().to_string().contains("keeps_a_slice"));
 
-    let moved = LinkBuffer::take(&mut slice);
+    let moved = LinkBuffer::take_all(&mut slice);
     drop(slice);
     assert_eq!(only().bytes(), 600);
     let mut out = LinkBuffer::new();

@@ -33,7 +33,7 @@ fn a_buffer_is_small() {
 fn a_new_or_released_buffer_holds_nothing() {
     let pool = ChunkPool::new();
     let mut buf = LinkBuffer::with_pool(&pool);
-    assert_eq!((buf.held(), pool.stats().allocated), (0, 0));
+    assert_eq!((buf.memory_size(), pool.stats().allocated), (0, 0));
     buf.write_slice(&[1; 100]);
     buf.write_bytes(Bytes::from(vec![2; 10_000]));
     buf.write_slice(&[3; 100]);
@@ -41,9 +41,9 @@ fn a_new_or_released_buffer_holds_nothing() {
     buf.release();
     assert_eq!(buf.len(), 10_200, "nothing unread is lost");
     buf.consume(10_200);
-    assert!(buf.held() > 0, "the tail is kept for the next write");
+    assert!(buf.memory_size() > 0, "the tail is kept for the next write");
     buf.release();
-    assert_eq!(buf.held(), 0);
+    assert_eq!(buf.memory_size(), 0);
     assert_eq!(pool.stats().retained, 4096, "{:?}", pool.stats());
 }
 
@@ -51,18 +51,18 @@ fn a_new_or_released_buffer_holds_nothing() {
 fn a_landing_is_released_too() {
     let pool = ChunkPool::new();
     let mut buf = LinkBuffer::with_pool(&pool);
-    let mut room = buf.landing(10_000);
+    let mut room = buf.reserve_recv(10_000);
     room.extend_from_slice(&[1; 9000]);
-    buf.landed(room);
+    buf.commit_recv(room);
     buf.consume(9000);
     buf.release();
-    assert_eq!((buf.held(), pool.stats().retained), (0, 16 << 10));
+    assert_eq!((buf.memory_size(), pool.stats().retained), (0, 16 << 10));
     // lent while released: it is dropped, and the chunk comes back all the same
-    let room = buf.landing(10_000);
+    let room = buf.reserve_recv(10_000);
     buf.release();
-    buf.landed(room);
-    assert_eq!(buf.held(), 0);
-    assert_eq!(buf.landing(10_000).capacity(), 16 << 10);
+    buf.commit_recv(room);
+    assert_eq!(buf.memory_size(), 0);
+    assert_eq!(buf.reserve_recv(10_000).capacity(), 16 << 10);
     assert_eq!(pool.stats().allocated, 1);
 }
 
@@ -73,12 +73,12 @@ fn room_for_the_next_write_stays_behind_what_is_appended() {
     buf.write_str("first");
     buf.flush();
     buf.consume(5);
-    let held = buf.held();
+    let held = buf.memory_size();
     buf.append(LinkBuffer::from(vec![1; 5000]));
-    assert_eq!(buf.held(), held + 5000);
+    assert_eq!(buf.memory_size(), held + 5000);
     buf.push_front(LinkBuffer::from(vec![2; 600]));
     buf.write_str("next");
-    assert_eq!(buf.held(), held + 5600);
+    assert_eq!(buf.memory_size(), held + 5600);
     assert_eq!((pool.stats().allocated, pool.stats().reused), (1, 0));
 }
 
@@ -144,7 +144,7 @@ fn a_small_rest_does_not_pin_a_large_chunk() {
     assert!(!chunk.try_reclaim(64 << 10), "pinned");
     buf.compact();
     assert!(chunk.try_reclaim(64 << 10));
-    assert!(buf.held() <= 192, "{}", buf.held());
+    assert!(buf.memory_size() <= 192, "{}", buf.memory_size());
     assert_eq!((buf.len(), buf.malloc_len()), (100, 11));
     buf.fill_slot(slot, *b"ok");
     let at = buf.peek(100).unwrap().as_ptr();
@@ -159,7 +159,7 @@ fn a_small_rest_does_not_pin_a_large_chunk() {
     assert_eq!(buf, "unflushedok");
     buf.consume(11);
     buf.compact();
-    assert_eq!(buf.held(), 0);
+    assert_eq!(buf.memory_size(), 0);
 }
 
 #[test]
@@ -177,11 +177,11 @@ fn a_small_rest_in_a_lent_chunk_is_moved_even_after_compaction() {
     let mut buf = LinkBuffer::with_pool(&pool);
     buf.push_chunk(BytesMut::from(&b"head"[..]));
     buf.compact();
-    let room = buf.landing(100_000);
-    buf.landed(room);
-    assert!(buf.held() > 100_000);
+    let room = buf.reserve_recv(100_000);
+    buf.commit_recv(room);
+    assert!(buf.memory_size() > 100_000);
     buf.compact();
-    assert!(buf.held() < 200, "{}", buf.held());
+    assert!(buf.memory_size() < 200, "{}", buf.memory_size());
     assert_eq!(buf, "head");
 }
 
@@ -194,7 +194,7 @@ fn a_trickle_of_tiny_packets_neither_pins_nor_chains() {
         buf.push_chunk(BytesMut::from(&[i as u8][..]));
     }
     assert!(buf.chunks().count() <= 3, "{:?}", buf);
-    assert!(buf.held() <= 8 << 10, "{:?}", buf);
+    assert!(buf.memory_size() <= 8 << 10, "{:?}", buf);
     let all: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
     assert_eq!(buf.next(1000).unwrap(), all);
 }
@@ -215,9 +215,9 @@ fn pieces_of_one_chunk_become_one_again() {
 #[test]
 fn pieces_rejoin_although_the_buffer_had_room_of_its_own() {
     let mut buf = LinkBuffer::new();
-    let mut room = buf.landing(5000);
+    let mut room = buf.reserve_recv(5000);
     room.extend_from_slice(&[0; 5000]);
-    buf.landed(room);
+    buf.commit_recv(room);
     buf.consume(5000);
     let mut chunk = BytesMut::with_capacity(16 << 10);
     for _ in 0..10 {
@@ -231,26 +231,26 @@ fn pieces_rejoin_although_the_buffer_had_room_of_its_own() {
 fn short_pieces_go_into_room_of_the_buffer_and_pin_nothing() {
     let mut chunk = BytesMut::with_capacity(16 << 10);
     let mut buf = LinkBuffer::with_capacity(4096);
-    let own = buf.held();
+    let own = buf.memory_size();
     for _ in 0..100 {
         for n in [1, 511, 100] {
             chunk.extend_from_slice(&vec![n as u8; n]);
-            buf.push_from(&mut chunk);
+            buf.push_filled(&mut chunk);
         }
         assert_eq!(chunk.capacity(), 16 << 10, "nothing was cut off it");
-        assert_eq!(buf.held(), own);
+        assert_eq!(buf.memory_size(), own);
         assert!(buf.is_single_chunk());
         buf.next(612).unwrap();
     }
     chunk.extend_from_slice(&[1; 512]);
-    buf.push_from(&mut chunk);
+    buf.push_filled(&mut chunk);
     assert_eq!(chunk.capacity(), (16 << 10) - 512, "long ones are linked");
     chunk.extend_from_slice(&[2; 1000]);
-    buf.push_from(&mut chunk);
+    buf.push_filled(&mut chunk);
     assert!(buf.is_single_chunk(), "and joined with what they continue");
     buf.consume(1512);
     chunk.extend_from_slice(&[3; 10]);
-    buf.push_from(&mut chunk);
+    buf.push_filled(&mut chunk);
     assert_eq!(
         chunk.capacity(),
         (16 << 10) - 1512,
@@ -259,7 +259,7 @@ fn short_pieces_go_into_room_of_the_buffer_and_pin_nothing() {
     assert_eq!(buf, [3; 10]);
     let mut without = LinkBuffer::new();
     chunk.extend_from_slice(&[4; 10]);
-    without.push_from(&mut chunk);
+    without.push_filled(&mut chunk);
     assert_eq!(chunk.capacity(), (16 << 10) - 1522);
     assert_eq!(without, [4; 10]);
 }
@@ -269,12 +269,12 @@ fn one_long_message_is_not_remembered_for_ever() {
     let pool = ChunkPool::new();
     let mut buf = LinkBuffer::with_pool(&pool);
     for n in [200_000, 5 << 20] {
-        let mut room = buf.landing(n);
+        let mut room = buf.reserve_recv(n);
         room.resize(n, 1);
-        buf.landed(room);
-        assert!(buf.held() >= n);
+        buf.commit_recv(room);
+        assert!(buf.memory_size() >= n);
         buf.consume(n);
-        assert_eq!(buf.held(), 0);
+        assert_eq!(buf.memory_size(), 0);
     }
     assert_eq!(pool.stats().retained, 256 << 10);
 }
@@ -293,11 +293,11 @@ fn a_large_message_lands_in_one_chunk() {
         buf.consume(10);
         let mut moved = None;
         while buf.len() < total {
-            let mut room = buf.landing(total - buf.len());
+            let mut room = buf.reserve_recv(total - buf.len());
             assert!(room.capacity() >= total - buf.len());
             let n = (total - buf.len()).min(17_000);
             room.resize(n, 2);
-            buf.landed(room);
+            buf.commit_recv(room);
             let at = buf.peek(buf.len()).unwrap().as_ptr();
             assert_eq!(*moved.get_or_insert(at), at, "it stays where it landed");
         }
@@ -315,13 +315,13 @@ fn a_huge_message_lands_in_one_chunk_that_grows_with_it() {
     let mut moves = 0;
     let mut last = std::ptr::null();
     while buf.len() < total {
-        let mut room = buf.landing(total - buf.len());
+        let mut room = buf.reserve_recv(total - buf.len());
         let n = room.capacity().min(total - buf.len()).min(1 << 20);
         assert!(n >= 64 << 10 || n == total - buf.len());
         room.resize(n, 3);
-        buf.landed(room);
+        buf.commit_recv(room);
         assert!(
-            buf.held() <= 2 * buf.len() + (16 << 20),
+            buf.memory_size() <= 2 * buf.len() + (16 << 20),
             "what is claimed is not allocated"
         );
         let at = buf.peek(1).unwrap().as_ptr();
@@ -335,7 +335,7 @@ fn a_huge_message_lands_in_one_chunk_that_grows_with_it() {
 #[test]
 fn a_landing_may_be_returned_late_or_never() {
     let mut buf = LinkBuffer::from("abc");
-    let mut room = buf.landing(100);
+    let mut room = buf.reserve_recv(100);
     room.extend_from_slice(b"def");
     assert_eq!(
         buf.next(3).unwrap(),
@@ -343,18 +343,18 @@ fn a_landing_may_be_returned_late_or_never() {
         "the buffer is usable meanwhile"
     );
     buf.push_chunk(BytesMut::from(&b"between"[..]));
-    buf.landed(room);
+    buf.commit_recv(room);
     assert_eq!(buf, "betweendef");
-    drop(buf.landing(100));
+    drop(buf.reserve_recv(100));
     let room = std::thread::spawn({
-        let mut room = buf.landing(100);
+        let mut room = buf.reserve_recv(100);
         move || {
             room.extend_from_slice(b"!");
             room
         }
     });
-    buf.landed(room.join().unwrap());
-    buf.landed(BytesMut::new());
+    buf.commit_recv(room.join().unwrap());
+    buf.commit_recv(BytesMut::new());
     assert_eq!(buf, "betweendef!");
 }
 
@@ -364,7 +364,7 @@ fn what_could_not_be_sent_goes_back_in_front() {
     buf.write_bytes(Bytes::from(vec![b'b'; 5000]));
     buf.write_str("c");
     buf.flush();
-    let mut sending = LinkBuffer::take(&mut buf);
+    let mut sending = LinkBuffer::take_all(&mut buf);
     buf.write_str("d");
     sending.consume(4999);
     let at = sending.peek(1).unwrap().as_ptr();
@@ -381,7 +381,7 @@ fn take_keeps_the_pool() {
     let pool = ChunkPool::new();
     let mut buf = LinkBuffer::with_pool(&pool);
     buf.write_str("x");
-    drop(LinkBuffer::take(&mut buf));
+    drop(LinkBuffer::take_all(&mut buf));
     buf.write_str("y");
     assert_eq!((pool.stats().allocated, pool.stats().reused), (1, 1));
 }
@@ -391,27 +391,27 @@ fn one_chunk_is_received_into_again_and_again() {
     const SIZE: usize = 64 << 10;
     let pool = ChunkPool::new();
     let mut buf = LinkBuffer::with_pool(&pool);
-    assert!(!buf.keeps(SIZE));
+    assert!(!buf.has_recv_chunk(SIZE));
     let receive = |buf: &mut LinkBuffer, n: usize| {
-        buf.receive_with(SIZE, |room| {
+        buf.recv_with(SIZE, |room| {
             room.extend_from_slice(&vec![7; n]);
             (room.as_ptr().addr(), room.capacity())
         })
     };
     let (first, room) = receive(&mut buf, 3000);
     assert_eq!((room, buf.len(), buf.is_single_chunk()), (SIZE, 3000, true));
-    assert!(!buf.keeps(SIZE), "not empty");
+    assert!(!buf.has_recv_chunk(SIZE), "not empty");
     // Read in place, or passed on as a whole: to its start.
     buf.next(3000).unwrap();
-    assert!(buf.keeps(SIZE));
+    assert!(buf.has_recv_chunk(SIZE));
     assert_eq!(receive(&mut buf, 3000), (first, SIZE));
     let mut out = LinkBuffer::with_pool(&pool);
     buf.forward(3000, &mut out).unwrap();
-    assert!(!buf.keeps(SIZE), "the chunk went along");
+    assert!(!buf.has_recv_chunk(SIZE), "the chunk went along");
     out.flush();
     assert_eq!(out.peek(1).unwrap().as_ptr().addr(), first, "not copied");
     out.consume(3000);
-    assert!(out.keeps(SIZE));
+    assert!(out.has_recv_chunk(SIZE));
     assert_eq!(receive(&mut out, 5000), (first, SIZE));
     // A view is alive: behind it, and to the start again when it is gone.
     let view = out.next_bytes(5000).unwrap();
@@ -437,11 +437,11 @@ fn one_chunk_is_received_into_again_and_again() {
 fn what_is_received_behind_something_continues_it() {
     let mut buf = LinkBuffer::new();
     let receive = |buf: &mut LinkBuffer, data: &[u8]| {
-        buf.receive_with(64 << 10, |room| room.extend_from_slice(data));
+        buf.recv_with(64 << 10, |room| room.extend_from_slice(data));
     };
     receive(&mut buf, b"begin, ");
-    assert!(buf.spare() > 60 << 10);
-    buf.receive_with(16 << 10, |room| room.extend_from_slice(b"end"));
+    assert!(buf.spare_capacity() > 60 << 10);
+    buf.recv_with(16 << 10, |room| room.extend_from_slice(b"end"));
     assert!(buf.is_single_chunk());
     assert_eq!(buf, "begin, end");
 }
@@ -450,7 +450,7 @@ fn what_is_received_behind_something_continues_it() {
 fn a_receive_that_panics_loses_nothing() {
     let mut buf = LinkBuffer::new();
     let cut = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        buf.receive_with(100, |room| {
+        buf.recv_with(100, |room| {
             room.extend_from_slice(b"came");
             panic!("while receiving");
         });
@@ -467,10 +467,10 @@ fn what_was_received_goes_out_from_where_it_is() {
     let slot = buf.reserve_raw(4);
     buf.flush();
     buf.skip(4).unwrap();
-    buf.receive_with(4096, |room| room.extend_from_slice(b"head, body"));
+    buf.recv_with(4096, |room| room.extend_from_slice(b"head, body"));
     buf.skip(6).unwrap();
     let at = buf.peek(4).unwrap().as_ptr();
-    assert!(buf.unflush());
+    assert!(buf.make_unflushed());
     assert_eq!((buf.len(), buf.malloc_len()), (0, 4));
     assert!(buf.fill_raw(slot, b"....").is_err(), "not one of its bytes");
     buf.write_str(", tail");
@@ -479,13 +479,13 @@ fn what_was_received_goes_out_from_where_it_is() {
     assert_eq!(buf.peek(1).unwrap().as_ptr(), at);
 
     buf.write_str("more");
-    assert!(!buf.unflush(), "something is unflushed");
+    assert!(!buf.make_unflushed(), "something is unflushed");
     buf.flush();
     buf.write_bytes(Bytes::from(vec![0; 10_000]));
     buf.flush();
-    assert!(!buf.unflush(), "more than one piece");
-    assert!(!LinkBuffer::from(Bytes::from_static(b"shared")).unflush());
-    assert!(!LinkBuffer::new().unflush());
+    assert!(!buf.make_unflushed(), "more than one piece");
+    assert!(!LinkBuffer::from(Bytes::from_static(b"shared")).make_unflushed());
+    assert!(!LinkBuffer::new().make_unflushed());
 }
 
 #[test]
@@ -495,14 +495,14 @@ fn content_goes_its_way_and_room_stays() {
     let mut buf = LinkBuffer::with_pool(&pool);
     let mut kept = Vec::new();
     for i in 0..20 {
-        buf.receive_with(SIZE, |room| room.extend_from_slice(&[i; 1000]));
+        buf.recv_with(SIZE, |room| room.extend_from_slice(&[i; 1000]));
         buf.skip(100).unwrap();
         kept.push(buf.take_filled());
         assert!(buf.is_empty());
     }
     for (i, part) in kept.iter().enumerate() {
         assert_eq!(*part, vec![i as u8; 900]);
-        assert_eq!(part.held(), 1000, "and no room");
+        assert_eq!(part.memory_size(), 1000, "and no room");
     }
     assert_eq!(pool.stats().allocated, 1, "all of them share a chunk");
     drop(kept);
@@ -511,18 +511,18 @@ fn content_goes_its_way_and_room_stays() {
     buf.write_slice(b"tail");
     buf.flush();
     let both = buf.take_filled();
-    assert_eq!((both.len(), both.spare()), (10_004, 0));
-    assert!(buf.spare() > 3000);
+    assert_eq!((both.len(), both.spare_capacity()), (10_004, 0));
+    assert!(buf.spare_capacity() > 3000);
     assert_eq!(both.pool().stats().retained, 0);
-    let room = buf.take_room();
+    let room = buf.take_chunk();
     assert!(room.is_empty() && room.capacity() > 3000);
     drop((room, both));
-    assert_eq!((buf.held(), pool.stats().retained), (0, 0), "not pooled");
-    assert_eq!(buf.take_room().capacity(), 0);
+    assert_eq!((buf.memory_size(), pool.stats().retained), (0, 0), "not pooled");
+    assert_eq!(buf.take_chunk().capacity(), 0);
     let mut full = LinkBuffer::from(vec![1; 5000]);
-    assert_eq!(full.take_room().capacity(), 0, "not empty");
+    assert_eq!(full.take_chunk().capacity(), 0, "not empty");
     assert_eq!(full.take_filled().len(), 5000);
-    assert_eq!(full.held(), 0);
+    assert_eq!(full.memory_size(), 0);
 }
 
 #[test]
@@ -656,9 +656,9 @@ fn what_is_compact_is_not_copied_again() {
 #[test]
 fn a_chunk_that_is_half_consumed_is_let_go() {
     let mut buf = LinkBuffer::new();
-    let mut room = buf.landing(1 << 20);
+    let mut room = buf.reserve_recv(1 << 20);
     room.resize(1 << 20, 3);
-    buf.landed(room);
+    buf.commit_recv(room);
     buf.compact();
     let at = buf.peek(1).unwrap().as_ptr();
     buf.skip(1 << 19).unwrap();

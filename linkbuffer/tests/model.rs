@@ -446,7 +446,7 @@ impl Model {
             }
             Op::PushPiece(n) => {
                 let d = self.data(n);
-                self.pool.renew(&mut self.chunk, n.min(CHUNK), CHUNK);
+                self.pool.reserve(&mut self.chunk, n.min(CHUNK), CHUNK);
                 self.chunk.extend_from_slice(&d);
                 self.buf.push_chunk(self.chunk.split());
                 if n > 0 {
@@ -456,9 +456,9 @@ impl Model {
             }
             Op::PushFrom(n) => {
                 let d = self.data(n);
-                self.pool.renew(&mut self.chunk, n.min(CHUNK), CHUNK);
+                self.pool.reserve(&mut self.chunk, n.min(CHUNK), CHUNK);
                 self.chunk.extend_from_slice(&d);
-                self.buf.push_from(&mut self.chunk);
+                self.buf.push_filled(&mut self.chunk);
                 assert!(self.chunk.is_empty());
                 if n > 0 {
                     self.publish();
@@ -480,7 +480,7 @@ impl Model {
                 } else {
                     size
                 };
-                let taken = self.buf.receive_with(size, |room| {
+                let taken = self.buf.recv_with(size, |room| {
                     assert!(room.is_empty() && room.capacity() >= least);
                     d.truncate(room.capacity());
                     room.extend_from_slice(&d);
@@ -492,7 +492,7 @@ impl Model {
             }
             Op::Landing(want) => {
                 if self.room.is_none() {
-                    let room = self.buf.landing(want);
+                    let room = self.buf.reserve_recv(want);
                     assert!(room.is_empty() && room.capacity() >= want);
                     self.room = Some(room);
                     self.publish();
@@ -503,7 +503,7 @@ impl Model {
                     let n = (room.capacity() as f64 * part) as usize;
                     let d = self.data(n);
                     room.extend_from_slice(&d);
-                    self.buf.landed(room);
+                    self.buf.commit_recv(room);
                     if n > 0 {
                         self.publish();
                         self.readable.extend(d);
@@ -515,13 +515,13 @@ impl Model {
             Op::Release => {
                 self.buf.release();
                 if self.readable.is_empty() && self.pending.is_empty() {
-                    assert_eq!(self.buf.held(), 0);
+                    assert_eq!(self.buf.memory_size(), 0);
                 }
             }
             Op::Take => {
-                let taken = LinkBuffer::take(&mut self.buf);
+                let taken = LinkBuffer::take_all(&mut self.buf);
                 assert_eq!(
-                    (self.buf.len(), self.buf.malloc_len(), self.buf.held()),
+                    (self.buf.len(), self.buf.malloc_len(), self.buf.memory_size()),
                     (0, 0, 0)
                 );
                 self.buf = taken;
@@ -529,7 +529,7 @@ impl Model {
             Op::TakeFilled => {
                 let filled = self.buf.take_filled();
                 assert_eq!((self.buf.len(), self.buf.malloc_len()), (0, 0));
-                assert_eq!(self.buf.spare(), self.buf.held(), "nothing but room");
+                assert_eq!(self.buf.spare_capacity(), self.buf.memory_size(), "nothing but room");
                 if self.pending.is_empty() {
                     self.buf.push_front(filled);
                 } else {
@@ -537,7 +537,7 @@ impl Model {
                 }
             }
             Op::Unflush => {
-                if self.buf.unflush() {
+                if self.buf.make_unflushed() {
                     // No slot of before is found again.
                     self.publish();
                     let again = self.readable.drain(..);
@@ -575,7 +575,7 @@ impl Model {
             self.buf.chunks().map(<[u8]>::len).sum::<usize>(),
             self.buf.len()
         );
-        assert!(self.buf.held() >= self.buf.len() + self.buf.malloc_len());
+        assert!(self.buf.memory_size() >= self.buf.len() + self.buf.malloc_len());
         for (view, content) in &self.views {
             assert_eq!(view, content);
         }
@@ -594,7 +594,7 @@ impl Model {
         self.buf.read_to_end(&mut out).unwrap();
         assert_eq!(out, all);
         self.buf.release();
-        assert_eq!(self.buf.held(), 0);
+        assert_eq!(self.buf.memory_size(), 0);
         drop((self.buf, self.chunk, self.pool));
         for (view, content) in self.views {
             assert_eq!(view, content);

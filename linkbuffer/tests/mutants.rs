@@ -27,8 +27,8 @@ fn a_single_chunk_is_one() {
 
 #[test]
 fn no_capacity_is_no_chunk() {
-    assert_eq!(LinkBuffer::with_capacity(0).held(), 0);
-    assert!(LinkBuffer::with_capacity(1).held() > 0);
+    assert_eq!(LinkBuffer::with_capacity(0).memory_size(), 0);
+    assert!(LinkBuffer::with_capacity(1).memory_size() > 0);
 }
 
 #[test]
@@ -83,9 +83,9 @@ fn a_chunk_with_exactly_the_spare_room_is_used_on() {
     chunk.resize(SIZE - 1000, 1);
     let view = chunk.split();
     let room = chunk.capacity();
-    pool.renew(&mut chunk, room, SIZE);
+    pool.reserve(&mut chunk, room, SIZE);
     assert_eq!((chunk.capacity(), pool.stats().allocated), (room, 1));
-    pool.renew(&mut chunk, room + 1, SIZE);
+    pool.reserve(&mut chunk, room + 1, SIZE);
     assert!(chunk.capacity() > room);
     assert_eq!(pool.stats().allocated, 2);
     drop(view);
@@ -195,7 +195,7 @@ fn the_rest_of_a_chunk_whose_bytes_were_handed_out_is_kept_from_512_bytes_on() {
         let (pool, mut buf) = pooled(n);
         let view = buf.next_bytes(n).unwrap();
         let held = if kept { 4096 - n } else { 0 };
-        assert_eq!(buf.held(), held, "{n} bytes");
+        assert_eq!(buf.memory_size(), held, "{n} bytes");
         // What is not kept waits in the pool for its views.
         assert_eq!(pool.stats().retained, if kept { 0 } else { 4096 });
         assert_eq!(view.len(), n);
@@ -316,7 +316,7 @@ fn a_slot_without_bytes_goes_with_the_buffer_that_is_taken() {
     let mut buf = LinkBuffer::new();
     buf.write_str("x");
     let slot = buf.reserve_raw(0);
-    let _taken = LinkBuffer::take(&mut buf);
+    let _taken = LinkBuffer::take_all(&mut buf);
     buf.write_str("y");
     assert_gone(buf.fill_raw(slot, b""));
 }
@@ -344,7 +344,7 @@ fn piece(n: usize, spare: usize) -> BytesMut {
 fn what_finds_no_room_in_the_last_chunk_goes_to_another_one() {
     let (pool, mut buf) = pooled(4000);
     let mut chunk = piece(400, 0);
-    buf.push_from(&mut chunk);
+    buf.push_filled(&mut chunk);
     assert_eq!((buf.len(), buf.is_single_chunk()), (4400, false));
     assert_eq!(pool.stats().allocated, 2);
 }
@@ -355,7 +355,7 @@ fn positions_count_what_was_received() {
     buf.write_str("x");
     buf.flush();
     for _ in 0..20 {
-        buf.push_from(&mut piece(400, 0));
+        buf.push_filled(&mut piece(400, 0));
     }
     assert_eq!(buf.len(), 8001);
 }
@@ -395,16 +395,16 @@ fn the_only_piece_is_linked_however_short_it_is() {
     let mut buf = LinkBuffer::new();
     let only = piece(100, 0);
     let at = only.as_ptr();
-    buf.landed(only);
+    buf.commit_recv(only);
     assert_eq!(buf.peek(100).unwrap().as_ptr(), at);
 }
 
 #[test]
 fn room_that_comes_back_empty_publishes_nothing() {
     let mut buf = LinkBuffer::new();
-    let room = buf.landing(100);
+    let room = buf.reserve_recv(100);
     buf.write_str("x");
-    buf.landed(room);
+    buf.commit_recv(room);
     assert_eq!((buf.len(), buf.malloc_len()), (0, 1));
 }
 
@@ -422,9 +422,9 @@ fn two_chunks() -> LinkBuffer {
 #[test]
 fn a_landing_joins_what_came_in_another_chunk() {
     let mut buf = two_chunks();
-    let mut room = buf.landing(1000);
+    let mut room = buf.reserve_recv(1000);
     room.resize(1000, 1);
-    buf.landed(room);
+    buf.commit_recv(room);
     assert_eq!((buf.len(), buf.is_single_chunk()), (1700, true));
 }
 
@@ -433,9 +433,9 @@ fn a_landing_moves_nothing_if_all_is_in_the_last_chunk() {
     let mut buf = two_chunks();
     let at = buf.chunks().nth(1).unwrap().as_ptr();
     buf.next(600).unwrap();
-    let mut room = buf.landing(1000);
+    let mut room = buf.reserve_recv(1000);
     room.resize(1000, 1);
-    buf.landed(room);
+    buf.commit_recv(room);
     assert_eq!(buf.peek(1100).unwrap().as_ptr(), at);
 }
 
@@ -443,9 +443,9 @@ fn a_landing_moves_nothing_if_all_is_in_the_last_chunk() {
 fn a_few_bytes_to_come_are_no_reason_to_move_many() {
     for (want, moved) in [(999, false), (1000, true)] {
         let mut buf = LinkBuffer::from(piece(4000, 0));
-        let mut room = buf.landing(want);
+        let mut room = buf.reserve_recv(want);
         room.resize(want, 1);
-        buf.landed(room);
+        buf.commit_recv(room);
         assert_eq!(buf.len(), 4000 + want);
         assert_eq!(buf.is_single_chunk(), moved, "{want} bytes to come");
     }
@@ -455,7 +455,7 @@ fn a_few_bytes_to_come_are_no_reason_to_move_many() {
 fn a_chunk_that_was_read_to_its_end_is_landed_in_again() {
     let (pool, mut buf) = pooled(3000);
     buf.next(3000).unwrap();
-    assert_eq!(buf.landing(2000).capacity(), 4096);
+    assert_eq!(buf.reserve_recv(2000).capacity(), 4096);
     assert_eq!((pool.stats().allocated, pool.stats().reused), (1, 0));
 }
 
@@ -463,7 +463,7 @@ fn a_chunk_that_was_read_to_its_end_is_landed_in_again() {
 fn up_to_8_mib_are_lent_at_once() {
     const MOST: usize = 8 << 20;
     for (want, least, most) in [(MOST, MOST, MOST), (MOST + 1, 64 << 10, 1 << 20)] {
-        let room = LinkBuffer::with_capacity(1 << 20).landing(want).capacity();
+        let room = LinkBuffer::with_capacity(1 << 20).reserve_recv(want).capacity();
         assert!((least..=most).contains(&room), "{room} for {want}");
     }
 }
@@ -489,11 +489,11 @@ fn releasing_loses_nothing_of_a_received_piece() {
 fn a_plain_buffer_is_one_chunk_that_nobody_else_owns() {
     let mut buf = LinkBuffer::new();
     buf.write_str("x");
-    assert!(buf.is_plain());
+    assert!(buf.owns_all_memory());
     buf.write_bytes(Bytes::from(vec![1; 5000]));
-    assert!(!buf.is_plain());
-    assert!(LinkBuffer::from(piece(1, 0)).is_plain());
-    assert!(!LinkBuffer::from(Bytes::from_static(b"x")).is_plain());
+    assert!(!buf.owns_all_memory());
+    assert!(LinkBuffer::from(piece(1, 0)).owns_all_memory());
+    assert!(!LinkBuffer::from(Bytes::from_static(b"x")).owns_all_memory());
 }
 
 // ---- room for what is written
@@ -519,7 +519,7 @@ fn a_chunk_is_filled_to_its_last_byte() {
     let mut buf = LinkBuffer::with_pool(&pool);
     buf.write_slice(&[1; 1000]);
     buf.write_slice(&[1; 3096]);
-    assert_eq!((buf.held(), pool.stats().allocated), (4096, 1));
+    assert_eq!((buf.memory_size(), pool.stats().allocated), (4096, 1));
 
     // Behind a linked payload too, down to 64 bytes.
     for (rest, chunks) in [(64, 1), (63, 2)] {
@@ -557,11 +557,11 @@ fn an_empty_chunk_is_used_again_if_it_is_large_enough() {
     buf.flush();
     drop(buf.next_bytes(3000).unwrap());
     buf.write_slice(&[2; 2000]);
-    assert_eq!((pool.stats().allocated, buf.held()), (1, 4096));
+    assert_eq!((pool.stats().allocated, buf.memory_size()), (1, 4096));
     buf.flush();
     buf.next(2000).unwrap();
     buf.write_slice(&[3; 10_000]);
-    assert_eq!((pool.stats().allocated, buf.held()), (2, 16 << 10));
+    assert_eq!((pool.stats().allocated, buf.memory_size()), (2, 16 << 10));
     // One that is too large for the pool has no size that it could be reclaimed to.
     buf.write_slice(&vec![4; 2 << 20]);
     buf.flush();
@@ -579,11 +579,11 @@ fn chunks_that_were_read_are_given_back_but_for_the_room_of_the_next_write() {
         buf.write_slice(&[1; 3000]);
     }
     buf.flush();
-    let all = buf.held();
+    let all = buf.memory_size();
     while buf.len() > 1000 {
         buf.skip(1000).unwrap();
     }
-    assert!(buf.held() <= all / 2, "{} of {all}", buf.held());
+    assert!(buf.memory_size() <= all / 2, "{} of {all}", buf.memory_size());
 
     // There is none behind linked or received bytes: the first chunk becomes it.
     let pool = ChunkPool::with_retain(0);
@@ -668,6 +668,6 @@ fn an_empty_buffer_keeps_a_chunk_of_up_to_64_kib() {
         buf.write_slice(&vec![1; n]);
         buf.flush();
         buf.skip(n).unwrap();
-        assert_eq!(buf.held(), held, "{n} bytes");
+        assert_eq!(buf.memory_size(), held, "{n} bytes");
     }
 }

@@ -68,15 +68,15 @@ fn filled(readable: usize, unflushed: usize) -> LinkBuffer {
 
 #[track_caller]
 fn refuses(limit: usize, buf: &mut LinkBuffer, want: usize) {
-    let before = (buf.len(), buf.malloc_len(), buf.held());
-    let e = with_limit(limit, || buf.try_landing(want)).unwrap_err();
+    let before = (buf.len(), buf.malloc_len(), buf.memory_size());
+    let e = with_limit(limit, || buf.try_reserve_recv(want)).unwrap_err();
     assert_eq!(e.kind(), io::ErrorKind::OutOfMemory, "{e}");
-    assert_eq!((buf.len(), buf.malloc_len(), buf.held()), before);
+    assert_eq!((buf.len(), buf.malloc_len(), buf.memory_size()), before);
 }
 
 #[track_caller]
 fn lends(limit: usize, buf: &mut LinkBuffer, want: usize) {
-    let room = with_limit(limit, || buf.try_landing(want)).unwrap();
+    let room = with_limit(limit, || buf.try_reserve_recv(want)).unwrap();
     assert!(room.capacity() >= want, "{} of {want}", room.capacity());
 }
 
@@ -112,7 +112,7 @@ fn a_large_malloc_that_cannot_be_had_is_an_error() {
         let e = with_limit(MIB, || Writer::reserve_raw(&mut buf, n).map(|_| ())).unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::OutOfMemory, "{e}");
     }
-    assert_eq!((buf.malloc_len(), buf.held()), (0, 0));
+    assert_eq!((buf.malloc_len(), buf.memory_size()), (0, 0));
 
     let mut buf = LinkBuffer::with_capacity(2 * MIB);
     let n = with_limit(1000, || Writer::malloc(&mut buf, 2 * MIB).map(|m| m.len())).unwrap();

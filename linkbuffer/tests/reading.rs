@@ -35,7 +35,7 @@ fn an_empty_buffer_has_nothing_to_read() {
     assert_eq!(short(&buf.peek(10).unwrap_err()), ShortRead::new(10, 0));
     assert_eq!(buf.until(b'x').unwrap(), None);
     assert_eq!(buf.io_slices(&mut [io::IoSlice::new(&[])]), 0);
-    assert_eq!(buf.held(), 0);
+    assert_eq!(buf.memory_size(), 0);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn writing_and_reading_in_turns() {
     buf.skip(1024).unwrap();
     assert_eq!(buf.next(100).unwrap(), [0; 100]);
     buf.release();
-    assert_eq!(buf.held(), 0);
+    assert_eq!(buf.memory_size(), 0);
 }
 
 #[test]
@@ -171,14 +171,14 @@ fn memory_is_constant_over_a_thousand_peeks() {
     for _ in 0..10 {
         buf.peek(8192).unwrap();
     }
-    assert_eq!(buf.held(), 100 * 8192, "within a chunk nothing is copied");
+    assert_eq!(buf.memory_size(), 100 * 8192, "within a chunk nothing is copied");
     buf.peek(8193).unwrap();
-    let held = buf.held();
+    let held = buf.memory_size();
     assert!(held <= 102 * 8192 + 8192, "{held}");
     for _ in 0..1024 {
         assert_eq!(buf.peek(8193).unwrap(), &all[..8193]);
     }
-    assert_eq!(buf.held(), held);
+    assert_eq!(buf.memory_size(), held);
 }
 
 #[test]

@@ -310,7 +310,7 @@ fn a_slot_keeps_its_place_when_things_move() {
     buf.write_direct(Bytes::from_static(b"behind"), 5000);
     buf.malloc_ack(buf.malloc_len() - 4999);
     buf.skip(5000).unwrap();
-    buf = LinkBuffer::take(&mut buf);
+    buf = LinkBuffer::take_all(&mut buf);
     buf.fill_slot(slot, *b"SLOT");
     let l = "L".repeat(5000);
     assert_eq!(
@@ -347,7 +347,7 @@ fn slots_go_with_the_bytes_that_are_taken() {
     let mut buf = LinkBuffer::new();
     let first: LengthSlot<4> = buf.reserve_slot();
     let second: LengthSlot<4> = buf.reserve_slot();
-    let mut taken = buf.take();
+    let mut taken = buf.take_all();
     buf.write_slice(&[0; 100]);
     let third: LengthSlot<4> = buf.reserve_slot();
     assert!(second.fill(&mut buf, *b"nope").is_err());
@@ -435,7 +435,7 @@ fn a_slot_ends_with_its_bytes() {
     buf.write_slice(&[0; 10]);
     let slot = buf.reserve_raw(4);
     buf.malloc_ack(0);
-    drop(LinkBuffer::take(&mut buf));
+    drop(LinkBuffer::take_all(&mut buf));
     buf.write_slice(&[0; 100]);
     assert!(buf.fill_raw(slot, b"1234").is_err());
     // published by something received
@@ -590,16 +590,16 @@ fn messages_of_one_receive_are_sent_from_one_piece() {
 #[test]
 fn spare_is_the_room_behind_the_last_byte() {
     let mut buf = LinkBuffer::new();
-    assert_eq!(buf.spare(), 0);
+    assert_eq!(buf.spare_capacity(), 0);
     buf.write_slice(&[1; 100]);
-    let spare = buf.spare();
+    let spare = buf.spare_capacity();
     assert!(spare >= 100, "{spare}");
     buf.write_slice(&vec![2; spare]);
-    assert_eq!((buf.spare(), buf.malloc_len()), (0, 100 + spare));
+    assert_eq!((buf.spare_capacity(), buf.malloc_len()), (0, 100 + spare));
     buf.flush();
     assert!(buf.is_single_chunk(), "as much as was said");
     // Memory of others is not written to.
     buf.write_bytes(Bytes::from(vec![3; 5000]));
     buf.flush();
-    assert_eq!(buf.spare(), 0);
+    assert_eq!(buf.spare_capacity(), 0);
 }

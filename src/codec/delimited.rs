@@ -166,7 +166,7 @@ impl<V: FrameView> Decoder for Delimited<V> {
         let limit = self.limit();
         let window = limit.saturating_add(self.delimiter.len());
         loop {
-            let chain = r.chain();
+            let chain = r.buffer_mut();
             let here = chain.len().min(window);
             if here < self.progress.scanned {
                 // Somebody else consumed what was searched.
@@ -195,7 +195,7 @@ impl<V: FrameView> Decoder for Delimited<V> {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
                 Err(e) if self.last && e.kind() == io::ErrorKind::UnexpectedEof => {
-                    return self.cut_last(r.chain());
+                    return self.cut_last(r.buffer_mut());
                 }
                 Err(e) => return Err(e),
             }

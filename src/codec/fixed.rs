@@ -66,10 +66,10 @@ impl<V: FrameView> Decoder for FixedLength<V> {
 
     #[inline]
     fn decode(&mut self, r: &mut dyn Reader) -> io::Result<Option<V>> {
-        if r.chain().len() < self.len && !ready(r, self.len)? {
+        if r.buffer_mut().len() < self.len && !ready(r, self.len)? {
             return Ok(None);
         }
-        V::cut(r.chain(), 0, self.len, 0)
+        V::cut(r.buffer_mut(), 0, self.len, 0)
     }
 }
 

@@ -169,7 +169,7 @@ impl<V: FrameView> Decoder for LengthField<V> {
         let mut total = head;
         loop {
             // The usual case is found here by one call through the trait object.
-            let chain = r.chain();
+            let chain = r.buffer_mut();
             if total == head && chain.len() >= head {
                 total = format.total(&chain.peek(head)?[format.offset..])?;
             }

@@ -260,7 +260,7 @@ impl Reader for Waiting<'_> {
         }
     }
 
-    fn chain(&mut self) -> &mut LinkBuffer {
-        self.inner.chain()
+    fn buffer_mut(&mut self) -> &mut LinkBuffer {
+        self.inner.buffer_mut()
     }
 }

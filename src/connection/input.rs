@@ -123,7 +123,7 @@ impl Rx {
     #[inline]
     pub(crate) fn give_up(&mut self, n: usize) -> Option<Box<LinkBuffer>> {
         let buffer = self.buffer.as_mut()?;
-        if buffer.len() == n && buffer.unflush() {
+        if buffer.len() == n && buffer.make_unflushed() {
             self.buffer.take()
         } else {
             None
@@ -164,7 +164,7 @@ impl Rx {
         let missing = self.mark.saturating_sub(buffer.len());
         // A large message goes on where its room is, which may be made in steps.
         let large = missing > LANDING || (missing > 0 && buffer.len() > LANDING);
-        let (room, scratch) = (buffer.spare(), is_scratch(&buffer));
+        let (room, scratch) = (buffer.spare_capacity(), is_scratch(&buffer));
         let landing = large && (room >= missing || (room > 0 && !scratch));
         if landing && buffer.len() > LITTLE {
             return buffer;
@@ -448,14 +448,14 @@ impl Rx {
 
 /// Whether what is here lies in a chunk for small messages that has room for more of them.
 fn is_scratch(buffer: &LinkBuffer) -> bool {
-    buffer.spare() >= SCRATCH / 4 && buffer.held() <= SCRATCH
+    buffer.spare_capacity() >= SCRATCH / 4 && buffer.memory_size() <= SCRATCH
 }
 
 impl Drop for Rx {
     fn drop(&mut self) {
         if let Some(mut buffer) = self.buffer.take() {
             if !buffer.is_empty() {
-                buffer.take();
+                buffer.take_all();
             }
             spare::put_input(buffer);
         }

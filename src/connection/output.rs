@@ -174,7 +174,7 @@ impl Outbox {
     ) -> Straight {
         let piece = Buf::chunk(chain);
         let len = piece.len();
-        if len != chain.len() || !chain.is_plain() || !word.begin_calm(calm) {
+        if len != chain.len() || !chain.owns_all_memory() || !word.begin_calm(calm) {
             return Straight::No;
         }
         add(&self.direct, 1);
@@ -553,7 +553,7 @@ pub(crate) fn add(figure: &AtomicU64, n: usize) {
 
 /// Consumes what was sent. A payload that panics when it is dropped is no reason to lose the rest.
 fn consume(guard: &impl Contain, chain: &mut LinkBuffer, mut n: usize) {
-    if chain.is_plain() {
+    if chain.owns_all_memory() {
         return chain.consume(n);
     }
     // Called again it goes on behind the payload that panicked.

@@ -502,7 +502,7 @@ macro_rules! reading_traits {
                 self.try_fill(n)
             }
 
-            fn chain(&mut self) -> &mut LinkBuffer {
+            fn buffer_mut(&mut self) -> &mut LinkBuffer {
                 self.rx.buffer()
             }
 

@@ -60,7 +60,7 @@ pub(crate) fn output() -> Box<LinkBuffer> {
 #[cold]
 #[inline(never)]
 pub(crate) fn refit(buffer: &mut Box<LinkBuffer>) {
-    if buffer.keeps(ROOM) {
+    if buffer.has_recv_chunk(ROOM) {
         return;
     }
     let mut before = std::mem::replace(buffer, input());
@@ -73,7 +73,7 @@ pub(crate) fn refit(buffer: &mut Box<LinkBuffer>) {
 #[inline]
 pub(crate) fn put_input(mut buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty());
-    if buffer.keeps(ROOM) {
+    if buffer.has_recv_chunk(ROOM) {
         Spare::put(&INPUT, buffer);
     } else {
         buffer.release();
@@ -86,10 +86,10 @@ pub(crate) fn put_input(mut buffer: Box<LinkBuffer>) {
 #[inline]
 pub(crate) fn put_output(buffer: Box<LinkBuffer>) {
     debug_assert!(buffer.is_empty() && buffer.malloc_len() == 0);
-    if buffer.keeps(ROOM) {
+    if buffer.has_recv_chunk(ROOM) {
         let input = INPUT.try_with(|spare| spare.last.replace(Some(buffer)));
         match input {
-            Ok(Some(input)) if input.keeps(ROOM) => Spare::add(&INPUT, input),
+            Ok(Some(input)) if input.has_recv_chunk(ROOM) => Spare::add(&INPUT, input),
             Ok(Some(input)) => Spare::put(&OUTPUT, input),
             _ => {}
         }
@@ -146,7 +146,7 @@ impl Spare {
 
     #[cold]
     fn keep(&self, mut buffer: Box<LinkBuffer>) {
-        if buffer.keeps(ROOM) {
+        if buffer.has_recv_chunk(ROOM) {
             let Some(before) = self.second.replace(Some(buffer)) else {
                 return;
             };
@@ -154,7 +154,7 @@ impl Spare {
             buffer.release();
         }
         let mut others = self.others.borrow_mut();
-        if buffer.held() > TAIL {
+        if buffer.memory_size() > TAIL {
             buffer.release();
         }
         if others.len() < KEPT {
@@ -168,7 +168,7 @@ impl Drop for Spare {
     fn drop(&mut self) {
         let kept = [self.last.take(), self.second.take()];
         for mut buffer in kept.into_iter().flatten().chain(self.others.take()) {
-            drop(buffer.take_room());
+            drop(buffer.take_chunk());
         }
     }
 }

@@ -54,7 +54,7 @@ impl Reader for Source {
         Ok(false)
     }
 
-    fn chain(&mut self) -> &mut LinkBuffer {
+    fn buffer_mut(&mut self) -> &mut LinkBuffer {
         &mut self.buffer
     }
 }

@@ -361,9 +361,9 @@ fn buffers() -> io::Result<()> {
     buffer.io_slices(&mut [IoSlice::new(&[])]);
     buffer.is_empty();
     buffer.len();
-    buffer.landing(1);
+    buffer.reserve_recv(1);
     buffer.compact();
-    buffer.held();
+    buffer.memory_size();
     buffer.write_with(1, |_| ());
     buffer.release();
     Buf::remaining(&buffer);

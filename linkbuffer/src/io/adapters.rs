@@ -58,7 +58,7 @@ impl<R: Read> IoReader<R> {
 
     /// One successful read, of 0 bytes at the end.
     fn read_some(&mut self, want: usize) -> io::Result<usize> {
-        let mut room = self.buf.try_landing(want.max(MIN_READ))?;
+        let mut room = self.buf.try_reserve_recv(want.max(MIN_READ))?;
         // Safe code reads into initialised memory only.
         let size = room.capacity().min(MAX_READ);
         room.resize(size, 0);
@@ -69,7 +69,7 @@ impl<R: Read> IoReader<R> {
             }
         };
         room.truncate(*result.as_ref().unwrap_or(&0));
-        self.buf.landed(room);
+        self.buf.commit_recv(room);
         result
     }
 }
@@ -96,7 +96,7 @@ impl<R: Read> Reader for IoReader<R> {
         }
     }
 
-    fn chain(&mut self) -> &mut LinkBuffer {
+    fn buffer_mut(&mut self) -> &mut LinkBuffer {
         &mut self.buf
     }
 }

@@ -84,7 +84,7 @@ use crate::buffer::LinkBuffer;
 ///         Ok(self.plain.available() >= n)
 ///     }
 ///
-///     fn chain(&mut self) -> &mut LinkBuffer {
+///     fn buffer_mut(&mut self) -> &mut LinkBuffer {
 ///         &mut self.plain
 ///     }
 /// }
@@ -138,7 +138,7 @@ pub trait Reader {
     /// For those who implement the trait: the methods below read from this buffer once
     /// [`fill`](Self::fill) or [`try_fill`](Self::try_fill) says that it has enough. A codec uses them
     /// instead.
-    fn chain(&mut self) -> &mut LinkBuffer;
+    fn buffer_mut(&mut self) -> &mut LinkBuffer;
 
     /// The next `n` bytes, contiguous, not consumed; see [`LinkBuffer::peek`].
     ///
@@ -147,7 +147,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill).
     fn peek(&mut self, n: usize) -> io::Result<&[u8]> {
         self.fill(n)?;
-        Reader::chain(self).peek(n)
+        Reader::buffer_mut(self).peek(n)
     }
 
     /// The next `n` bytes, contiguous, consumed; see [`LinkBuffer::next`].
@@ -157,7 +157,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill).
     fn next(&mut self, n: usize) -> io::Result<&[u8]> {
         self.fill(n)?;
-        Reader::chain(self).next(n)
+        Reader::buffer_mut(self).next(n)
     }
 
     /// Consumes `n` bytes.
@@ -167,7 +167,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill).
     fn skip(&mut self, n: usize) -> io::Result<()> {
         self.fill(n)?;
-        Reader::chain(self).skip(n)
+        Reader::buffer_mut(self).skip(n)
     }
 
     /// The bytes up to and including the first `delim`, consumed. The source's own bounds limit
@@ -179,10 +179,10 @@ pub trait Reader {
     fn until(&mut self, delim: u8) -> io::Result<&[u8]> {
         let mut seen = 0;
         loop {
-            if let Some(i) = Reader::chain(self).index_of(delim, seen) {
-                return Reader::chain(self).next(i + 1);
+            if let Some(i) = Reader::buffer_mut(self).index_of(delim, seen) {
+                return Reader::buffer_mut(self).next(i + 1);
             }
-            seen = Reader::chain(self).len();
+            seen = Reader::buffer_mut(self).len();
             self.fill(seen + 1)?;
         }
     }
@@ -194,7 +194,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill).
     fn next_bytes(&mut self, n: usize) -> io::Result<Bytes> {
         self.fill(n)?;
-        Reader::chain(self).next_bytes(n)
+        Reader::buffer_mut(self).next_bytes(n)
     }
 
     /// The next `n` bytes as a buffer of its own, never copied; see [`LinkBuffer::slice`].
@@ -204,7 +204,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill).
     fn slice(&mut self, n: usize) -> io::Result<LinkBuffer> {
         self.fill(n)?;
-        Reader::chain(self).slice(n)
+        Reader::buffer_mut(self).slice(n)
     }
 
     /// One byte, consumed.
@@ -214,7 +214,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill).
     fn read_u8(&mut self) -> io::Result<u8> {
         self.fill(1)?;
-        Reader::chain(self).read_u8()
+        Reader::buffer_mut(self).read_u8()
     }
 
     /// The next `n` bytes as text; see [`LinkBuffer::read_string`].
@@ -224,7 +224,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill), and `InvalidData` if the bytes are not UTF-8.
     fn read_string(&mut self, n: usize) -> io::Result<String> {
         self.fill(n)?;
-        Reader::chain(self).read_string(n)
+        Reader::buffer_mut(self).read_string(n)
     }
 
     /// The next `n` bytes, copied.
@@ -234,7 +234,7 @@ pub trait Reader {
     /// Those of [`fill`](Self::fill).
     fn read_vec(&mut self, n: usize) -> io::Result<Vec<u8>> {
         self.fill(n)?;
-        Reader::chain(self).read_vec(n)
+        Reader::buffer_mut(self).read_vec(n)
     }
 
     /// One line of at most `max` bytes, without its `\n` or `\r\n`; see [`LinkBuffer::read_line`].
@@ -245,10 +245,10 @@ pub trait Reader {
     fn read_line(&mut self, max: usize) -> io::Result<String> {
         let mut seen = 0;
         loop {
-            if let Some(line) = Reader::chain(self).line_end(seen, max)? {
-                return Reader::chain(self).take_line(line);
+            if let Some(line) = Reader::buffer_mut(self).line_end(seen, max)? {
+                return Reader::buffer_mut(self).take_line(line);
             }
-            seen = Reader::chain(self).len();
+            seen = Reader::buffer_mut(self).len();
             self.fill(seen + 1)?;
         }
     }
@@ -260,7 +260,7 @@ pub trait Reader {
     /// Those of [`try_fill`](Self::try_fill).
     fn try_peek(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
         if self.try_fill(n)? {
-            Reader::chain(self).peek(n).map(Some)
+            Reader::buffer_mut(self).peek(n).map(Some)
         } else {
             Ok(None)
         }
@@ -273,7 +273,7 @@ pub trait Reader {
     /// Those of [`try_fill`](Self::try_fill).
     fn try_next(&mut self, n: usize) -> io::Result<Option<&[u8]>> {
         if self.try_fill(n)? {
-            Reader::chain(self).next(n).map(Some)
+            Reader::buffer_mut(self).next(n).map(Some)
         } else {
             Ok(None)
         }
@@ -286,7 +286,7 @@ pub trait Reader {
     /// Those of [`try_fill`](Self::try_fill).
     fn try_skip(&mut self, n: usize) -> io::Result<Option<()>> {
         if self.try_fill(n)? {
-            Reader::chain(self).skip(n).map(Some)
+            Reader::buffer_mut(self).skip(n).map(Some)
         } else {
             Ok(None)
         }
@@ -300,10 +300,10 @@ pub trait Reader {
     fn try_until(&mut self, delim: u8) -> io::Result<Option<&[u8]>> {
         let mut seen = 0;
         loop {
-            if let Some(i) = Reader::chain(self).index_of(delim, seen) {
-                return Reader::chain(self).next(i + 1).map(Some);
+            if let Some(i) = Reader::buffer_mut(self).index_of(delim, seen) {
+                return Reader::buffer_mut(self).next(i + 1).map(Some);
             }
-            seen = Reader::chain(self).len();
+            seen = Reader::buffer_mut(self).len();
             if !self.try_fill(seen + 1)? {
                 return Ok(None);
             }
@@ -317,7 +317,7 @@ pub trait Reader {
     /// Those of [`try_fill`](Self::try_fill).
     fn try_next_bytes(&mut self, n: usize) -> io::Result<Option<Bytes>> {
         if self.try_fill(n)? {
-            Reader::chain(self).next_bytes(n).map(Some)
+            Reader::buffer_mut(self).next_bytes(n).map(Some)
         } else {
             Ok(None)
         }
@@ -330,7 +330,7 @@ pub trait Reader {
     /// Those of [`try_fill`](Self::try_fill).
     fn try_slice(&mut self, n: usize) -> io::Result<Option<LinkBuffer>> {
         if self.try_fill(n)? {
-            Reader::chain(self).slice(n).map(Some)
+            Reader::buffer_mut(self).slice(n).map(Some)
         } else {
             Ok(None)
         }
@@ -345,10 +345,10 @@ pub trait Reader {
     fn try_read_line(&mut self, max: usize) -> io::Result<Option<String>> {
         let mut seen = 0;
         loop {
-            if let Some(line) = Reader::chain(self).line_end(seen, max)? {
-                return Reader::chain(self).take_line(line).map(Some);
+            if let Some(line) = Reader::buffer_mut(self).line_end(seen, max)? {
+                return Reader::buffer_mut(self).take_line(line).map(Some);
             }
-            seen = Reader::chain(self).len();
+            seen = Reader::buffer_mut(self).len();
             if !self.try_fill(seen + 1)? {
                 return Ok(None);
             }
@@ -373,7 +373,7 @@ impl Reader for LinkBuffer {
     }
 
     #[inline]
-    fn chain(&mut self) -> &mut LinkBuffer {
+    fn buffer_mut(&mut self) -> &mut LinkBuffer {
         self
     }
 }

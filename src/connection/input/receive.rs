@@ -78,7 +78,7 @@ impl Rx {
             spare::refit(buffer);
         }
         let buffer = self.buffer.get_or_insert_with(spare::input);
-        match buffer.receive_with(SCRATCH, |chunk| socket.recv_into(chunk)) {
+        match buffer.recv_with(SCRATCH, |chunk| socket.recv_into(chunk)) {
             Ok(Received { n, filled, more }) if n > 0 => {
                 self.fresh = true;
                 self.owed = false;
@@ -169,7 +169,7 @@ impl Rx {
     fn is_landing(&self, missing: usize) -> bool {
         let room = if self.exact { missing } else { LANDING };
         let landed = self.buffer.as_ref().filter(|input| input.len() > LANDING);
-        missing > 0 && landed.is_some_and(|input| input.spare() >= room)
+        missing > 0 && landed.is_some_and(|input| input.spare_capacity() >= room)
     }
 
     fn receive_landing(&mut self, missing: usize) -> io::Result<Received> {
@@ -181,7 +181,7 @@ impl Rx {
         };
         let room = missing.min(most);
         let buffer = self.buffer.get_or_insert_with(spare::plain);
-        let mut chunk = buffer.try_landing(room)?;
+        let mut chunk = buffer.try_reserve_recv(room)?;
         let spare = chunk.capacity() - chunk.len();
         // No part of the message behind a large one: it would have to be moved.
         let offered = if self.mark > SCRATCH && self.exact {
@@ -193,7 +193,7 @@ impl Rx {
                 .min(limit.saturating_sub(landed).max(missing))
         };
         let received = self.socket.recv_at_most(&mut chunk, offered);
-        buffer.landed(chunk);
+        buffer.commit_recv(chunk);
         received
     }
 
@@ -259,7 +259,7 @@ impl Rx {
                 buffer.release();
             } else if !self.patient && size == SCRATCH && is_scratch(buffer) {
                 let socket = &self.socket;
-                return buffer.receive_with(SCRATCH / 4, |chunk| socket.recv_into(chunk));
+                return buffer.recv_with(SCRATCH / 4, |chunk| socket.recv_into(chunk));
             }
         }
         if size == SCRATCH {
@@ -289,7 +289,7 @@ impl Rx {
     fn receive_piece(&mut self, chunk: &mut BytesMut, size: usize) -> io::Result<Received> {
         // A chunk without views goes back to its start, which keeps it in the cache.
         if !chunk.try_reclaim(size) {
-            ChunkPool::global().renew(chunk, size / 4, size);
+            ChunkPool::global().reserve(chunk, size / 4, size);
         }
         let received = if std::mem::take(&mut self.patient) {
             self.socket.recv_waiting(chunk)?
@@ -299,7 +299,7 @@ impl Rx {
         if received.n > 0 {
             self.buffer
                 .get_or_insert_with(spare::plain)
-                .push_from(chunk);
+                .push_filled(chunk);
         }
         Ok(received)
     }

@@ -95,17 +95,17 @@ fn link_receive(body: usize, owned: bool) -> Step {
     if wire.len() > CHUNK / 2 {
         // A long message: the rest of it is received into room that the buffer lends.
         return Box::new(move || {
-            let mut room = buf.landing(wire.len());
+            let mut room = buf.reserve_recv(wire.len());
             room.extend_from_slice(&wire);
-            buf.landed(room);
+            buf.commit_recv(room);
             link_decode(&mut buf, owned);
         });
     }
     let mut chunk = pool.take(CHUNK);
     Box::new(move || {
-        pool.renew(&mut chunk, wire.len(), CHUNK);
+        pool.reserve(&mut chunk, wire.len(), CHUNK);
         chunk.extend_from_slice(&wire);
-        buf.push_from(&mut chunk);
+        buf.push_filled(&mut chunk);
         link_decode(&mut buf, owned);
     })
 }
