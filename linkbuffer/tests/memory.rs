@@ -517,7 +517,11 @@ fn content_goes_its_way_and_room_stays() {
     let room = buf.take_chunk();
     assert!(room.is_empty() && room.capacity() > 3000);
     drop((room, both));
-    assert_eq!((buf.memory_size(), pool.stats().retained), (0, 0), "not pooled");
+    assert_eq!(
+        (buf.memory_size(), pool.stats().retained),
+        (0, 0),
+        "not pooled"
+    );
     assert_eq!(buf.take_chunk().capacity(), 0);
     let mut full = LinkBuffer::from(vec![1; 5000]);
     assert_eq!(full.take_chunk().capacity(), 0, "not empty");

@@ -521,7 +521,11 @@ impl Model {
             Op::Take => {
                 let taken = LinkBuffer::take_all(&mut self.buf);
                 assert_eq!(
-                    (self.buf.len(), self.buf.malloc_len(), self.buf.memory_size()),
+                    (
+                        self.buf.len(),
+                        self.buf.malloc_len(),
+                        self.buf.memory_size()
+                    ),
                     (0, 0, 0)
                 );
                 self.buf = taken;
@@ -529,7 +533,11 @@ impl Model {
             Op::TakeFilled => {
                 let filled = self.buf.take_filled();
                 assert_eq!((self.buf.len(), self.buf.malloc_len()), (0, 0));
-                assert_eq!(self.buf.spare_capacity(), self.buf.memory_size(), "nothing but room");
+                assert_eq!(
+                    self.buf.spare_capacity(),
+                    self.buf.memory_size(),
+                    "nothing but room"
+                );
                 if self.pending.is_empty() {
                     self.buf.push_front(filled);
                 } else {

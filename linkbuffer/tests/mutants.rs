@@ -463,7 +463,9 @@ fn a_chunk_that_was_read_to_its_end_is_landed_in_again() {
 fn up_to_8_mib_are_lent_at_once() {
     const MOST: usize = 8 << 20;
     for (want, least, most) in [(MOST, MOST, MOST), (MOST + 1, 64 << 10, 1 << 20)] {
-        let room = LinkBuffer::with_capacity(1 << 20).reserve_recv(want).capacity();
+        let room = LinkBuffer::with_capacity(1 << 20)
+            .reserve_recv(want)
+            .capacity();
         assert!((least..=most).contains(&room), "{room} for {want}");
     }
 }
@@ -583,7 +585,11 @@ fn chunks_that_were_read_are_given_back_but_for_the_room_of_the_next_write() {
     while buf.len() > 1000 {
         buf.skip(1000).unwrap();
     }
-    assert!(buf.memory_size() <= all / 2, "{} of {all}", buf.memory_size());
+    assert!(
+        buf.memory_size() <= all / 2,
+        "{} of {all}",
+        buf.memory_size()
+    );
 
     // There is none behind linked or received bytes: the first chunk becomes it.
     let pool = ChunkPool::with_retain(0);

@@ -171,7 +171,11 @@ fn memory_is_constant_over_a_thousand_peeks() {
     for _ in 0..10 {
         buf.peek(8192).unwrap();
     }
-    assert_eq!(buf.memory_size(), 100 * 8192, "within a chunk nothing is copied");
+    assert_eq!(
+        buf.memory_size(),
+        100 * 8192,
+        "within a chunk nothing is copied"
+    );
     buf.peek(8193).unwrap();
     let held = buf.memory_size();
     assert!(held <= 102 * 8192 + 8192, "{held}");
