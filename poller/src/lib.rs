@@ -1,15 +1,15 @@
-//! Epoll and kqueue pollers whose polling role moves to another thread when a callback blocks.
+//! Epoll and kqueue pollers whose polling leadership moves to another thread when a callback blocks.
 //!
 //! An [`Operator`] owns a descriptor (a socket, a pipe, an eventfd, a timerfd, ...). Registered with
 //! a [`PollerGroup`], it is told what became ready, edge-triggered, on the thread that polled. It
 //! may do its work there and then, in [`Operator::run`], at the speed of an event loop without any
 //! hand-off; and should that work block, polling goes on in another thread.
 //!
-//! # How the role moves
+//! # How the leadership moves
 //!
 //! The selector, what is left of the present batch of events and the timers form one value, the
-//! *core* of a poller. The thread that holds it leads. Around each call of [`Operator::run`] the
-//! core lies in a slot where another thread may take it:
+//! *reactor* of a poller. The thread that holds it leads. Around each call of [`Operator::run`] the
+//! reactor lies in a slot where another thread may take it:
 //!
 //! * at once, if the run calls [`before_blocking`] before it waits;
 //! * half a tick to one and a half later (1 ms each by default, [`PollerGroupBuilder::slow_after`]; twice
@@ -93,7 +93,7 @@
 //! # Platforms
 //!
 //! Linux (epoll) and the systems with kqueue (macOS, the BSDs). Whether a silent run waits is read
-//! from `/proc`; without it every run that outlasts two ticks loses the role. `unsafe` code is
+//! from `/proc`; without it every run that outlasts two ticks loses the leadership. `unsafe` code is
 //! confined to a few system calls in the `sys` module. Minimum Rust version 1.85.
 
 #![deny(unsafe_code)]
@@ -127,10 +127,10 @@ pub use poller::{
     overload::Overload,
     stats::{GroupStats, PollerStats},
 };
-pub use reactor::{entry::Member, scheduled_calls::TimerKey};
+pub use reactor::{entry::Entry, scheduled_calls::TimerKey};
 pub use sys::{coarse_millis, wait_any, wait_any_or, wait_ready, wait_ready_or};
 pub use thread_pool::{
     BusyThread, Job, WorkerPool, WorkerPoolBuilder, WorkerStats,
-    executor_threads::{ForeignQueue, ForeignThreads, Ticket},
+    executor_threads::{ExecutorQueue, ExecutorThreads, Ticket},
     waits::{Waiter, Waiting, begin_wait},
 };

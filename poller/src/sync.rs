@@ -14,15 +14,15 @@ pub use imp::*;
 use imp::One;
 
 /// A place for one thing that threads take and put back: whoever finds it there has it alone.
-pub struct Slot<T>(One<T>);
+pub struct AtomicBox<T>(One<T>);
 
-impl<T> std::fmt::Debug for Slot<T> {
+impl<T> std::fmt::Debug for AtomicBox<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Slot")
+        f.write_str("AtomicBox")
     }
 }
 
-impl<T> Slot<T> {
+impl<T> AtomicBox<T> {
     /// Nothing is there.
     pub fn empty() -> Self {
         Self(One::default())

@@ -16,7 +16,7 @@ use crate::{
     net::{Peek, Socket},
     sync::AtomicU32,
 };
-use poller::{Budget, Interest, Member, Operator, Progress, Readiness};
+use poller::{Budget, Entry, Interest, Operator, Progress, Readiness};
 use std::{
     io,
     ops::Deref,
@@ -37,7 +37,7 @@ pub(crate) struct ConnectionOperator {
 }
 
 /// A socket and its operator.
-pub(crate) type Wire = Member<ConnectionOperator>;
+pub(crate) type Wire = Entry<ConnectionOperator>;
 
 impl ConnectionOperator {
     pub(crate) fn new(shared: Arc<Shared>, socket: Socket) -> Self {

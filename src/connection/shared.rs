@@ -20,7 +20,7 @@ use crate::{
     handler::Hooks,
     memory::HEAVY,
     net::{Address, Socket},
-    sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, Slot},
+    sync::{AtomicBox, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering},
 };
 use poller::{Interest, Readiness, Registration, Waiter};
 use std::{
@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     pub(crate) bytes_in: AtomicU64,
     pub(crate) context: Arc<Context>,
     /// Input side and callbacks while nobody runs them.
-    pub(crate) owner: Slot<Owner>,
+    pub(crate) owner: AtomicBox<Owner>,
     pub(crate) outbox: Outbox,
     pub(crate) aside: Mutex<Aside>,
     registration: OnceLock<Registration>,
@@ -210,7 +210,7 @@ impl Shared {
             peer,
             context,
             outbox: Outbox::default(),
-            owner: Slot::empty(),
+            owner: AtomicBox::empty(),
             bytes_in: AtomicU64::new(0),
             aside: Mutex::default(),
             registration: OnceLock::new(),

@@ -374,7 +374,7 @@ pub(super) fn register(wire: Arc<Wire>, interest: Interest) -> io::Result<()> {
         return Ok(());
     }
     let shared = Arc::clone(&wire.shared);
-    let registration = shared.context.group.register_member(wire, interest)?;
+    let registration = shared.context.group.register_entry(wire, interest)?;
     shared.set_registration(registration);
     Ok(())
 }

@@ -1,15 +1,15 @@
 //! Connections as tasks of an executor.
 //!
 //! The executor is the user's; of its threads is known what the tasks tell. Each task counts as one that waits
-//! until it is run or dropped ([`ForeignQueue`]). Which threads these are is a matter of the executor alone:
-//! whatever has the same executor shares one [`ForeignThreads`].
+//! until it is run or dropped ([`ExecutorQueue`]). Which threads these are is a matter of the executor alone:
+//! whatever has the same executor shares one [`ExecutorThreads`].
 
 use crate::{
     connection::{ABORT, Shared, pass_on_turn, take_turn},
     foreign::Foreign,
     sync::Mutex,
 };
-use poller::{BusyThread, ForeignQueue, ForeignThreads, PollerGroup, Ticket};
+use poller::{BusyThread, ExecutorQueue, ExecutorThreads, PollerGroup, Ticket};
 use std::{
     fmt,
     sync::{Arc, LazyLock, Weak},
@@ -90,12 +90,12 @@ fn run(shared: &Arc<Shared>, ticket: Ticket) {
 #[derive(Clone)]
 pub(crate) struct Custom {
     executor: Foreign<Arc<dyn Executor>>,
-    queue: ForeignQueue,
+    queue: ExecutorQueue,
 }
 
 impl Custom {
     pub(super) fn new(executor: Arc<dyn Executor>, overload_after: Option<Duration>) -> Self {
-        let queue = ForeignQueue::new(&threads_of(&executor), overload_after);
+        let queue = ExecutorQueue::new(&threads_of(&executor), overload_after);
         Self {
             executor: Foreign::new(executor),
             queue,
@@ -131,17 +131,17 @@ impl Custom {
     }
 
     pub(super) fn looked_after_by(&self, group: &PollerGroup) {
-        group.look_after_foreign(&self.queue);
+        group.look_after_executor(&self.queue);
     }
 }
 
 /// Executors in use, by address, and their threads.
-type Known = Vec<(Weak<dyn Executor>, ForeignThreads)>;
+type Known = Vec<(Weak<dyn Executor>, ExecutorThreads)>;
 
 static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 
 /// The threads of an executor: always the same.
-fn threads_of(executor: &Arc<dyn Executor>) -> ForeignThreads {
+fn threads_of(executor: &Arc<dyn Executor>) -> ExecutorThreads {
     let mut known = KNOWN.lock();
     // An address is not used again as long as it is known.
     known.retain(|(known, _)| known.strong_count() > 0);
@@ -151,7 +151,7 @@ fn threads_of(executor: &Arc<dyn Executor>) -> ForeignThreads {
     if let Some((_, threads)) = known.iter().find(same) {
         return threads.clone();
     }
-    let threads = ForeignThreads::default();
+    let threads = ExecutorThreads::default();
     known.push((Arc::downgrade(executor), threads.clone()));
     threads
 }

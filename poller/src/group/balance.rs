@@ -39,7 +39,7 @@ impl Picker {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         match self.balance {
             Balance::RoundRobin => turn % len,
-            Balance::Random => scatter(turn as u64) as usize % len,
+            Balance::Random => random_pick(turn as u64) as usize % len,
             Balance::LeastRegistered => (0..len)
                 .map(|step| turn.wrapping_add(step) % len)
                 .min_by_key(|&index| registered(index))
@@ -49,7 +49,7 @@ impl Picker {
 }
 
 /// SplitMix64: consecutive counters become independent looking numbers.
-fn scatter(counter: u64) -> u64 {
+fn random_pick(counter: u64) -> u64 {
     let mut z = counter.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

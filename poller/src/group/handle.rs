@@ -3,7 +3,7 @@
 use std::{fmt, io, sync::Arc, time::Instant};
 
 use crate::{
-    Interest, Member, Operator, PollerStats, Registration, TimerKey, poller::Poller,
+    Entry, Interest, Operator, PollerStats, Registration, TimerKey, poller::Poller,
     reactor::command::Command,
 };
 
@@ -36,7 +36,7 @@ impl PollerHandle {
         operator: Arc<dyn Operator>,
         interest: Interest,
     ) -> io::Result<Registration> {
-        self.register_member(Arc::new(Member::new(operator)), interest)
+        self.register_entry(Arc::new(Entry::new(operator)), interest)
     }
 
     /// As [`Self::register`], for an operator that brings along the memory for the poller's books:
@@ -44,18 +44,18 @@ impl PollerHandle {
     ///
     /// # Errors
     ///
-    /// As [`Self::register`], and `InvalidInput` if the member was registered before, with whatever
+    /// As [`Self::register`], and `InvalidInput` if the entry was registered before, with whatever
     /// poller. After a failure it may be registered again.
-    pub fn register_member(
+    pub fn register_entry(
         &self,
-        member: Arc<Member>,
+        entry: Arc<Entry>,
         interest: Interest,
     ) -> io::Result<Registration> {
-        self.poller.register(&member, interest)?;
-        Ok(Registration::new(self.clone(), &member))
+        self.poller.register(&entry, interest)?;
+        Ok(Registration::new(self.clone(), &entry))
     }
 
-    /// Has `call` called once at `deadline`, never before, by a thread of the group with the role
+    /// Has `call` called once at `deadline`, never before, by a thread of the group with the leadership
     /// released: it may block. Closures still waiting when the poller closes are dropped uncalled.
     /// A panic of a closure, or of what it holds when it is dropped, is contained and counted.
     pub fn schedule(&self, deadline: Instant, call: impl FnOnce() + Send + 'static) -> TimerKey {

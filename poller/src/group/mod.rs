@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Interest, Member, Operator, Overload, PollerHandle, Registration,
+    Entry, Interest, Operator, Overload, PollerHandle, Registration,
     group::balance::{Balance, Picker},
     poller::{
         Poller,
@@ -20,7 +20,7 @@ use crate::{
         stats::GroupStats,
     },
     sync::{AtomicUsize, Ordering},
-    thread_pool::{WorkerPool, executor_threads::ForeignQueue},
+    thread_pool::{WorkerPool, executor_threads::ExecutorQueue},
 };
 
 /// More than any machine has processors for.
@@ -111,18 +111,18 @@ impl PollerGroup {
         self.pick().register(operator, interest)
     }
 
-    /// Registers a member with the poller the balance picks; see
-    /// [`PollerHandle::register_member`].
+    /// Registers an entry with the poller the balance picks; see
+    /// [`PollerHandle::register_entry`].
     ///
     /// # Errors
     ///
-    /// As [`PollerHandle::register_member`].
-    pub fn register_member(
+    /// As [`PollerHandle::register_entry`].
+    pub fn register_entry(
         &self,
-        member: Arc<Member>,
+        entry: Arc<Entry>,
         interest: Interest,
     ) -> io::Result<Registration> {
-        self.pick().register_member(member, interest)
+        self.pick().register_entry(entry, interest)
     }
 
     /// The poller the balance picks next. One that has died is left out as long as another lives.
@@ -211,7 +211,7 @@ impl PollerGroup {
     }
 
     /// As [`look_after`](Self::look_after), of jobs for threads that are not the crate's.
-    pub fn look_after_foreign(&self, queue: &ForeignQueue) {
+    pub fn look_after_executor(&self, queue: &ExecutorQueue) {
         let monitor = &self.shared.monitor;
         monitor.look_after(queue.look_after_by(monitor.weak()));
     }
@@ -284,7 +284,7 @@ impl PollerGroupBuilder {
     }
 
     /// How often callbacks are looked at, and so (half to one and a half times) how long one may
-    /// wait without a call of [`before_blocking`](crate::before_blocking) before the role goes to
+    /// wait without a call of [`before_blocking`](crate::before_blocking) before the leadership goes to
     /// another thread; 1 ms by default, at least 100 us and at most a minute. Where no callback was
     /// found to wait for a second looks are half as often, after ten seconds, and before the first, a quarter.
     pub fn slow_after(mut self, time: Duration) -> Self {

@@ -23,31 +23,31 @@ use crate::{
 #[must_use = "dropping a registration detaches the operator"]
 pub struct Registration {
     poller: PollerHandle,
-    member: Weak<Entry>,
+    entry: Weak<Entry>,
 }
 
 impl Registration {
-    pub(crate) fn new(poller: PollerHandle, member: &Arc<Entry>) -> Self {
-        let member = Arc::downgrade(member);
-        Self { poller, member }
+    pub(crate) fn new(poller: PollerHandle, entry: &Arc<Entry>) -> Self {
+        let entry = Arc::downgrade(entry);
+        Self { poller, entry }
     }
 
     /// Has [`Operator::on_ready`](crate::Operator::on_ready) called with
     /// [`Readiness::WAKE`](crate::Readiness::WAKE) soon. Many calls before that are one delivery; a
     /// call during the delivery is another one.
     pub fn wake(&self) {
-        if let Some(member) = self.member.upgrade() {
-            self.poller.inner().wake(&member.control);
+        if let Some(entry) = self.entry.upgrade() {
+            self.poller.inner().wake(&entry.state);
         }
     }
 
     /// Ends a pause ([`Progress::Pause`](crate::Progress::Pause)) and delivers what was remembered.
     pub fn resume(&self) {
-        if let Some(member) = self.member.upgrade() {
-            member.control.resume();
+        if let Some(entry) = self.entry.upgrade() {
+            entry.state.resume();
             self.poller
                 .inner()
-                .push(Command::Resume(member.control.token()));
+                .push(Command::Resume(entry.state.token()));
         }
     }
 
@@ -59,22 +59,22 @@ impl Registration {
     /// `NotConnected` if the operator is detached; otherwise what the system reports
     /// (`epoll_ctl(2)`, `kevent(2)`), in which case the previous interest stays.
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
-        let member = self.member.upgrade().ok_or_else(detached)?;
+        let entry = self.entry.upgrade().ok_or_else(detached)?;
         if self.poller.inner().is_inherited() {
             return Err(inherited());
         }
         self.poller
             .inner()
             .registry
-            .modify(member.control.token(), interest)
+            .modify(entry.state.token(), interest)
     }
 
     /// Sets (or clears) the operator's timer; see
     /// [`Budget::set_timer`](crate::Budget::set_timer). Moving a deadline further away, the common
     /// case, costs a few atomic operations.
     pub fn set_timer(&self, deadline: Option<Instant>) {
-        if let Some(member) = self.member.upgrade() {
-            self.poller.inner().set_timer(&member.control, deadline);
+        if let Some(entry) = self.entry.upgrade() {
+            self.poller.inner().set_timer(&entry.state, deadline);
         }
     }
 
@@ -83,8 +83,8 @@ impl Registration {
     /// [`Operator::on_detached`](crate::Operator::on_detached) and drops the operator after the
     /// present batch. May be called again.
     pub fn detach(&self) {
-        if let Some(member) = self.member.upgrade() {
-            self.poller.inner().detach(member.control.token());
+        if let Some(entry) = self.entry.upgrade() {
+            self.poller.inner().detach(entry.state.token());
         }
     }
 
@@ -93,8 +93,8 @@ impl Registration {
     /// operator, before this returns. A thread of the poller's may be in a call of the operator at that
     /// moment, or about to look at it; it holds the operator until then.
     pub fn detach_here(&self) {
-        if let Some(member) = self.member.upgrade() {
-            self.poller.inner().detach_here(member.control.token());
+        if let Some(entry) = self.entry.upgrade() {
+            self.poller.inner().detach_here(entry.state.token());
         }
     }
 
@@ -112,7 +112,7 @@ impl Drop for Registration {
 
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let token = self.member.upgrade().map(|member| member.control.token());
+        let token = self.entry.upgrade().map(|entry| entry.state.token());
         f.debug_struct("Registration")
             .field("poller", &self.poller)
             .field("token", &token)

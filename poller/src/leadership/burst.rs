@@ -1,18 +1,18 @@
 //! Runs that wait one after the other: how far threads are sent ahead of them.
 //!
 //! A run that waits without a word is found by the monitor, which takes a tick. A batch of hundreds of such
-//! runs would take hundreds. So once one is found, the deposits behind it are
-//! [covered](crate::leadership) in advance, and the thread that takes the core of a run asks the system at once
+//! runs would take hundreds. So once one is found, the releases behind it are
+//! [covered](crate::leadership) in advance, and the thread that takes the reactor of a run asks the system at once
 //! whether that run waits. Each run that waits raises the level. Each run that computes, or comes back to its
-//! core soon, lowers it. So a single run that waits costs one thread sent in vain, and a batch of which a part
+//! reactor soon, lowers it. So a single run that waits costs one thread sent in vain, and a batch of which a part
 //! waits keeps its level. After [a pause](LASTS) nothing is expected any more.
 //!
 //! A run that has not come back is no proof of a wait: where other processes keep the processors busy, a run
-//! that computes is often still there when another thread takes its core.
+//! that computes is often still there when another thread takes its reactor.
 
 use std::time::Duration;
 
-use crate::sys::{Moment, nanos};
+use crate::sys::{MonotonicNanos, nanos};
 
 /// How many runs that come back it takes, at most, until the burst is over.
 const HIGHEST: u32 = 64;
@@ -24,15 +24,15 @@ const LEVELS: u32 = 4;
 /// and this many at most: a thread that is started sees to the next one.
 const MOST_HANDS: usize = 4;
 
-/// A burst without a deposit for so many ticks of the monitor is over.
+/// A burst without a release for so many ticks of the monitor is over.
 const LASTS: u32 = 10;
 
 /// The level of a burst, 0 for none.
 #[derive(Debug)]
 pub(crate) struct Burst {
     level: u32,
-    /// When a run was found waiting, or the latest deposit since was made.
-    latest: Moment,
+    /// When a run was found waiting, or the latest release since was made.
+    latest: MonotonicNanos,
     lasts: Duration,
 }
 
@@ -41,19 +41,19 @@ impl Burst {
     pub(crate) fn new(tick: Duration) -> Self {
         Self {
             level: 0,
-            latest: Moment::now(),
+            latest: MonotonicNanos::now(),
             lasts: tick * LASTS,
         }
     }
 
     /// A run was found waiting.
-    pub(crate) fn found(&mut self, now: Moment) {
+    pub(crate) fn found(&mut self, now: MonotonicNanos) {
         self.level = self.level.max(STEP);
         self.latest = now;
     }
 
-    /// A deposit is made; whether it belongs to a burst.
-    pub(crate) fn goes_on(&mut self, now: Moment) -> bool {
+    /// A release is made; whether it belongs to a burst.
+    pub(crate) fn goes_on(&mut self, now: MonotonicNanos) -> bool {
         if self.level > 0 && now.since(self.latest) > nanos(self.lasts) {
             self.level = 0;
         }
@@ -61,7 +61,7 @@ impl Burst {
         self.is_on()
     }
 
-    /// The system says that a run waits whose core was taken.
+    /// The system says that a run waits whose reactor was taken.
     pub(crate) fn waits(&mut self) {
         self.level = HIGHEST.min(self.level + self.level.min(STEP));
     }
@@ -76,10 +76,10 @@ impl Burst {
         self.level > 0
     }
 
-    /// How many threads should be on their way, or look for the core, with so much to do behind a run.
-    pub(crate) fn hands(&self, backlog: usize) -> usize {
-        let hands = self.level.div_ceil(LEVELS) as usize;
-        hands.min(MOST_HANDS).min(backlog + 1)
+    /// How many threads should be on their way, or look for the reactor, with so much to do behind a run.
+    pub(crate) fn helpers(&self, backlog: usize) -> usize {
+        let helpers = self.level.div_ceil(LEVELS) as usize;
+        helpers.min(MOST_HANDS).min(backlog + 1)
     }
 }
 
@@ -94,24 +94,24 @@ mod tests {
         let mut burst = Burst::new(TICK);
         burst.waits();
         assert!(!burst.is_on(), "the monitor begins it");
-        burst.found(Moment::now());
-        assert_eq!(burst.hands(100), 1);
+        burst.found(MonotonicNanos::now());
+        assert_eq!(burst.helpers(100), 1);
         (0..STEP).for_each(|_| burst.came_back());
         assert!(!burst.is_on());
         burst.came_back();
-        assert_eq!(burst.hands(100), 0);
+        assert_eq!(burst.helpers(100), 0);
     }
 
     #[test]
     fn many_have_several_threads_on_their_way_as_long_as_there_is_work() {
         let mut burst = Burst::new(TICK);
-        burst.found(Moment::now());
+        burst.found(MonotonicNanos::now());
         for _ in 0..400 {
             burst.waits();
         }
-        assert_eq!(burst.hands(100), MOST_HANDS);
-        assert_eq!(burst.hands(1), 2);
-        assert_eq!(burst.hands(0), 1, "others poll");
+        assert_eq!(burst.helpers(100), MOST_HANDS);
+        assert_eq!(burst.helpers(1), 2);
+        assert_eq!(burst.helpers(0), 1, "others poll");
         (0..HIGHEST).for_each(|_| burst.came_back());
         assert!(!burst.is_on());
     }
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_batch_of_which_every_third_waits_keeps_its_level() {
         let mut burst = Burst::new(TICK);
-        burst.found(Moment::now());
+        burst.found(MonotonicNanos::now());
         (0..3).for_each(|_| burst.waits());
         for _ in 0..100 {
             burst.came_back();
@@ -127,13 +127,13 @@ mod tests {
             burst.waits();
             assert!(burst.is_on());
         }
-        assert_eq!(burst.hands(100), MOST_HANDS);
+        assert_eq!(burst.helpers(100), MOST_HANDS);
     }
 
     #[test]
     fn after_a_pause_nothing_is_expected() {
         let lasts = TICK * LASTS;
-        let mut now = Moment::now();
+        let mut now = MonotonicNanos::now();
         let mut burst = Burst::new(TICK);
         burst.found(now);
         (0..400).for_each(|_| burst.waits());

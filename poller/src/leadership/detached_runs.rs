@@ -1,6 +1,6 @@
-//! Runs whose core was taken by somebody else, and what is known about each: does it compute, or wait?
+//! Runs whose reactor was taken by another thread, and what is known about each: does it compute, or wait?
 //!
-//! A run that computes will be back soon and go on with the batch, so it *covers* a shared deposit: no
+//! A run that computes will be back soon and go on with the batch, so it *covers* a shared release: no
 //! thread need be sent. One that waits covers nothing. Only the system can tell which of the two a run
 //! does, and asking it costs about as much as a short run. So a run is trusted for a moment
 //! ([`SUSPECT_AFTER`]), asked about after that, and if it was found computing trusted twice as long as
@@ -8,9 +8,9 @@
 
 use std::time::Duration;
 
-use crate::sys::{Moment, nanos};
+use crate::sys::{MonotonicNanos, nanos};
 
-/// A run abroad for longer than this is suspected to wait: it covers nothing until the system has
+/// A run detached for longer than this is suspected to wait: it covers nothing until the system has
 /// said that it computes.
 pub(crate) const SUSPECT_AFTER: Duration = Duration::from_micros(150);
 /// A handler that begins with a wait is in it after this time.
@@ -31,18 +31,18 @@ const NAMED: u64 = 1 << 63;
 /// The system's number of a thread, 0 if unknown.
 pub(crate) type ThreadId = u32;
 
-/// A run of foreign code with the role released.
+/// A run of user code with the leadership released.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Run {
-    /// The number of its deposit.
+pub(crate) struct DetachedRun {
+    /// The number of its release.
     pub(crate) number: u64,
     /// Who runs it.
     pub(crate) thread: ThreadId,
     /// What it runs: the token of an operator, or [`named`] for others.
     pub(crate) what: u64,
-    pub(crate) begun: Moment,
+    pub(crate) begun: MonotonicNanos,
     /// When it began, or was last found computing.
-    pub(crate) since: Moment,
+    pub(crate) since: MonotonicNanos,
     /// How often it was found computing.
     computing: u8,
     /// It is known to wait.
@@ -51,16 +51,16 @@ pub(crate) struct Run {
     asked: bool,
 }
 
-/// The runs abroad.
+/// The runs detached.
 #[derive(Debug, Default)]
-pub(crate) struct Abroad {
-    runs: Vec<Run>,
+pub(crate) struct DetachedRuns {
+    runs: Vec<DetachedRun>,
 }
 
-impl Run {
+impl DetachedRun {
     /// A run that begins.
     #[inline]
-    pub(crate) fn new(number: u64, thread: ThreadId, since: Moment) -> Self {
+    pub(crate) fn new(number: u64, thread: ThreadId, since: MonotonicNanos) -> Self {
         Self {
             number,
             thread,
@@ -74,7 +74,7 @@ impl Run {
     }
 
     /// What there is before the first run: number 1, and not to be looked after.
-    pub(crate) fn none(now: Moment) -> Self {
+    pub(crate) fn none(now: MonotonicNanos) -> Self {
         Self {
             waiting: true,
             ..Self::new(1, 0, now)
@@ -86,15 +86,15 @@ impl Run {
         (self.what & NAMED != 0).then_some(self.what & !NAMED)
     }
 
-    fn is_suspect(&self, now: Moment) -> bool {
+    fn is_suspect(&self, now: MonotonicNanos) -> bool {
         let trusted_for = nanos(SUSPECT_AFTER) << self.computing;
         !self.waiting && now.since(self.since) > trusted_for
     }
 }
 
-impl Abroad {
-    /// The core of this run was taken.
-    pub(crate) fn enter(&mut self, run: Run) {
+impl DetachedRuns {
+    /// The reactor of this run was taken.
+    pub(crate) fn enter(&mut self, run: DetachedRun) {
         self.runs.push(run);
     }
 
@@ -105,15 +105,15 @@ impl Abroad {
         }
     }
 
-    /// The run, if it is abroad, waits.
+    /// The run, if it is detached, waits.
     pub(crate) fn waits(&mut self, number: u64) {
         if let Some(run) = self.find(number) {
             run.waiting = true;
         }
     }
 
-    /// The run, if it is abroad, was computing at `now`.
-    pub(crate) fn computes(&mut self, number: u64, now: Moment) {
+    /// The run, if it is detached, was computing at `now`.
+    pub(crate) fn computes(&mut self, number: u64, now: MonotonicNanos) {
         if let Some(run) = self.find(number) {
             run.asked = true;
             run.since = now;
@@ -122,28 +122,29 @@ impl Abroad {
     }
 
     /// A run that is suspected to wait, if any, judged at `now`.
-    pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
+    pub(crate) fn next_to_probe(&self, now: MonotonicNanos) -> Option<DetachedRun> {
         self.runs.iter().find(|run| run.is_suspect(now)).copied()
     }
 
     /// A run about which the system was not asked yet, and which has had [time](SETTLED_AFTER) to begin a wait.
-    pub(crate) fn unasked(&self, now: Moment) -> Option<Run> {
-        let unasked =
-            |run: &&Run| !run.waiting && !run.asked && now.since(run.since) > nanos(SETTLED_AFTER);
+    pub(crate) fn unasked(&self, now: MonotonicNanos) -> Option<DetachedRun> {
+        let unasked = |run: &&DetachedRun| {
+            !run.waiting && !run.asked && now.since(run.since) > nanos(SETTLED_AFTER)
+        };
         self.runs.iter().find(unasked).copied()
     }
 
-    pub(crate) fn runs(&self) -> &[Run] {
+    pub(crate) fn runs(&self) -> &[DetachedRun] {
         &self.runs
     }
 
     /// How many are trusted to compute at `now`.
-    pub(crate) fn at_work(&self, now: Moment) -> usize {
-        let at_work = |run: &&Run| !run.waiting && !run.is_suspect(now);
-        self.runs.iter().filter(at_work).count()
+    pub(crate) fn running_count(&self, now: MonotonicNanos) -> usize {
+        let running_count = |run: &&DetachedRun| !run.waiting && !run.is_suspect(now);
+        self.runs.iter().filter(running_count).count()
     }
 
-    fn find(&mut self, number: u64) -> Option<&mut Run> {
+    fn find(&mut self, number: u64) -> Option<&mut DetachedRun> {
         self.runs.iter_mut().find(|run| run.number == number)
     }
 }
@@ -154,26 +155,34 @@ mod tests {
 
     #[test]
     fn a_run_that_computes_is_asked_about_ever_less_often() {
-        let mut abroad = Abroad::default();
-        let mut now = Moment::now();
-        abroad.enter(Run::new(7, 1, now));
+        let mut detached_runs = DetachedRuns::default();
+        let mut now = MonotonicNanos::now();
+        detached_runs.enter(DetachedRun::new(7, 1, now));
         let step = SUSPECT_AFTER / 10;
         let mut asked_after = Vec::new();
         for _ in 0..8 {
             let trusted = now;
-            while abroad.suspect(now).is_none() {
-                assert_eq!(abroad.at_work(now), 1);
+            while detached_runs.next_to_probe(now).is_none() {
+                assert_eq!(detached_runs.running_count(now), 1);
                 now = now + step;
             }
-            assert_eq!(abroad.at_work(now), 0, "a suspect covers nothing");
+            assert_eq!(
+                detached_runs.running_count(now),
+                0,
+                "a suspect covers nothing"
+            );
             asked_after.push(now.since(trusted) / nanos(SUSPECT_AFTER));
-            abroad.computes(7, now);
+            detached_runs.computes(7, now);
         }
         assert_eq!(asked_after, [1, 2, 4, 8, 16, 32, 32, 32]);
-        abroad.waits(7);
-        assert_eq!(abroad.at_work(now), 0);
-        assert!(abroad.suspect(now + 100 * SUSPECT_AFTER).is_none());
-        abroad.leave(7);
-        abroad.leave(7);
+        detached_runs.waits(7);
+        assert_eq!(detached_runs.running_count(now), 0);
+        assert!(
+            detached_runs
+                .next_to_probe(now + 100 * SUSPECT_AFTER)
+                .is_none()
+        );
+        detached_runs.leave(7);
+        detached_runs.leave(7);
     }
 }

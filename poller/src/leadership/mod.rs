@@ -1,39 +1,39 @@
-//! The poller's role: the right, and the means, to poll.
+//! The poller's leadership: the right, and the means, to poll.
 //!
-//! The role *is* the poller's core, owned by value. The leader holds it in a local variable; before
-//! it calls code that may block it deposits the core here, and takes it back afterwards if nobody
+//! The leadership *is* the poller's reactor, owned by value. The leader holds it in a local variable; before
+//! it calls code that may block it releases the reactor here, and takes it back afterwards if nobody
 //! else did. Two leaders are impossible by construction, and what is left of a batch of events
-//! travels with the core.
+//! travels with the reactor.
 //!
-//! A deposit has a number. Whoever finds that the depositor of number *n* waits asks for a
-//! promotion of *n*: one thread is sent to accept the core. At most one such thread is under way;
-//! a later request while it is only renews the number, and if the thread finds another deposit
+//! A release has a number. Whoever finds that the releasing leader of number *n* waits asks for a
+//! promotion of *n*: one thread is sent to accept the reactor. At most one such thread is under way;
+//! a later request while it is only renews the number, and if the thread finds another release
 //! than the one asked for, it leaves it alone.
 //!
-//! A run whose core was taken by somebody else is *abroad*; it is kept in a [list](Abroad) until it
+//! A run whose reactor was taken by another thread is *detached*; it is kept in a [list](DetachedRuns) until it
 //! returns.
 //!
-//! **Seats.** What others need to know of a deposit is behind a lock, but nearly every deposit is of no
-//! concern to others: its run is short, and the next deposit is made by the same thread. So a leader has
-//! a [seat](Seat), one word in which the core lies after its first deposit, and exchanges that word
-//! alone. All others hold the lock, under which they [fetch](Slot::fetch) the core out of the seat of
-//! whoever made the latest deposit, and leave it in the locked slot if they do not want it. A leader that
-//! finds its seat empty looks there. Only its owner puts anything into a seat, and nobody else's core can
-//! ever lie there: what a leader finds in its seat is what it has put there last.
+//! **Seats.** What others need to know of a release is behind a lock, but nearly every release is of no
+//! concern to others: its run is short, and the next release is made by the same thread. So a leader has
+//! a [local slot](LocalSlot), one word in which the reactor lies after its first release, and exchanges that word
+//! alone. All others hold the lock, under which they [fetch](Locked::sync_from_local_slot) the reactor out of the local slot of
+//! whoever made the latest release, and leave it in the locked slot if they do not want it. A leader that
+//! finds its local slot empty looks there. Only its owner puts anything into a local slot, and nobody else's reactor can
+//! ever lie there: what a leader finds in its local slot is what it has put there last.
 //!
 //! **Lending.** The promoted thread may not come: no more threads are allowed, or the system has
-//! none. Whoever finds that out [borrows](Role::lend) the core, polls once without calling anything
-//! that may block, and [puts it back](Role::put_back). What lies in the slot then belongs to no run:
+//! none. Whoever finds that out [borrows](Leadership::borrow) the reactor, polls once without calling anything
+//! that may block, and [puts it back](Leadership::return_borrowed). What lies in the slot then belongs to no run:
 //! the first thread that is free takes it.
 //!
 //! **Sharing.** A leader that expects runs to wait, or to keep more than one processor busy, marks
-//! its deposits as shared, on [`Terms`]. A shared deposit may be taken by anybody: threads that
-//! return from abroad take it and go on with the batch, and so does a promoted thread. The terms say by
-//! how many others a deposit has to be *covered*: threads at work (abroad and not known to wait),
-//! looking for the core, or on their way. If there are fewer, the depositor sends one before it runs.
+//! its releases as shared, on [`ShareTerms`]. A shared release may be taken by anybody: threads that
+//! return from detached take it and go on with the batch, and so does a promoted thread. The terms say by
+//! how many others a release has to be *covered*: threads at work (detached and not known to wait),
+//! looking for the reactor, or on their way. If there are fewer, the releasing leader sends one before it runs.
 //!
-//! **Bursts.** While runs wait one after the other ([`Burst`]) every deposit is shared, and covered by
-//! threads on their way or looking alone: those abroad are expected to wait.
+//! **Bursts.** While runs wait one after the other ([`Burst`]) every release is shared, and covered by
+//! threads on their way or looking alone: those detached are expected to wait.
 
 pub(crate) mod burst;
 pub(crate) mod detached_runs;
@@ -49,404 +49,410 @@ use std::{
 use crate::{
     leadership::{
         burst::Burst,
-        detached_runs::{Abroad, Run, ThreadId, UNNAMED},
+        detached_runs::{DetachedRun, DetachedRuns, ThreadId, UNNAMED},
     },
     sync::{self, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering},
-    sys::Moment,
+    sys::MonotonicNanos,
 };
 
-/// What others may do with a deposit, and how many of them should be there.
+/// What others may do with a release, and how many of them should be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Terms {
+pub(crate) struct ShareTerms {
     /// Anybody may take it unasked.
     pub(crate) shared: bool,
     /// How many others should be at work, looking, or on their way.
-    pub(crate) hands: usize,
+    pub(crate) helpers: usize,
 }
 
-impl Terms {
+impl ShareTerms {
     /// Nobody takes it unasked.
-    pub(crate) const ALONE: Self = Self {
+    pub(crate) const EXCLUSIVE: Self = Self {
         shared: false,
-        hands: 0,
+        helpers: 0,
     };
 
     /// Taken by whoever is free, of whom there should be so many.
-    pub(crate) const fn shared(hands: usize) -> Self {
+    pub(crate) const fn shared(helpers: usize) -> Self {
         Self {
             shared: true,
-            hands,
+            helpers,
         }
     }
 }
 
-/// Where the core is while its leader runs foreign code.
-pub(crate) struct Role<C> {
-    slot: Mutex<Slot<C>>,
-    /// The monitor does not look: the next deposit has to start it.
-    unwatched: AtomicBool,
+/// Where the reactor is while its leader runs user code.
+pub(crate) struct Leadership<C> {
+    locked: Mutex<Locked<C>>,
+    /// The monitor does not look: the next release has to start it.
+    needs_monitor: AtomicBool,
 }
 
-/// What is behind the lock. [`fetch`](Self::fetch) brings it up to date.
-struct Slot<C> {
-    core: Option<Box<C>>,
-    /// Where the core may lie instead: the place of the latest deposit that nobody else was to take.
-    place: Option<Arc<Place<C>>>,
-    /// The latest deposit; its run is under way if the core is here.
-    latest: Run,
-    /// The core here is nobody's deposit: it is the first leader's, or was put back.
+/// What is behind the lock. [`sync_from_local_slot`](Self::sync_from_local_slot) brings it up to date.
+struct Locked<C> {
+    reactor: Option<Box<C>>,
+    /// Where the reactor may lie instead: the place of the latest release that nobody else was to take.
+    place: Option<Arc<SharedCell<C>>>,
+    /// The latest release; its run is under way if the reactor is here.
+    latest: DetachedRun,
+    /// The reactor here is nobody's release: it is the first leader's, or was put back.
     ownerless: bool,
-    /// Those of the latest deposit.
-    terms: Terms,
-    /// The number of the deposit that should be taken over.
+    /// Those of the latest release.
+    terms: ShareTerms,
+    /// The number of the release that should be taken over.
     wanted: u64,
     /// Promoted threads under way (or queued until a thread is free).
     promoting: usize,
-    /// Threads looking for a shared deposit.
+    /// Threads looking for a shared release.
     looking: usize,
-    /// Runs whose core has been taken by somebody else.
-    abroad: Abroad,
+    /// Runs whose reactor has been taken by another thread.
+    detached_runs: DetachedRuns,
     burst: Burst,
-    /// What was left to do when the latest deposit was made with the lock.
+    /// What was left to do when the latest release was made with the lock.
     backlog: usize,
 }
 
-/// A thread's own means to deposit, as long as it leads.
-pub(crate) struct Seat<C> {
+/// A thread's own means to release, as long as it leads.
+pub(crate) struct LocalSlot<C> {
     thread: ThreadId,
-    /// What the next deposit is made for.
+    /// What the next release is made for.
     what: Cell<u64>,
-    /// Made by the first deposit that can use it.
-    place: OnceCell<Arc<Place<C>>>,
-    /// The slot has this place, its terms are [`Terms::ALONE`], and this thread has had the core, but for
-    /// its deposits, ever since.
+    /// Made by the first release that can use it.
+    place: OnceCell<Arc<SharedCell<C>>>,
+    /// The slot has this place, its terms are [`ShareTerms::EXCLUSIVE`], and this thread has had the reactor, but for
+    /// its releases, ever since.
     known: Cell<bool>,
 }
 
-struct Place<C> {
-    core: sync::Slot<C>,
-    /// Of the deposit that lies here, or lay here last. All are written before the core is put here.
+struct SharedCell<C> {
+    reactor: sync::AtomicBox<C>,
+    /// Of the release that lies here, or lay here last. All are written before the reactor is put here.
     number: AtomicU64,
     since: AtomicU64,
     what: AtomicU64,
     thread: ThreadId,
 }
 
-/// What a deposit leads to.
+/// What a release leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Deposit {
+pub(crate) struct Released {
     /// Its number.
     pub(crate) number: u64,
     /// The monitor has to be started.
-    pub(crate) unwatched: bool,
+    pub(crate) needs_monitor: bool,
     /// It is shared and nobody covers it.
-    pub(crate) uncovered: bool,
+    pub(crate) needs_helpers: bool,
 }
 
-/// A deposit seen by the monitor.
+/// A release seen by the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sight {
-    /// The number of the latest deposit.
+pub(crate) struct Observation {
+    /// The number of the latest release.
     pub(crate) number: u64,
     /// When it was made.
-    pub(crate) since: Moment,
-    /// Who made it, if the core still lies in the slot and nobody was asked to take it.
+    pub(crate) since: MonotonicNanos,
+    /// Who made it, if the reactor still lies in the slot and nobody was asked to take it.
     pub(crate) runner: Option<ThreadId>,
 }
 
-impl<C> Role<C> {
-    /// A role whose core waits for its first leader; the monitor looks once per `tick`.
-    pub(crate) fn new(core: Box<C>, tick: Duration) -> Self {
+impl<C> Leadership<C> {
+    /// A leadership whose reactor waits for its first leader; the monitor looks once per `tick`.
+    pub(crate) fn new(reactor: Box<C>, tick: Duration) -> Self {
         Self {
-            slot: Mutex::new(Slot {
-                core: Some(core),
+            locked: Mutex::new(Locked {
+                reactor: Some(reactor),
                 place: None,
-                latest: Run::none(Moment::now()),
+                latest: DetachedRun::none(MonotonicNanos::now()),
                 ownerless: true,
-                terms: Terms::ALONE,
+                terms: ShareTerms::EXCLUSIVE,
                 wanted: 1,
                 promoting: 1,
                 looking: 0,
-                abroad: Abroad::default(),
+                detached_runs: DetachedRuns::default(),
                 burst: Burst::new(tick),
                 backlog: 0,
             }),
-            unwatched: AtomicBool::new(true),
+            needs_monitor: AtomicBool::new(true),
         }
     }
 
-    /// Leaves the core for others to take, with a `backlog` of things to do, at the time `now`.
+    /// Leaves the reactor for others to take, with a `backlog` of things to do, at the time `now`.
     #[inline]
-    pub(crate) fn deposit(
+    pub(crate) fn release(
         &self,
-        seat: &Seat<C>,
-        core: Box<C>,
-        terms: Terms,
+        local_slot: &LocalSlot<C>,
+        reactor: Box<C>,
+        terms: ShareTerms,
         backlog: usize,
-        now: Moment,
-    ) -> Deposit {
-        match seat.known() {
-            Some(place) if !terms.shared => Deposit {
-                number: place.put(core, now, seat.what.get()),
-                // After the seat's word was exchanged: see `unwatch`.
-                unwatched: self.is_unwatched(),
-                uncovered: false,
+        now: MonotonicNanos,
+    ) -> Released {
+        match local_slot.known() {
+            Some(place) if !terms.shared => Released {
+                number: place.put(reactor, now, local_slot.what.get()),
+                // After the local slot's word was exchanged: see `try_stop_monitor`.
+                needs_monitor: self.take_monitor_request(),
+                needs_helpers: false,
             },
-            _ => self.deposit_with_lock(seat, core, terms, backlog, now),
+            _ => self.release_with_lock(local_slot, reactor, terms, backlog, now),
         }
     }
 
     #[inline(never)]
-    fn deposit_with_lock(
+    fn release_with_lock(
         &self,
-        seat: &Seat<C>,
-        core: Box<C>,
-        mut terms: Terms,
+        local_slot: &LocalSlot<C>,
+        reactor: Box<C>,
+        mut terms: ShareTerms,
         backlog: usize,
-        now: Moment,
-    ) -> Deposit {
+        now: MonotonicNanos,
+    ) -> Released {
         let mut slot = self.lock();
-        debug_assert!(slot.core.is_none());
+        debug_assert!(slot.reactor.is_none());
         terms.shared |= slot.burst.goes_on(now);
         slot.backlog = backlog;
         let number = slot.latest.number + 1;
-        slot.core = Some(core);
-        slot.latest = Run::new(number, seat.thread, now);
-        slot.latest.what = seat.what.get();
+        slot.reactor = Some(reactor);
+        slot.latest = DetachedRun::new(number, local_slot.thread, now);
+        slot.latest.what = local_slot.what.get();
         slot.ownerless = false;
         slot.terms = terms;
-        seat.known.set(!terms.shared);
+        local_slot.known.set(!terms.shared);
         if !terms.shared {
-            slot.place = Some(seat.place(number));
+            slot.place = Some(local_slot.place(number));
         }
-        Deposit {
+        Released {
             number,
-            unwatched: self.is_unwatched(),
-            uncovered: !slot.is_covered(now),
+            needs_monitor: self.take_monitor_request(),
+            needs_helpers: !slot.has_enough_helpers(now),
         }
     }
 
-    /// After the foreign code returned: the caller's deposit, if it is untouched.
+    /// After the user code returned: the caller's release, if it is untouched.
     #[inline]
-    pub(crate) fn reclaim(&self, seat: &Seat<C>, number: u64) -> Option<Box<C>> {
-        match seat.known().and_then(|place| place.core.take()) {
-            Some(core) => Some(core),
-            None => self.reclaim_with_lock(seat, number),
+    pub(crate) fn reacquire(&self, local_slot: &LocalSlot<C>, number: u64) -> Option<Box<C>> {
+        match local_slot.known().and_then(|place| place.reactor.take()) {
+            Some(reactor) => Some(reactor),
+            None => self.reacquire_with_lock(local_slot, number),
         }
     }
 
     #[inline(never)]
-    fn reclaim_with_lock(&self, seat: &Seat<C>, number: u64) -> Option<Box<C>> {
+    fn reacquire_with_lock(&self, local_slot: &LocalSlot<C>, number: u64) -> Option<Box<C>> {
         let mut slot = self.lock();
         if slot.latest.number == number {
-            if let Some(core) = slot.core.take() {
+            if let Some(reactor) = slot.reactor.take() {
                 slot.burst.came_back();
-                return Some(core);
+                return Some(reactor);
             }
         }
-        seat.known.set(false);
+        local_slot.known.set(false);
         None
     }
 
     /// The slot, up to date.
-    fn lock(&self) -> MutexGuard<'_, Slot<C>> {
-        let mut slot = self.slot.lock();
-        slot.fetch();
+    fn lock(&self) -> MutexGuard<'_, Locked<C>> {
+        let mut slot = self.locked.lock();
+        slot.sync_from_local_slot();
         slot
     }
 
-    /// Whether the caller's deposit is to start the monitor.
+    /// Whether the caller's release is to start the monitor.
     #[inline]
-    fn is_unwatched(&self) -> bool {
-        self.unwatched.load(Ordering::Relaxed) && self.unwatched.swap(false, Ordering::Relaxed)
+    fn take_monitor_request(&self) -> bool {
+        self.needs_monitor.load(Ordering::Relaxed)
+            && self.needs_monitor.swap(false, Ordering::Relaxed)
     }
 
-    /// After a deposit that could not be reclaimed: the core, if the caller is to lead nevertheless. A run
+    /// After a release that could not be reacquired: the reactor, if the caller is to lead nevertheless. A run
     /// that came back `soon` has not waited.
     ///
-    /// That is the case if a later deposit waits for a promotion that has not arrived, because the
-    /// caller is here already; and if a later deposit is shared.
-    pub(crate) fn rejoin(&self, number: u64, soon: bool) -> Option<Box<C>> {
+    /// That is the case if a later release waits for a promotion that has not arrived, because the
+    /// caller is here already; and if a later release is shared.
+    pub(crate) fn try_resume_leading(&self, number: u64, soon: bool) -> Option<Box<C>> {
         let mut slot = self.lock();
-        slot.abroad.leave(number);
+        slot.detached_runs.leave(number);
         if soon {
             slot.burst.came_back();
         }
         let wanted = slot.promoting > 0 && slot.is_wanted();
         if slot.terms.shared || wanted {
-            slot.take_over()
+            slot.steal()
         } else {
             None
         }
     }
 
-    /// Asks for the deposit of this number to be taken over, because its run waits. `true`: the
-    /// caller has to send a thread to [`accept`](Self::accept), or to call
-    /// [`give_up`](Self::give_up).
-    pub(crate) fn want(&self, number: u64) -> bool {
-        self.lock().want(number)
+    /// Asks for the release of this number to be taken over, because its run waits. `true`: the
+    /// caller has to send a thread to [`claim`](Self::claim), or to call
+    /// [`cancel_handoff`](Self::cancel_handoff).
+    pub(crate) fn request_handoff(&self, number: u64) -> bool {
+        self.lock().request_handoff(number)
     }
 
-    /// As [`want`](Self::want), for a run that has not said that it waits: others behind it may do the same.
-    pub(crate) fn found_waiting(&self, number: u64) -> bool {
+    /// As [`request_handoff`](Self::request_handoff), for a run that has not said that it waits: others behind it may do the same.
+    pub(crate) fn request_handoff_of_blocked(&self, number: u64) -> bool {
         let mut slot = self.lock();
-        slot.burst.found(Moment::now());
-        slot.want(number)
+        slot.burst.found(MonotonicNanos::now());
+        slot.request_handoff(number)
     }
 
-    /// As [`want`](Self::want) for whatever is deposited now.
-    pub(crate) fn want_any(&self) -> bool {
+    /// As [`request_handoff`](Self::request_handoff) for whatever is released now.
+    pub(crate) fn request_any_handoff(&self) -> bool {
         let mut slot = self.lock();
-        slot.core.is_some() && slot.ask()
+        slot.reactor.is_some() && slot.set_wanted()
     }
 
-    /// As [`want`](Self::want), but the run is not known to wait: more hands are wanted, if they
+    /// As [`request_handoff`](Self::request_handoff), but the run is not known to wait: more hands are wanted, if they
     /// (still) are at the time `now`. The caller has to send so many threads.
-    pub(crate) fn want_help(&self, number: u64, now: Moment) -> usize {
+    pub(crate) fn request_helpers(&self, number: u64, now: MonotonicNanos) -> usize {
         let mut slot = self.lock();
-        if slot.core.is_none() || slot.latest.number != number {
+        if slot.reactor.is_none() || slot.latest.number != number {
             return 0;
         }
-        let missing = slot.missing(now);
-        slot.promoting += missing;
-        missing
+        let missing_helpers = slot.missing_helpers(now);
+        slot.promoting += missing_helpers;
+        missing_helpers
     }
 
-    /// The promoted thread is here: the core, if it is still wanted.
-    pub(crate) fn accept(&self) -> Option<Box<C>> {
+    /// The promoted thread is here: the reactor, if it is still wanted.
+    pub(crate) fn claim(&self) -> Option<Box<C>> {
         let mut slot = self.lock();
         slot.promoting = slot.promoting.saturating_sub(1);
         if slot.terms.shared || slot.is_wanted() {
-            slot.take_over()
+            slot.steal()
         } else {
             None
         }
     }
 
     /// A thread could not be sent.
-    pub(crate) fn give_up(&self) {
-        let mut slot = self.slot.lock();
+    pub(crate) fn cancel_handoff(&self) {
+        let mut slot = self.locked.lock();
         slot.promoting = slot.promoting.saturating_sub(1);
     }
 
-    /// The core of a deposit that waits for a promoted thread, for a caller who knows that none
-    /// will come soon; to be [put back](Self::put_back) after a moment.
-    pub(crate) fn lend(&self) -> Option<Box<C>> {
+    /// The reactor of a release that waits for a promoted thread, for a caller who knows that none
+    /// will come soon; to be [put back](Self::return_borrowed) after a moment.
+    pub(crate) fn borrow(&self) -> Option<Box<C>> {
         let mut slot = self.lock();
         if slot.promoting > 0 && slot.is_wanted() {
-            slot.take_over()
+            slot.steal()
         } else {
             None
         }
     }
 
-    /// The end of a [loan](Self::lend). `true`: as for [`want`](Self::want), a thread has to be
+    /// The end of a [loan](Self::borrow). `true`: as for [`request_handoff`](Self::request_handoff), a thread has to be
     /// sent, since the one that was under way has come in vain.
-    pub(crate) fn put_back(&self, core: Box<C>) -> bool {
+    pub(crate) fn return_borrowed(&self, reactor: Box<C>) -> bool {
         let mut slot = self.lock();
-        debug_assert!(slot.core.is_none());
-        slot.core = Some(core);
+        debug_assert!(slot.reactor.is_none());
+        slot.reactor = Some(reactor);
         slot.latest.number += 1;
         slot.latest.waiting = true;
         slot.ownerless = true;
-        slot.ask()
+        slot.set_wanted()
     }
 
-    /// A thread without the core begins to look for a shared deposit. `false`: there is no point.
-    pub(crate) fn look(&self) -> bool {
-        let mut slot = self.slot.lock();
+    /// A thread without the reactor begins to look for a shared release. `false`: there is no point.
+    pub(crate) fn begin_steal(&self) -> bool {
+        let mut slot = self.locked.lock();
         if slot.terms.shared {
             slot.looking += 1;
         }
         slot.terms.shared
     }
 
-    /// Looks once. After a core or, with `last`, a final look the thread is not looking any more.
-    pub(crate) fn find(&self, last: bool) -> Option<Box<C>> {
+    /// Looks once. After a reactor or, with `last`, a final look the thread is not looking any more.
+    pub(crate) fn try_steal(&self, last: bool) -> Option<Box<C>> {
         let mut slot = self.lock();
-        let core = if slot.terms.shared {
-            slot.take_over()
+        let reactor = if slot.terms.shared {
+            slot.steal()
         } else {
             None
         };
-        if last || core.is_some() {
+        if last || reactor.is_some() {
             slot.looking -= 1;
         }
-        core
+        reactor
     }
 
-    /// A run abroad that is suspected to wait, if any, judged at `now`. In a burst every run is asked about.
-    pub(crate) fn suspect(&self, now: Moment) -> Option<Run> {
-        let slot = self.slot.lock();
+    /// A run detached that is suspected to wait, if any, judged at `now`. In a burst every run is asked about.
+    pub(crate) fn next_to_probe(&self, now: MonotonicNanos) -> Option<DetachedRun> {
+        let slot = self.locked.lock();
         if slot.burst.is_on() {
-            slot.abroad
+            slot.detached_runs
                 .unasked(now)
-                .or_else(|| slot.abroad.suspect(now))
+                .or_else(|| slot.detached_runs.next_to_probe(now))
         } else {
-            slot.abroad.suspect(now)
+            slot.detached_runs.next_to_probe(now)
         }
     }
 
     /// What the system says about a suspect: it waits, or it was computing at `now`.
-    pub(crate) fn judge(&self, number: u64, waits: bool, now: Moment) {
-        let mut slot = self.slot.lock();
+    pub(crate) fn record_probe(&self, number: u64, waits: bool, now: MonotonicNanos) {
+        let mut slot = self.locked.lock();
         if waits {
-            slot.abroad.waits(number);
+            slot.detached_runs.waits(number);
             slot.burst.waits();
         } else {
-            slot.abroad.computes(number, now);
+            slot.detached_runs.computes(number, now);
             slot.burst.came_back();
         }
     }
 
     /// The runs that are known to go on while others poll.
-    pub(crate) fn holding(&self) -> Vec<Run> {
+    pub(crate) fn holding(&self) -> Vec<DetachedRun> {
         let slot = self.lock();
-        let latest = (slot.core.is_some() && !slot.ownerless).then_some(slot.latest);
-        slot.abroad.runs().iter().copied().chain(latest).collect()
+        let latest = (slot.reactor.is_some() && !slot.ownerless).then_some(slot.latest);
+        slot.detached_runs
+            .runs()
+            .iter()
+            .copied()
+            .chain(latest)
+            .collect()
     }
 
     /// What the monitor sees; `None` if somebody is changing it just now.
-    pub(crate) fn observe(&self) -> Option<Sight> {
-        let mut slot = self.slot.try_lock()?;
-        slot.fetch();
+    pub(crate) fn snapshot(&self) -> Option<Observation> {
+        let mut slot = self.locked.try_lock()?;
+        slot.sync_from_local_slot();
         // A run that is known to wait has been dealt with.
-        let alone = slot.core.is_some() && !slot.latest.waiting;
+        let alone = slot.reactor.is_some() && !slot.latest.waiting;
         let runner = alone.then_some(slot.latest.thread);
-        Some(Sight {
+        Some(Observation {
             number: slot.latest.number,
             since: slot.latest.since,
             runner,
         })
     }
 
-    /// The monitor wants to rest: `false` if there was a deposit since number `seen`.
-    pub(crate) fn unwatch(&self, seen: u64) -> bool {
-        let mut slot = self.slot.lock();
-        // A deposit in the seat exchanges the seat's word and then looks at the flag; here it is the
+    /// The monitor wants to rest: `false` if there was a release since number `seen`.
+    pub(crate) fn try_stop_monitor(&self, seen: u64) -> bool {
+        let mut slot = self.locked.lock();
+        // A release in the local slot exchanges the local slot's word and then looks at the flag; here it is the
         // other way round. One of the two exchanges comes second, and its side sees what the other did.
-        self.unwatched.store(true, Ordering::Relaxed);
-        slot.fetch();
-        let idle = slot.core.is_none() && slot.latest.number == seen;
+        self.needs_monitor.store(true, Ordering::Relaxed);
+        slot.sync_from_local_slot();
+        let idle = slot.reactor.is_none() && slot.latest.number == seen;
         if !idle {
-            self.unwatched.store(false, Ordering::Relaxed);
+            self.needs_monitor.store(false, Ordering::Relaxed);
         }
         idle
     }
 
-    /// Nobody watches: the next deposit is to start the monitor.
-    pub(crate) fn ask_for_watch(&self) {
-        self.unwatched.store(true, Ordering::Relaxed);
+    /// Nobody watches: the next release is to start the monitor.
+    pub(crate) fn request_monitor(&self) {
+        self.needs_monitor.store(true, Ordering::Relaxed);
     }
 
     /// The monitor goes on looking, though nobody asked.
-    pub(crate) fn watch(&self) {
-        self.unwatched.store(false, Ordering::Relaxed);
+    pub(crate) fn resume_monitor(&self) {
+        self.needs_monitor.store(false, Ordering::Relaxed);
     }
 }
 
-impl<C> Seat<C> {
-    /// The seat of the calling thread, which the system calls `thread`.
+impl<C> LocalSlot<C> {
+    /// The local slot of the calling thread, which the system calls `thread`.
     pub(crate) fn new(thread: ThreadId) -> Self {
         Self {
             thread,
@@ -456,15 +462,15 @@ impl<C> Seat<C> {
         }
     }
 
-    /// What the next deposit is made for: see [`Run::what`].
+    /// What the next release is made for: see [`DetachedRun::what`].
     #[inline]
     pub(crate) fn runs(&self, what: u64) {
         self.what.set(what);
     }
 
-    /// The place, if the core can be put and found there without a look at the slot.
+    /// The place, if the reactor can be put and found there without a look at the slot.
     #[inline]
-    fn known(&self) -> Option<&Place<C>> {
+    fn known(&self) -> Option<&SharedCell<C>> {
         if self.known.get() {
             self.place.get().map(|place| &**place)
         } else {
@@ -472,11 +478,11 @@ impl<C> Seat<C> {
         }
     }
 
-    /// The place, for the slot to know. Deposit `number` is the latest.
-    fn place(&self, number: u64) -> Arc<Place<C>> {
+    /// The place, for the slot to know. Released `number` is the latest.
+    fn place(&self, number: u64) -> Arc<SharedCell<C>> {
         let place = self.place.get_or_init(|| {
-            Arc::new(Place {
-                core: sync::Slot::empty(),
+            Arc::new(SharedCell {
+                reactor: sync::AtomicBox::empty(),
                 number: AtomicU64::new(number),
                 since: AtomicU64::new(0),
                 what: AtomicU64::new(UNNAMED),
@@ -488,60 +494,60 @@ impl<C> Seat<C> {
     }
 }
 
-impl<C> Place<C> {
-    /// Makes the next deposit; its number.
+impl<C> SharedCell<C> {
+    /// Makes the next release; its number.
     #[inline]
-    fn put(&self, core: Box<C>, now: Moment, what: u64) -> u64 {
-        // Nobody else writes these. Exchanging the core publishes them.
+    fn put(&self, reactor: Box<C>, now: MonotonicNanos, what: u64) -> u64 {
+        // Nobody else writes these. Exchanging the reactor publishes them.
         let number = self.number.load(Ordering::Relaxed) + 1;
         self.number.store(number, Ordering::Relaxed);
         self.since.store(now.bits(), Ordering::Relaxed);
         self.what.store(what, Ordering::Relaxed);
-        self.core.put(core);
+        self.reactor.put(reactor);
         number
     }
 }
 
-impl<C> Slot<C> {
-    /// Takes the core out of the seat it may lie in, and learns of the deposits made there.
-    fn fetch(&mut self) {
+impl<C> Locked<C> {
+    /// Takes the reactor out of the local slot it may lie in, and learns of the releases made there.
+    fn sync_from_local_slot(&mut self) {
         let Some(place) = &self.place else {
             return;
         };
-        let core = place.core.take();
-        // As of the deposit that was there, which is the latest, or else of the last one that was there;
+        let reactor = place.reactor.take();
+        // As of the release that was there, which is the latest, or else of the last one that was there;
         // or of one that is just being made: nobody knows that number yet.
         let number = place.number.load(Ordering::Relaxed);
-        if core.is_some() {
-            let since = Moment::from_bits(place.since.load(Ordering::Relaxed));
-            self.latest = Run::new(number, place.thread, since);
+        if reactor.is_some() {
+            let since = MonotonicNanos::from_bits(place.since.load(Ordering::Relaxed));
+            self.latest = DetachedRun::new(number, place.thread, since);
             self.latest.what = place.what.load(Ordering::Relaxed);
             self.ownerless = false;
-            self.core = core;
+            self.reactor = reactor;
         } else {
             self.latest.number = self.latest.number.max(number);
         }
     }
 
-    /// Takes somebody else's deposit, whose run is abroad from then on.
-    fn take_over(&mut self) -> Option<Box<C>> {
-        let core = self.core.take()?;
+    /// Takes another thread's release, whose run is detached from then on.
+    fn steal(&mut self) -> Option<Box<C>> {
+        let reactor = self.reactor.take()?;
         if !self.ownerless {
-            self.abroad.enter(self.latest);
+            self.detached_runs.enter(self.latest);
         }
-        Some(core)
+        Some(reactor)
     }
 
-    fn want(&mut self, number: u64) -> bool {
-        if self.latest.number != number || self.core.is_none() {
-            self.abroad.waits(number);
+    fn request_handoff(&mut self, number: u64) -> bool {
+        if self.latest.number != number || self.reactor.is_none() {
+            self.detached_runs.waits(number);
             return false;
         }
         self.latest.waiting = true;
-        self.ask()
+        self.set_wanted()
     }
 
-    fn ask(&mut self) -> bool {
+    fn set_wanted(&mut self) -> bool {
         self.wanted = self.latest.number;
         let first = self.promoting == 0;
         self.promoting += usize::from(first);
@@ -552,20 +558,21 @@ impl<C> Slot<C> {
         self.wanted == self.latest.number
     }
 
-    fn is_covered(&self, now: Moment) -> bool {
+    fn has_enough_helpers(&self, now: MonotonicNanos) -> bool {
         let coming = self.promoting + self.looking;
         if self.burst.is_on() {
-            return coming >= self.burst.hands(self.backlog);
+            return coming >= self.burst.helpers(self.backlog);
         }
-        self.terms.hands <= coming || self.terms.hands <= coming + self.abroad.at_work(now)
+        self.terms.helpers <= coming
+            || self.terms.helpers <= coming + self.detached_runs.running_count(now)
     }
 
-    /// How many threads are to be sent for the latest deposit at the time `now`.
-    fn missing(&self, now: Moment) -> usize {
-        if self.is_covered(now) {
+    /// How many threads are to be sent for the latest release at the time `now`.
+    fn missing_helpers(&self, now: MonotonicNanos) -> usize {
+        if self.has_enough_helpers(now) {
             0
         } else if self.burst.is_on() {
-            self.burst.hands(self.backlog) - self.promoting - self.looking
+            self.burst.helpers(self.backlog) - self.promoting - self.looking
         } else {
             usize::from(self.promoting == 0)
         }
@@ -577,291 +584,343 @@ mod tests {
     use super::*;
     use crate::leadership::detached_runs::SUSPECT_AFTER;
 
-    /// A role, its first leader's core, and the seats of some threads.
-    fn led() -> (Role<i32>, Box<i32>, [Seat<i32>; 4]) {
-        let role = Role::new(Box::new(7), Duration::from_millis(1));
-        let core = role.accept().unwrap();
-        (role, core, [0, 1, 2, 3].map(Seat::new))
+    /// A leadership, its first leader's reactor, and the local slots of some threads.
+    fn led() -> (Leadership<i32>, Box<i32>, [LocalSlot<i32>; 4]) {
+        let leadership = Leadership::new(Box::new(7), Duration::from_millis(1));
+        let reactor = leadership.claim().unwrap();
+        (leadership, reactor, [0, 1, 2, 3].map(LocalSlot::new))
     }
 
     /// What a thread does when its run returned.
-    fn back(role: &Role<i32>, seat: &Seat<i32>, number: u64) -> Option<Box<i32>> {
-        role.reclaim(seat, number)
-            .or_else(|| role.rejoin(number, false))
+    fn back(
+        leadership: &Leadership<i32>,
+        local_slot: &LocalSlot<i32>,
+        number: u64,
+    ) -> Option<Box<i32>> {
+        leadership
+            .reacquire(local_slot, number)
+            .or_else(|| leadership.try_resume_leading(number, false))
     }
 
-    fn alone(role: &Role<i32>, seat: &Seat<i32>, core: Box<i32>) -> Deposit {
-        role.deposit(seat, core, Terms::ALONE, 0, Moment::now())
+    fn alone(
+        leadership: &Leadership<i32>,
+        local_slot: &LocalSlot<i32>,
+        reactor: Box<i32>,
+    ) -> Released {
+        leadership.release(
+            local_slot,
+            reactor,
+            ShareTerms::EXCLUSIVE,
+            0,
+            MonotonicNanos::now(),
+        )
     }
 
-    fn sighted(role: &Role<i32>) -> (u64, Option<ThreadId>) {
-        let sight = role.observe().expect("nobody holds the lock");
-        (sight.number, sight.runner)
+    fn sighted(leadership: &Leadership<i32>) -> (u64, Option<ThreadId>) {
+        let observation = leadership.snapshot().expect("nobody holds the lock");
+        (observation.number, observation.runner)
     }
 
     #[test]
     fn the_depositor_gets_its_core_back() {
-        let (role, core, seats) = led();
-        assert!(role.accept().is_none());
-        let deposit = alone(&role, &seats[1], core);
-        assert!(deposit.unwatched, "the first deposit starts the monitor");
-        assert!(!deposit.uncovered, "nobody else is to take it");
-        let Deposit { number, .. } = deposit;
-        assert_eq!(sighted(&role), (number, Some(1)));
-        let core = back(&role, &seats[1], number).unwrap();
-        assert_eq!(sighted(&role), (number, None));
-        assert!(!alone(&role, &seats[1], core).unwatched);
+        let (leadership, reactor, seats) = led();
+        assert!(leadership.claim().is_none());
+        let release = alone(&leadership, &seats[1], reactor);
+        assert!(
+            release.needs_monitor,
+            "the first deposit starts the monitor"
+        );
+        assert!(!release.needs_helpers, "nobody else is to take it");
+        let Released { number, .. } = release;
+        assert_eq!(sighted(&leadership), (number, Some(1)));
+        let reactor = back(&leadership, &seats[1], number).unwrap();
+        assert_eq!(sighted(&leadership), (number, None));
+        assert!(!alone(&leadership, &seats[1], reactor).needs_monitor);
     }
 
     #[test]
     fn a_runner_that_comes_back_leaves_a_later_deposit_alone_unless_it_is_wanted() {
-        let (role, core, seats) = led();
-        let first = alone(&role, &seats[1], core).number;
-        assert!(role.want(first));
-        assert!(!role.want(first), "one promotion at a time");
-        let core = role.accept().unwrap();
-        let second = alone(&role, &seats[2], core).number;
-        assert!(back(&role, &seats[1], first).is_none());
+        let (leadership, reactor, seats) = led();
+        let first = alone(&leadership, &seats[1], reactor).number;
+        assert!(leadership.request_handoff(first));
+        assert!(
+            !leadership.request_handoff(first),
+            "one promotion at a time"
+        );
+        let reactor = leadership.claim().unwrap();
+        let second = alone(&leadership, &seats[2], reactor).number;
+        assert!(back(&leadership, &seats[1], first).is_none());
         // The second runner waits, but the thread sent for it does not arrive: the pool is full.
-        assert!(role.want(second));
-        assert!(back(&role, &seats[1], first).is_some());
-        assert!(role.accept().is_none());
-        assert!(back(&role, &seats[2], second).is_none());
+        assert!(leadership.request_handoff(second));
+        assert!(back(&leadership, &seats[1], first).is_some());
+        assert!(leadership.claim().is_none());
+        assert!(back(&leadership, &seats[2], second).is_none());
     }
 
     #[test]
     fn a_promotion_that_cannot_be_sent_can_be_asked_for_again() {
-        let (role, core, seats) = led();
-        assert!(!role.want_any());
-        let number = alone(&role, &seats[1], core).number;
-        assert!(!role.want(number + 1));
-        assert!(role.want_any());
-        role.give_up();
-        assert!(role.want(number));
+        let (leadership, reactor, seats) = led();
+        assert!(!leadership.request_any_handoff());
+        let number = alone(&leadership, &seats[1], reactor).number;
+        assert!(!leadership.request_handoff(number + 1));
+        assert!(leadership.request_any_handoff());
+        leadership.cancel_handoff();
+        assert!(leadership.request_handoff(number));
     }
 
     #[test]
     fn a_core_that_nobody_comes_for_is_lent_and_put_back() {
-        let (role, core, seats) = led();
-        let first = alone(&role, &seats[1], core).number;
-        assert!(role.lend().is_none(), "nobody is waited for");
-        assert!(role.want(first));
-        let core = role.lend().expect("the promoted thread is not here");
-        assert!(role.lend().is_none());
-        assert!(!role.put_back(core), "it is still to come");
+        let (leadership, reactor, seats) = led();
+        let first = alone(&leadership, &seats[1], reactor).number;
+        assert!(leadership.borrow().is_none(), "nobody is waited for");
+        assert!(leadership.request_handoff(first));
+        let reactor = leadership
+            .borrow()
+            .expect("the promoted thread is not here");
+        assert!(leadership.borrow().is_none());
+        assert!(!leadership.return_borrowed(reactor), "it is still to come");
         // Lent once more, while it comes in vain.
-        let core = role.lend().unwrap();
-        assert!(role.accept().is_none());
-        assert!(role.put_back(core), "another has to be sent");
-        assert!(role.observe().unwrap().runner.is_none());
+        let reactor = leadership.borrow().unwrap();
+        assert!(leadership.claim().is_none());
+        assert!(
+            leadership.return_borrowed(reactor),
+            "another has to be sent"
+        );
+        assert!(leadership.snapshot().unwrap().runner.is_none());
         // The first run returns before that one: it leads.
-        let core = back(&role, &seats[1], first).unwrap();
-        assert!(role.accept().is_none());
-        assert!(back(&role, &seats[1], first).is_none());
-        let second = alone(&role, &seats[1], core).number;
-        assert!(back(&role, &seats[1], second).is_some());
+        let reactor = back(&leadership, &seats[1], first).unwrap();
+        assert!(leadership.claim().is_none());
+        assert!(back(&leadership, &seats[1], first).is_none());
+        let second = alone(&leadership, &seats[1], reactor).number;
+        assert!(back(&leadership, &seats[1], second).is_some());
     }
 
     #[test]
     fn a_run_that_returns_during_a_loan_leaves_nothing_behind() {
-        let (role, core, seats) = led();
-        let first = alone(&role, &seats[1], core).number;
-        assert!(role.want(first));
-        let core = role.lend().unwrap();
-        assert!(back(&role, &seats[1], first).is_none());
-        assert!(!role.put_back(core));
-        let core = role.accept().expect("the thread that was under way");
-        // No run is abroad that could cover this.
+        let (leadership, reactor, seats) = led();
+        let first = alone(&leadership, &seats[1], reactor).number;
+        assert!(leadership.request_handoff(first));
+        let reactor = leadership.borrow().unwrap();
+        assert!(back(&leadership, &seats[1], first).is_none());
+        assert!(!leadership.return_borrowed(reactor));
+        let reactor = leadership.claim().expect("the thread that was under way");
+        // No run is detached that could cover this.
         assert!(
-            role.deposit(&seats[1], core, Terms::shared(1), 0, Moment::now())
-                .uncovered
+            leadership
+                .release(
+                    &seats[1],
+                    reactor,
+                    ShareTerms::shared(1),
+                    0,
+                    MonotonicNanos::now()
+                )
+                .needs_helpers
         );
     }
 
     #[test]
     fn the_monitor_rests_only_if_nothing_lies_in_the_slot() {
-        let (role, core, seats) = led();
-        let number = alone(&role, &seats[1], core).number;
-        assert!(!role.unwatch(number));
-        let core = back(&role, &seats[1], number).unwrap();
-        assert!(!role.unwatch(number - 1));
-        assert!(role.unwatch(number));
-        assert!(alone(&role, &seats[1], core).unwatched);
-        role.ask_for_watch();
-        role.watch();
-        let core = back(&role, &seats[1], number + 1).unwrap();
-        assert!(!alone(&role, &seats[1], core).unwatched);
+        let (leadership, reactor, seats) = led();
+        let number = alone(&leadership, &seats[1], reactor).number;
+        assert!(!leadership.try_stop_monitor(number));
+        let reactor = back(&leadership, &seats[1], number).unwrap();
+        assert!(!leadership.try_stop_monitor(number - 1));
+        assert!(leadership.try_stop_monitor(number));
+        assert!(alone(&leadership, &seats[1], reactor).needs_monitor);
+        leadership.request_monitor();
+        leadership.resume_monitor();
+        let reactor = back(&leadership, &seats[1], number + 1).unwrap();
+        assert!(!alone(&leadership, &seats[1], reactor).needs_monitor);
     }
 
     #[test]
     fn shared_deposits_are_covered_by_those_at_work() {
-        let (role, core, seats) = led();
-        let start = Moment::now();
-        let share =
-            |core, thread, now| role.deposit(&seats[thread], core, Terms::shared(1), 0, now);
-        let first = share(core, 1, start);
-        assert!(first.uncovered);
-        assert!(role.want_help(first.number, start) > 0);
+        let (leadership, reactor, seats) = led();
+        let start = MonotonicNanos::now();
+        let share = |reactor, thread, now| {
+            leadership.release(&seats[thread], reactor, ShareTerms::shared(1), 0, now)
+        };
+        let first = share(reactor, 1, start);
+        assert!(first.needs_helpers);
+        assert!(leadership.request_helpers(first.number, start) > 0);
         assert!(
-            (role.want_help(first.number, start) == 0),
+            (leadership.request_helpers(first.number, start) == 0),
             "one is on its way"
         );
-        let core = role
-            .accept()
+        let reactor = leadership
+            .claim()
             .expect("a promoted thread takes a shared deposit");
         // The first run is at work: the second is covered, until the first is late.
-        let second = share(core, 2, start);
-        assert!(!second.uncovered);
-        let core = back(&role, &seats[2], second.number).unwrap();
+        let second = share(reactor, 2, start);
+        assert!(!second.needs_helpers);
+        let reactor = back(&leadership, &seats[2], second.number).unwrap();
         let late = start + 2 * SUSPECT_AFTER;
-        assert_eq!(role.suspect(start).map(|run| run.number), None);
+        assert_eq!(leadership.next_to_probe(start).map(|run| run.number), None);
         assert_eq!(
-            role.suspect(late).map(|run| (run.number, run.thread)),
+            leadership
+                .next_to_probe(late)
+                .map(|run| (run.number, run.thread)),
             Some((first.number, 1))
         );
-        let second = share(core, 2, late);
-        assert!(second.uncovered);
+        let second = share(reactor, 2, late);
+        assert!(second.needs_helpers);
         // It turns out to compute, later to wait.
-        role.judge(first.number, false, late);
-        assert!(role.suspect(late).is_none());
-        let core = back(&role, &seats[2], second.number).unwrap();
-        let second = share(core, 2, late);
-        assert!(!second.uncovered);
-        role.judge(first.number, true, late);
+        leadership.record_probe(first.number, false, late);
+        assert!(leadership.next_to_probe(late).is_none());
+        let reactor = back(&leadership, &seats[2], second.number).unwrap();
+        let second = share(reactor, 2, late);
+        assert!(!second.needs_helpers);
+        leadership.record_probe(first.number, true, late);
         assert!(
-            role.suspect(late + 2 * SUSPECT_AFTER).is_none(),
+            leadership.next_to_probe(late + 2 * SUSPECT_AFTER).is_none(),
             "no suspect, but certain"
         );
-        let core = back(&role, &seats[2], second.number).unwrap();
-        let third = share(core, 2, late);
-        assert!(third.uncovered);
-        // The first comes back and joins in, and takes the deposit over.
-        let core = back(&role, &seats[1], first.number).unwrap();
-        assert!(!share(core, 1, late).uncovered);
-        assert!(back(&role, &seats[2], third.number).is_some());
+        let reactor = back(&leadership, &seats[2], second.number).unwrap();
+        let third = share(reactor, 2, late);
+        assert!(third.needs_helpers);
+        // The first comes back and joins in, and takes the release over.
+        let reactor = back(&leadership, &seats[1], first.number).unwrap();
+        assert!(!share(reactor, 1, late).needs_helpers);
+        assert!(back(&leadership, &seats[2], third.number).is_some());
     }
 
     #[test]
     fn as_many_are_asked_for_as_the_terms_say() {
-        let (role, core, seats) = led();
-        let now = Moment::now();
-        let share = |core, thread| role.deposit(&seats[thread], core, Terms::shared(2), 0, now);
-        let first = share(core, 1);
-        assert!(first.uncovered && role.want_help(first.number, now) > 0);
-        let core = role.accept().unwrap();
-        let second = share(core, 2);
-        assert!(second.uncovered, "one of two is there");
-        assert!(role.want_help(second.number, now) > 0);
-        let core = role.accept().unwrap();
-        let third = share(core, 3);
-        assert!(!third.uncovered);
-        assert!(role.want_help(third.number, now) == 0, "enough are there");
+        let (leadership, reactor, seats) = led();
+        let now = MonotonicNanos::now();
+        let share = |reactor, thread| {
+            leadership.release(&seats[thread], reactor, ShareTerms::shared(2), 0, now)
+        };
+        let first = share(reactor, 1);
+        assert!(first.needs_helpers && leadership.request_helpers(first.number, now) > 0);
+        let reactor = leadership.claim().unwrap();
+        let second = share(reactor, 2);
+        assert!(second.needs_helpers, "one of two is there");
+        assert!(leadership.request_helpers(second.number, now) > 0);
+        let reactor = leadership.claim().unwrap();
+        let third = share(reactor, 3);
+        assert!(!third.needs_helpers);
+        assert!(
+            leadership.request_helpers(third.number, now) == 0,
+            "enough are there"
+        );
         // Without a demand those who are there go on all the same.
-        let core = back(&role, &seats[3], third.number).unwrap();
-        let fourth = role.deposit(&seats[3], core, Terms::shared(0), 0, now);
-        assert!(!fourth.uncovered);
-        assert!(back(&role, &seats[1], first.number).is_some());
+        let reactor = back(&leadership, &seats[3], third.number).unwrap();
+        let fourth = leadership.release(&seats[3], reactor, ShareTerms::shared(0), 0, now);
+        assert!(!fourth.needs_helpers);
+        assert!(back(&leadership, &seats[1], first.number).is_some());
     }
 
     #[test]
     fn a_run_that_says_it_waits_covers_nothing() {
-        let (role, core, seats) = led();
-        let now = Moment::now();
-        let first = role.deposit(&seats[1], core, Terms::shared(1), 0, now);
-        assert!(role.want_help(first.number, now) > 0);
-        let core = role.accept().unwrap();
-        assert!(!role.want(first.number), "its core is in good hands");
+        let (leadership, reactor, seats) = led();
+        let now = MonotonicNanos::now();
+        let first = leadership.release(&seats[1], reactor, ShareTerms::shared(1), 0, now);
+        assert!(leadership.request_helpers(first.number, now) > 0);
+        let reactor = leadership.claim().unwrap();
         assert!(
-            role.deposit(&seats[2], core, Terms::shared(1), 0, now)
-                .uncovered
+            !leadership.request_handoff(first.number),
+            "its core is in good hands"
+        );
+        assert!(
+            leadership
+                .release(&seats[2], reactor, ShareTerms::shared(1), 0, now)
+                .needs_helpers
         );
     }
 
     #[test]
     fn threads_that_look_cover_a_deposit_and_find_it() {
-        let (role, core, seats) = led();
-        assert!(!role.look(), "nothing is shared");
-        let now = Moment::now();
-        let number = role
-            .deposit(&seats[1], core, Terms::shared(1), 0, now)
+        let (leadership, reactor, seats) = led();
+        assert!(!leadership.begin_steal(), "nothing is shared");
+        let now = MonotonicNanos::now();
+        let number = leadership
+            .release(&seats[1], reactor, ShareTerms::shared(1), 0, now)
             .number;
-        let core = back(&role, &seats[1], number).unwrap();
-        assert!(role.look());
-        assert!(role.find(false).is_none());
+        let reactor = back(&leadership, &seats[1], number).unwrap();
+        assert!(leadership.begin_steal());
+        assert!(leadership.try_steal(false).is_none());
         assert!(
-            !role
-                .deposit(&seats[1], core, Terms::shared(1), 0, now)
-                .uncovered
+            !leadership
+                .release(&seats[1], reactor, ShareTerms::shared(1), 0, now)
+                .needs_helpers
         );
-        let core = role.find(false).unwrap();
-        assert!(back(&role, &seats[1], number + 1).is_none());
+        let reactor = leadership.try_steal(false).unwrap();
+        assert!(back(&leadership, &seats[1], number + 1).is_none());
         assert!(
-            role.deposit(&seats[1], core, Terms::shared(1), 0, now)
-                .uncovered
+            leadership
+                .release(&seats[1], reactor, ShareTerms::shared(1), 0, now)
+                .needs_helpers
         );
-        assert!(role.look());
-        assert!(role.find(true).is_some());
+        assert!(leadership.begin_steal());
+        assert!(leadership.try_steal(true).is_some());
     }
 
-    /// Deposits of a leader that is left alone touch its seat only, and others see them all the same.
+    /// Releases of a leader that is left alone touch its local slot only, and others see them all the same.
     #[test]
     fn a_deposit_in_the_seat_is_one_like_any_other() {
-        let (role, core, seats) = led();
-        let first = alone(&role, &seats[1], core).number;
-        let mut core = back(&role, &seats[1], first).unwrap();
+        let (leadership, reactor, seats) = led();
+        let first = alone(&leadership, &seats[1], reactor).number;
+        let mut reactor = back(&leadership, &seats[1], first).unwrap();
         for more in 1..5 {
-            let deposit = alone(&role, &seats[1], core);
-            assert_eq!(deposit.number, first + more);
-            assert!(role.slot.lock().core.is_none(), "it lies in the seat");
-            core = back(&role, &seats[1], deposit.number).unwrap();
+            let release = alone(&leadership, &seats[1], reactor);
+            assert_eq!(release.number, first + more);
+            assert!(
+                leadership.locked.lock().reactor.is_none(),
+                "it lies in the seat"
+            );
+            reactor = back(&leadership, &seats[1], release.number).unwrap();
         }
-        let fifth = alone(&role, &seats[1], core).number;
-        // Looked at, it has moved, which its depositor does not notice.
-        assert_eq!(sighted(&role), (fifth, Some(1)));
-        assert!(role.slot.lock().core.is_some());
-        let core = back(&role, &seats[1], fifth).unwrap();
-        let sixth = alone(&role, &seats[1], core).number;
+        let fifth = alone(&leadership, &seats[1], reactor).number;
+        // Looked at, it has moved, which its releasing leader does not notice.
+        assert_eq!(sighted(&leadership), (fifth, Some(1)));
+        assert!(leadership.locked.lock().reactor.is_some());
+        let reactor = back(&leadership, &seats[1], fifth).unwrap();
+        let sixth = alone(&leadership, &seats[1], reactor).number;
         assert_eq!(sixth, fifth + 1);
-        assert!(role.slot.lock().core.is_none(), "the seat again");
-        // Taken over, and another seat is the one that counts.
-        assert!(!role.want(fifth), "that one is over");
-        assert!(role.want(sixth));
-        let core = role.accept().unwrap();
-        let seventh = alone(&role, &seats[2], core).number;
-        let core = back(&role, &seats[2], seventh).unwrap();
-        let eighth = alone(&role, &seats[2], core).number;
+        assert!(leadership.locked.lock().reactor.is_none(), "the seat again");
+        // Taken over, and another local slot is the one that counts.
+        assert!(!leadership.request_handoff(fifth), "that one is over");
+        assert!(leadership.request_handoff(sixth));
+        let reactor = leadership.claim().unwrap();
+        let seventh = alone(&leadership, &seats[2], reactor).number;
+        let reactor = back(&leadership, &seats[2], seventh).unwrap();
+        let eighth = alone(&leadership, &seats[2], reactor).number;
         assert_eq!((seventh, eighth), (sixth + 1, sixth + 2));
-        assert!(back(&role, &seats[1], sixth).is_none());
-        assert_eq!(sighted(&role), (eighth, Some(2)));
-        let core = back(&role, &seats[2], eighth).unwrap();
-        // What is shared does not lie in a seat, nor does what follows it at once.
-        let now = Moment::now();
-        let ninth = role
-            .deposit(&seats[2], core, Terms::shared(0), 0, now)
+        assert!(back(&leadership, &seats[1], sixth).is_none());
+        assert_eq!(sighted(&leadership), (eighth, Some(2)));
+        let reactor = back(&leadership, &seats[2], eighth).unwrap();
+        // What is shared does not lie in a local slot, nor does what follows it at once.
+        let now = MonotonicNanos::now();
+        let ninth = leadership
+            .release(&seats[2], reactor, ShareTerms::shared(0), 0, now)
             .number;
-        assert!(role.slot.lock().core.is_some());
-        let core = back(&role, &seats[2], ninth).unwrap();
-        let tenth = alone(&role, &seats[2], core).number;
-        assert!(!role.look(), "nothing is shared any more");
-        assert!(back(&role, &seats[2], tenth).is_some());
+        assert!(leadership.locked.lock().reactor.is_some());
+        let reactor = back(&leadership, &seats[2], ninth).unwrap();
+        let tenth = alone(&leadership, &seats[2], reactor).number;
+        assert!(!leadership.begin_steal(), "nothing is shared any more");
+        assert!(back(&leadership, &seats[2], tenth).is_some());
         assert_eq!(tenth, eighth + 2);
     }
 
     #[test]
     fn the_monitor_learns_of_deposits_in_a_seat() {
-        let (role, core, seats) = led();
-        let first = alone(&role, &seats[1], core).number;
-        let core = back(&role, &seats[1], first).unwrap();
-        let second = alone(&role, &seats[1], core).number;
-        assert!(!role.unwatch(second), "it lies there");
-        let core = back(&role, &seats[1], second).unwrap();
-        let third = alone(&role, &seats[1], core).number;
-        let core = back(&role, &seats[1], third).unwrap();
-        assert!(!role.unwatch(second), "there was another");
-        assert!(role.unwatch(third));
-        let fourth = alone(&role, &seats[1], core);
-        assert!(fourth.unwatched);
-        let core = back(&role, &seats[1], fourth.number).unwrap();
-        assert!(!alone(&role, &seats[1], core).unwatched, "once");
+        let (leadership, reactor, seats) = led();
+        let first = alone(&leadership, &seats[1], reactor).number;
+        let reactor = back(&leadership, &seats[1], first).unwrap();
+        let second = alone(&leadership, &seats[1], reactor).number;
+        assert!(!leadership.try_stop_monitor(second), "it lies there");
+        let reactor = back(&leadership, &seats[1], second).unwrap();
+        let third = alone(&leadership, &seats[1], reactor).number;
+        let reactor = back(&leadership, &seats[1], third).unwrap();
+        assert!(!leadership.try_stop_monitor(second), "there was another");
+        assert!(leadership.try_stop_monitor(third));
+        let fourth = alone(&leadership, &seats[1], reactor);
+        assert!(fourth.needs_monitor);
+        let reactor = back(&leadership, &seats[1], fourth.number).unwrap();
+        assert!(
+            !alone(&leadership, &seats[1], reactor).needs_monitor,
+            "once"
+        );
     }
 }

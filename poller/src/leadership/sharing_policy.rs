@@ -1,15 +1,15 @@
-//! When to share the role: what a poller learns from its runs.
+//! When to share the leadership: what a poller learns from its runs.
 //!
 //! Running inline costs nothing as long as runs are short; the monitor deals with the odd one that
 //! waits, at the price of a stall of about a tick. Two situations want more than one thread:
 //!
 //! * **Runs often wait** without saying so: the stalls add up. From [`WAITS_TO_SHARE`] such runs
-//!   in a [`WINDOW`] on, until they have become rare, deposits are open to whoever is free, the last
-//!   of a batch too: nobody polls while it waits. There are to be [`HANDS_FOR_WAITS`] others, not
+//!   in a [`WINDOW`] on, until they have become rare, releases are open to whoever is free, the last
+//!   of a batch too: nobody polls while it waits. There are to be [`HELPERS_FOR_WAITS`] others, not
 //!   one: a run of the only other may be waiting as well, and until that is
 //!   [noticed](crate::leadership::detached_runs::SUSPECT_AFTER) nobody would poll. On a single processor, where others at
 //!   work are in each other's way, one has to do.
-//! * **Runs are long**, [`LONG_RUN`] or more each: deposits are open to whoever is free, down to
+//! * **Runs are long**, [`LONG_RUN`] or more each: releases are open to whoever is free, down to
 //!   the last of a batch, so that nobody leaves in the middle. Help is called for when the backlog
 //!   is worth more than [`HELP_FROM`], one thread for each such amount up to [`MOST_HANDS`]. Short
 //!   runs are not shared, however many: it costs them more than it gains.
@@ -17,8 +17,8 @@
 use std::time::Duration;
 
 use crate::{
-    leadership::Terms,
-    sys::{Moment, nanos},
+    leadership::ShareTerms,
+    sys::{MonotonicNanos, nanos},
 };
 
 /// Over which waits are counted.
@@ -33,11 +33,11 @@ const CALM_WINDOWS: u32 = 5;
 /// waits come back it takes [`WAITS_TO_SHARE`] of them to begin anew.
 const SILENCE: u32 = 3;
 /// Others that should be there then.
-const HANDS_FOR_WAITS: usize = 2;
+const HELPERS_FOR_WAITS: usize = 2;
 /// Typical time of a run up to which several are timed together, and how many: a look at the clock was
 /// measured at 40 ns, four times an uncontended lock, where a request takes 5 us.
 const SHORT_RUN: Duration = Duration::from_micros(10);
-const TOGETHER: u32 = 8;
+const TIMING_BATCH: u32 = 8;
 /// Typical time of a run from which help pays.
 const LONG_RUN: Duration = Duration::from_micros(25);
 /// Another thread is called for each such amount of estimated work: some times what it costs to
@@ -50,10 +50,10 @@ const CLIP: Duration = Duration::from_micros(200);
 
 /// What one poller has learned.
 #[derive(Debug)]
-pub(crate) struct Learner {
+pub(crate) struct SharingPolicy {
     /// Nanoseconds of a run, averaged over the last few dozen.
     typical: u64,
-    window_ends: Moment,
+    window_ends: MonotonicNanos,
     /// Waits seen up to the start of the window.
     waits_before: u64,
     calm: u32,
@@ -61,15 +61,15 @@ pub(crate) struct Learner {
     /// Others that can help with long runs.
     helpers: usize,
     /// Others that should be there where runs often wait.
-    stand_by: usize,
-    /// What follows from the rest, so that a run has to look at little: deposits are shared,
+    standby: usize,
+    /// What follows from the rest, so that a run has to look at little: releases are shared,
     shared: bool,
     /// and so many runs are timed together.
-    together: u32,
+    timing_batch: u32,
 }
 
-impl Learner {
-    pub(crate) fn new(now: Moment, processors: usize) -> Self {
+impl SharingPolicy {
+    pub(crate) fn new(now: MonotonicNanos, processors: usize) -> Self {
         Self {
             typical: 0,
             window_ends: now + WINDOW,
@@ -77,50 +77,50 @@ impl Learner {
             calm: 0,
             waiting_often: false,
             helpers: processors.saturating_sub(1).min(MOST_HANDS),
-            stand_by: processors.clamp(1, HANDS_FOR_WAITS),
+            standby: processors.clamp(1, HELPERS_FOR_WAITS),
             shared: false,
-            together: TOGETHER,
+            timing_batch: TIMING_BATCH,
         }
     }
 
     /// The conclusions, after a change of what they rest on.
-    fn conclude(&mut self) {
-        self.shared = self.waiting_often || self.are_long();
+    fn update(&mut self) {
+        self.shared = self.waiting_often || self.runs_are_long();
         // Nothing depends on how long a short run takes, and looking at the clock takes time as well.
         let short = self.typical < nanos(SHORT_RUN) && !self.waiting_often;
-        self.together = if short { TOGETHER } else { 1 };
+        self.timing_batch = if short { TIMING_BATCH } else { 1 };
     }
 
     /// Runs are long, and there is somebody to help.
-    fn are_long(&self) -> bool {
+    fn runs_are_long(&self) -> bool {
         self.helpers > 0 && self.typical >= nanos(LONG_RUN)
     }
 
-    /// So many runs, at most [`TOGETHER`], that kept the role took so many nanoseconds together.
-    pub(crate) fn ran(&mut self, took: u64, runs: u32) {
-        let together = u64::from(runs);
-        let took = took.min(nanos(CLIP) * together);
-        self.typical = (self.typical * (32 - together) + took) / 32;
-        self.conclude();
+    /// So many runs, at most [`TIMING_BATCH`], that kept the leadership took so many nanoseconds together.
+    pub(crate) fn record_runs(&mut self, took: u64, runs: u32) {
+        let timing_batch = u64::from(runs);
+        let took = took.min(nanos(CLIP) * timing_batch);
+        self.typical = (self.typical * (32 - timing_batch) + took) / 32;
+        self.update();
     }
 
     /// How many runs may be timed together.
     #[inline]
-    pub(crate) fn together(&self) -> u32 {
-        self.together
+    pub(crate) fn timing_batch(&self) -> u32 {
+        self.timing_batch
     }
 
-    /// A run whose deposit was taken by somebody took so many nanoseconds. Those that waited say
+    /// A run whose release was taken by somebody took so many nanoseconds. Those that waited say
     /// nothing about what there is to compute.
-    pub(crate) fn shared(&mut self, took: u64) {
+    pub(crate) fn record_shared_run(&mut self, took: u64) {
         if took < nanos(CLIP) {
-            self.ran(took, 1);
+            self.record_runs(took, 1);
         }
     }
 
-    /// A turn begins; `waits` is the number of runs found waiting so far. `true`: deposits are
+    /// A turn begins; `waits` is the number of runs found waiting so far. `true`: releases are
     /// shared from now on because of them, and were not before.
-    pub(crate) fn turn(&mut self, now: Moment, waits: u64) -> bool {
+    pub(crate) fn begin_cycle(&mut self, now: MonotonicNanos, waits: u64) -> bool {
         let seen = waits - self.waits_before;
         // So many are reason enough, however much of the window is left.
         let often = seen >= WAITS_TO_SHARE;
@@ -137,7 +137,7 @@ impl Learner {
         };
         let before = self.waiting_often;
         self.waiting_often = often || (before && self.calm < CALM_WINDOWS);
-        self.conclude();
+        self.update();
         self.waiting_often && !before
     }
 
@@ -146,25 +146,25 @@ impl Learner {
         self.waiting_often
     }
 
-    /// The terms of the next run's deposit, with `backlog` more things to do behind it.
+    /// The terms of the next run's release, with `backlog` more things to do behind it.
     #[inline]
-    pub(crate) fn terms(&self, backlog: usize) -> Terms {
+    pub(crate) fn share_terms(&self, backlog: usize) -> ShareTerms {
         if self.shared {
-            self.sharing(backlog)
+            self.terms_of_sharing(backlog)
         } else {
-            Terms::ALONE
+            ShareTerms::EXCLUSIVE
         }
     }
 
     #[inline(never)]
-    fn sharing(&self, backlog: usize) -> Terms {
-        let mut terms = Terms::shared(0);
-        if self.are_long() {
+    fn terms_of_sharing(&self, backlog: usize) -> ShareTerms {
+        let mut terms = ShareTerms::shared(0);
+        if self.runs_are_long() {
             let work = self.typical.saturating_mul(backlog as u64);
-            terms.hands = ((work / nanos(HELP_FROM)) as usize).min(self.helpers);
+            terms.helpers = ((work / nanos(HELP_FROM)) as usize).min(self.helpers);
         }
         if self.waiting_often {
-            terms.hands = terms.hands.max(self.stand_by);
+            terms.helpers = terms.helpers.max(self.standby);
         }
         terms
     }
@@ -174,103 +174,117 @@ impl Learner {
 mod tests {
     use super::*;
 
-    fn taught(run: Duration) -> Learner {
-        let mut learner = Learner::new(Moment::now(), 2);
+    fn taught(run: Duration) -> SharingPolicy {
+        let mut sharing = SharingPolicy::new(MonotonicNanos::now(), 2);
         for _ in 0..200 {
-            learner.ran(nanos(run), 1);
+            sharing.record_runs(nanos(run), 1);
         }
-        learner
+        sharing
     }
 
     #[test]
     fn help_is_for_long_batches_of_long_runs() {
         let long = taught(Duration::from_micros(50));
-        assert_eq!(long.terms(20), Terms::shared(1));
-        assert_eq!(long.terms(5), Terms::shared(0), "those who are there go on");
-        let short = taught(Duration::from_micros(8));
-        assert_eq!(short.terms(1000), Terms::ALONE, "short runs");
-        let mut preempted = short;
-        preempted.ran(5_000_000, 1);
+        assert_eq!(long.share_terms(20), ShareTerms::shared(1));
         assert_eq!(
-            preempted.terms(100),
-            Terms::ALONE,
+            long.share_terms(5),
+            ShareTerms::shared(0),
+            "those who are there go on"
+        );
+        let short = taught(Duration::from_micros(8));
+        assert_eq!(short.share_terms(1000), ShareTerms::EXCLUSIVE, "short runs");
+        let mut preempted = short;
+        preempted.record_runs(5_000_000, 1);
+        assert_eq!(
+            preempted.share_terms(100),
+            ShareTerms::EXCLUSIVE,
             "a thread off its processor once"
         );
-        let mut single = Learner::new(Moment::now(), 1);
-        (0..200).for_each(|_| single.ran(50_000, 1));
-        assert_eq!(single.terms(1000), Terms::ALONE, "nobody there to help");
-        let mut several = Learner::new(Moment::now(), 64);
-        (0..200).for_each(|_| several.ran(100_000, 1));
-        assert_eq!(several.terms(11), Terms::shared(2));
-        assert_eq!(several.terms(1000), Terms::shared(MOST_HANDS));
+        let mut single = SharingPolicy::new(MonotonicNanos::now(), 1);
+        (0..200).for_each(|_| single.record_runs(50_000, 1));
+        assert_eq!(
+            single.share_terms(1000),
+            ShareTerms::EXCLUSIVE,
+            "nobody there to help"
+        );
+        let mut several = SharingPolicy::new(MonotonicNanos::now(), 64);
+        (0..200).for_each(|_| several.record_runs(100_000, 1));
+        assert_eq!(several.share_terms(11), ShareTerms::shared(2));
+        assert_eq!(several.share_terms(1000), ShareTerms::shared(MOST_HANDS));
     }
 
     #[test]
     fn short_runs_are_timed_together_until_they_are_not_short() {
-        let mut learner = taught(Duration::from_micros(2));
-        assert_eq!(learner.together(), TOGETHER);
+        let mut sharing = taught(Duration::from_micros(2));
+        assert_eq!(sharing.timing_batch(), TIMING_BATCH);
         // Each of them counts.
-        learner.ran(60_000 * u64::from(TOGETHER), TOGETHER);
-        assert!(learner.together() == 1 && learner.typical > 15_000);
+        sharing.record_runs(60_000 * u64::from(TIMING_BATCH), TIMING_BATCH);
+        assert!(sharing.timing_batch() == 1 && sharing.typical > 15_000);
         let mut one_by_one = taught(Duration::from_micros(2));
-        (0..TOGETHER).for_each(|_| one_by_one.ran(60_000, 1));
-        assert!(learner.typical.abs_diff(one_by_one.typical) < 4000);
+        (0..TIMING_BATCH).for_each(|_| one_by_one.record_runs(60_000, 1));
+        assert!(sharing.typical.abs_diff(one_by_one.typical) < 4000);
         let mut waiting = taught(Duration::from_micros(2));
-        assert!(waiting.turn(Moment::now() + WINDOW, WAITS_TO_SHARE));
-        assert_eq!(waiting.together(), 1);
+        assert!(waiting.begin_cycle(MonotonicNanos::now() + WINDOW, WAITS_TO_SHARE));
+        assert_eq!(waiting.timing_batch(), 1);
     }
 
     #[test]
     fn sharing_long_runs_ends_when_they_become_short() {
-        let mut learner = taught(Duration::from_micros(50));
-        (0..100).for_each(|_| learner.shared(10_000_000));
-        assert!(learner.terms(20).shared, "waits tell nothing");
-        (0..100).for_each(|_| learner.shared(8000));
-        assert_eq!(learner.terms(20), Terms::ALONE);
+        let mut sharing = taught(Duration::from_micros(50));
+        (0..100).for_each(|_| sharing.record_shared_run(10_000_000));
+        assert!(sharing.share_terms(20).shared, "waits tell nothing");
+        (0..100).for_each(|_| sharing.record_shared_run(8000));
+        assert_eq!(sharing.share_terms(20), ShareTerms::EXCLUSIVE);
     }
 
     #[test]
     fn waits_make_batches_shared_until_they_are_rare() {
-        let mut now = Moment::now();
-        let mut single = Learner::new(now, 1);
-        assert!(single.turn(now + WINDOW, WAITS_TO_SHARE));
-        assert_eq!(single.terms(0), Terms::shared(1));
-        let mut early = Learner::new(now, 2);
-        assert!(!early.turn(now, WAITS_TO_SHARE - 1));
-        assert!(early.turn(now, WAITS_TO_SHARE), "the window need not end");
-        let mut learner = Learner::new(now, 2);
+        let mut now = MonotonicNanos::now();
+        let mut single = SharingPolicy::new(now, 1);
+        assert!(single.begin_cycle(now + WINDOW, WAITS_TO_SHARE));
+        assert_eq!(single.share_terms(0), ShareTerms::shared(1));
+        let mut early = SharingPolicy::new(now, 2);
+        assert!(!early.begin_cycle(now, WAITS_TO_SHARE - 1));
+        assert!(
+            early.begin_cycle(now, WAITS_TO_SHARE),
+            "the window need not end"
+        );
+        let mut sharing = SharingPolicy::new(now, 2);
         let mut waits = 0;
-        let mut window = |learner: &mut Learner, more| {
+        let mut window = |sharing: &mut SharingPolicy, more| {
             waits += more;
             now = now + WINDOW;
-            learner.turn(now, waits)
+            sharing.begin_cycle(now, waits)
         };
         for _ in 0..20 {
-            assert!(!window(&mut learner, WAITS_TO_SHARE - 1));
+            assert!(!window(&mut sharing, WAITS_TO_SHARE - 1));
             assert_eq!(
-                learner.terms(100),
-                Terms::ALONE,
+                sharing.share_terms(100),
+                ShareTerms::EXCLUSIVE,
                 "now and then is no reason"
             );
         }
-        assert!(window(&mut learner, WAITS_TO_SHARE));
-        assert_eq!(learner.terms(0), Terms::shared(HANDS_FOR_WAITS));
-        assert!(!window(&mut learner, 100), "no news");
+        assert!(window(&mut sharing, WAITS_TO_SHARE));
+        assert_eq!(
+            sharing.share_terms(0),
+            ShareTerms::shared(HELPERS_FOR_WAITS)
+        );
+        assert!(!window(&mut sharing, 100), "no news");
         for _ in 1..CALM_WINDOWS {
-            window(&mut learner, 1);
+            window(&mut sharing, 1);
         }
-        assert!(learner.waiting_often());
-        window(&mut learner, WAITS_TO_STOP);
+        assert!(sharing.waiting_often());
+        window(&mut sharing, WAITS_TO_STOP);
         for _ in 0..CALM_WINDOWS {
-            assert!(learner.waiting_often());
-            window(&mut learner, WAITS_TO_STOP - 1);
+            assert!(sharing.waiting_often());
+            window(&mut sharing, WAITS_TO_STOP - 1);
         }
-        assert!(!learner.waiting_often());
-        assert!(window(&mut learner, WAITS_TO_SHARE), "again");
-        window(&mut learner, 0);
-        assert!(learner.waiting_often(), "a pause");
-        window(&mut learner, 0);
-        assert!(!learner.waiting_often());
-        assert_eq!(learner.terms(100), Terms::ALONE);
+        assert!(!sharing.waiting_often());
+        assert!(window(&mut sharing, WAITS_TO_SHARE), "again");
+        window(&mut sharing, 0);
+        assert!(sharing.waiting_often(), "a pause");
+        window(&mut sharing, 0);
+        assert!(!sharing.waiting_often());
+        assert_eq!(sharing.share_terms(100), ShareTerms::EXCLUSIVE);
     }
 }

@@ -1,5 +1,5 @@
-//! What the current thread is to a poller: nothing, the holder of its role, or the runner of a
-//! callback whose role lies deposited.
+//! What the current thread is to a poller: nothing, the holder of its leadership, or the runner of a
+//! callback whose leadership lies released.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,10 +14,10 @@ pub(crate) trait Handoff: Send + Sync {
 
 /// Not inside a callback that matters here.
 const FREE: u64 = 0;
-/// Holds a role.
+/// Holds a leadership.
 const HOLDING: u64 = 1;
-// Any other state is the number of the deposit under which the role lies in its slot while a callback
-// runs. One word, because it is set twice for each run; deposits are numbered from 2 on.
+// Any other state is the number of the release under which the leadership lies in its slot while a callback
+// runs. One word, because it is set twice for each run; releases are numbered from 2 on.
 
 thread_local! {
     static STATE: Cell<u64> = const { Cell::new(FREE) };
@@ -26,19 +26,19 @@ thread_local! {
 
 /// Tells the poller that the calling thread is about to wait.
 ///
-/// Inside [`Operator::run`](crate::Operator::run) (or a scheduled closure) the poller's role is
+/// Inside [`Operator::run`](crate::Operator::run) (or a scheduled closure) the poller's leadership is
 /// given to another thread right away, so that nobody has to find out first that this one waits.
 /// Everywhere else, and on every call of a run but the first, this does nothing and costs a few
 /// nanoseconds.
 pub fn before_blocking() {
-    let deposit = match STATE.try_with(Cell::get) {
+    let release = match STATE.try_with(Cell::get) {
         Ok(FREE | HOLDING) | Err(_) => return,
-        Ok(deposit) => deposit,
+        Ok(release) => release,
     };
     be(FREE);
     let _ = POLLER.try_with(|poller| {
         if let Some(poller) = &*poller.borrow() {
-            Arc::clone(poller).begin_handoff(deposit);
+            Arc::clone(poller).begin_handoff(release);
         }
     });
 }
@@ -49,7 +49,7 @@ fn be(state: u64) {
     let _ = STATE.try_with(|cell| cell.set(state));
 }
 
-/// Whether the calling thread holds a poller's role: inside
+/// Whether the calling thread holds a poller's leadership: inside
 /// [`Operator::on_ready`](crate::Operator::on_ready) and
 /// [`Operator::on_detached`](crate::Operator::on_detached), where waiting would stall everybody.
 pub fn is_polling_thread() -> bool {
@@ -59,32 +59,32 @@ pub fn is_polling_thread() -> bool {
 }
 
 /// The current thread leads `poller` until the returned value is dropped.
-pub(crate) fn lead(poller: Arc<dyn Handoff>) -> Leading {
+pub(crate) fn lead(poller: Arc<dyn Handoff>) -> LeaderGuard {
     let before = POLLER.try_with(|cell| cell.replace(Some(poller)));
     drop(before);
     be(HOLDING);
-    Leading(())
+    LeaderGuard(())
 }
 
 /// See [`lead`].
-pub(crate) struct Leading(());
+pub(crate) struct LeaderGuard(());
 
-impl Leading {
-    /// The role lies in its slot while a callback runs.
+impl LeaderGuard {
+    /// The leadership lies in its slot while a callback runs.
     #[inline]
-    pub(crate) fn running(&self, deposit: u64) {
-        debug_assert!(deposit > HOLDING);
-        be(deposit);
+    pub(crate) fn running(&self, release: u64) {
+        debug_assert!(release > HOLDING);
+        be(release);
     }
 
-    /// The callback returned; the role is back, or it is not.
+    /// The callback returned; the leadership is back, or it is not.
     #[inline]
     pub(crate) fn returned(&self, holding: bool) {
         be(if holding { HOLDING } else { FREE });
     }
 }
 
-impl Drop for Leading {
+impl Drop for LeaderGuard {
     fn drop(&mut self) {
         be(FREE);
         let poller = POLLER.try_with(RefCell::take);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    reactor::entry_state::{Alarm, Coalesced, Fired},
+    reactor::entry_state::{Fired, PendingFlag, TimerState},
     sync::{AtomicUsize, Ordering, thread},
 };
 
@@ -12,7 +12,7 @@ use crate::{
 #[test]
 fn loom_a_coalesced_wake_delivers_what_came_before_it() {
     loom::model(|| {
-        let wake = Arc::new(Coalesced::new());
+        let wake = Arc::new(PendingFlag::new());
         let left = Arc::new(AtomicUsize::new(0));
         let queue = Arc::new(AtomicUsize::new(0));
         let wakers: Vec<_> = (0..2)
@@ -20,7 +20,7 @@ fn loom_a_coalesced_wake_delivers_what_came_before_it() {
                 let (wake, left, queue) = (wake.clone(), left.clone(), queue.clone());
                 thread::spawn(move || {
                     left.fetch_add(1, Ordering::Relaxed);
-                    if wake.ask() {
+                    if wake.try_set() {
                         queue.fetch_add(1, Ordering::Release);
                     }
                 })
@@ -30,7 +30,7 @@ fn loom_a_coalesced_wake_delivers_what_came_before_it() {
         let mut look = || {
             if queue.load(Ordering::Acquire) > 0 {
                 queue.fetch_sub(1, Ordering::AcqRel);
-                wake.serve();
+                wake.clear();
                 seen = left.load(Ordering::Relaxed);
             }
         };
@@ -52,21 +52,21 @@ fn loom_a_coalesced_wake_delivers_what_came_before_it() {
 fn loom_a_timer_set_anew_while_it_fires_is_not_forgotten() {
     for new in [Some(4), Some(9), None] {
         loom::model(move || {
-            let alarm = Arc::new(Alarm::new());
-            assert!(alarm.set(Some(5)));
-            assert_eq!(alarm.arm(), Some(5));
+            let timer = Arc::new(TimerState::new());
+            assert!(timer.set(Some(5)));
+            assert_eq!(timer.arm(), Some(5));
             let setter = thread::spawn({
-                let alarm = alarm.clone();
-                move || alarm.set(new)
+                let timer = timer.clone();
+                move || timer.set(new)
             });
-            let fired = alarm.fire(5);
+            let fired = timer.fire(5);
             let command = setter.join().unwrap();
             let armed = match fired {
                 Fired::NotYet(Some(tick)) => Some(tick),
                 _ => None,
             };
             let armed = if command {
-                alarm.arm().or(armed)
+                timer.arm().or(armed)
             } else {
                 armed
             };

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use crate::{ForeignQueue, ForeignThreads, sync::thread, sys::Moment};
+use crate::{ExecutorQueue, ExecutorThreads, sync::thread, sys::MonotonicNanos};
 
-fn at(time: u64) -> Moment {
-    Moment::from_bits(time)
+fn at(time: u64) -> MonotonicNanos {
+    MonotonicNanos::from_bits(time)
 }
 
 #[test]
 fn loom_a_job_is_seen_or_calls() {
     loom::model(|| {
-        let queue = ForeignQueue::new(&ForeignThreads::default(), Some(Duration::from_nanos(10)));
+        let queue = ExecutorQueue::new(&ExecutorThreads::default(), Some(Duration::from_nanos(10)));
         let (first, calls) = queue.count();
         assert!(calls);
         let submitting = thread::spawn({

@@ -1,4 +1,4 @@
-//! Loom models of the real role, command queue, list of waits, worker pool and count of foreign jobs: every interleaving within the
+//! Loom models of the real leadership, command queue, list of waits, worker pool and count of foreign jobs: every interleaving within the
 //! preemption bound. A lost wake-up shows as a deadlock, which loom reports.
 //!
 //! ```sh

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
-    sys::Moment,
+    sys::MonotonicNanos,
     thread_pool::waits::{Waiter, Waits},
 };
 
@@ -53,8 +53,8 @@ impl Thing {
     }
 }
 
-fn at(time: u64) -> Moment {
-    Moment::from_bits(time)
+fn at(time: u64) -> MonotonicNanos {
+    MonotonicNanos::from_bits(time)
 }
 
 #[test]

@@ -4,7 +4,7 @@ pub(crate) mod readiness;
 
 use std::{fmt, os::fd::BorrowedFd, sync::Arc, time::Instant};
 
-use crate::{Readiness, reactor::timer_wheel::Clock, sys::Moment};
+use crate::{Readiness, reactor::timer_wheel::Clock, sys::MonotonicNanos};
 
 /// The owner of a descriptor: the poller tells it what became ready.
 ///
@@ -15,8 +15,8 @@ use crate::{Readiness, reactor::timer_wheel::Clock, sys::Moment};
 /// # Threads
 ///
 /// [`on_ready`](Self::on_ready) and [`on_detached`](Self::on_detached) are called by the thread
-/// that holds the poller's role, never two at once for one operator. [`run`](Self::run) is called
-/// with the role released: while it is under way, `on_ready` of the *same* operator may be called
+/// that holds the poller's leadership, never two at once for one operator. [`run`](Self::run) is called
+/// with the leadership released: while it is under way, `on_ready` of the *same* operator may be called
 /// on another thread, and if that requests another run, two runs may overlap. Operators that must
 /// not overlap keep a flag of their own.
 ///
@@ -27,34 +27,34 @@ pub trait Operator: Send + Sync + 'static {
     /// neither block nor panic: it is called with a lock held.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// Something happened. Called with the role held: must not block.
+    /// Something happened. Called with the leadership held: must not block.
     ///
     /// May be called before [`register`](crate::PollerGroup::register) has returned.
     fn on_ready(&self, readiness: Readiness, budget: &mut Budget<'_>) -> Progress;
 
     /// Called after an [`on_ready`](Self::on_ready) that used [`Budget::request_run`].
     ///
-    /// The role is released: this may block as long as it likes, another thread goes on polling.
-    /// Call [`before_blocking`](crate::before_blocking) right before a wait to pass the role on
+    /// The leadership is released: this may block as long as it likes, another thread goes on polling.
+    /// Call [`before_blocking`](crate::before_blocking) right before a wait to pass the leadership on
     /// at once; a run that waits without it is noticed by the group's monitor. On
     /// [`Progress::Yield`] it is called again after the others of the round.
     ///
     /// A run that was asked for and has not begun when the poller ends is made all the same, after
-    /// [`on_detached`](Self::on_detached) and with the role held: what it would wait for does not come.
+    /// [`on_detached`](Self::on_detached) and with the leadership held: what it would wait for does not come.
     fn run(&self) -> Progress {
         Progress::Drained
     }
 
     /// Whether a run that is due now is brief: it hardly waits, and runs that wait may depend on it. Where
     /// every thread of the group is taken such a run does not wait for one of them: it is made by a small
-    /// reserve. Asked before such a run, with the role held: must not block.
+    /// reserve. Asked before such a run, with the leadership held: must not block.
     fn is_brief(&self) -> bool {
         false
     }
 
     /// Whether a run that is due now only ends what the operator stands for. Where every thread of the group is
     /// taken such runs are made by two threads of the reserve, one after the other: they may wait after all.
-    /// Asked before such a run, with the role held: must not block.
+    /// Asked before such a run, with the leadership held: must not block.
     fn is_ending(&self) -> bool {
         false
     }
@@ -65,7 +65,7 @@ pub trait Operator: Send + Sync + 'static {
     }
 
     /// Called exactly once, after deregistration and after the batch of events that may mention
-    /// the operator; also when the poller is closed or dies. Called with the role held: must not
+    /// the operator; also when the poller is closed or dies. Called with the leadership held: must not
     /// block. (If the poller is gone already, the detaching thread makes the call.)
     fn on_detached(&self) {}
 }
@@ -122,7 +122,7 @@ pub(crate) const ROUND_STEPS: u32 = 16;
 /// An operator's share of one round, and its way to ask for more than an event.
 pub struct Budget<'a> {
     clock: &'a Clock,
-    now: Moment,
+    now: MonotonicNanos,
     bytes: usize,
     steps: u32,
     requests: Requests,
@@ -137,7 +137,7 @@ pub(crate) struct Requests {
 
 impl<'a> Budget<'a> {
     #[inline]
-    pub(crate) fn new(clock: &'a Clock, now: Moment) -> Self {
+    pub(crate) fn new(clock: &'a Clock, now: MonotonicNanos) -> Self {
         Self {
             clock,
             now,
@@ -202,13 +202,13 @@ mod tests {
     #[test]
     fn budget_ends_by_bytes_or_by_steps() {
         let clock = Clock::new();
-        let mut budget = Budget::new(&clock, Moment::now());
+        let mut budget = Budget::new(&clock, MonotonicNanos::now());
         budget.spend(1000);
         assert_eq!(budget.bytes_left(), ROUND_BYTES - 1000);
         budget.spend(usize::MAX);
         assert_eq!(budget.bytes_left(), 0);
 
-        let mut budget = Budget::new(&clock, Moment::now());
+        let mut budget = Budget::new(&clock, MonotonicNanos::now());
         for _ in 0..ROUND_STEPS {
             assert!(budget.bytes_left() > 0);
             budget.spend(1);
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn requests_are_handed_back() {
         let clock = Clock::new();
-        let moment = Moment::now();
+        let moment = MonotonicNanos::now();
         let mut budget = Budget::new(&clock, moment);
         assert!(!budget.requests().run && budget.requests().timer.is_none());
         budget.request_run();

@@ -1,8 +1,8 @@
 //! The monitor: finds callbacks that wait (or compute for long) without having said so.
 //!
-//! One thread per group. Each tick it looks at the number of every role's latest deposit. The same
-//! deposit twice in a row, or one that has lain there for half a tick, makes its runner a suspect, and
-//! the system is asked what that thread does: one that sleeps loses the role at once; one in an uninterruptible
+//! One thread per group. Each tick it looks at the number of every leadership's latest release. The same
+//! release twice in a row, or one that has lain there for half a tick, makes its runner a watch_of, and
+//! the system is asked what that thread does: one that sleeps loses the leadership at once; one in an uninterruptible
 //! sleep loses it if it still is at the next tick; one that computes
 //! loses it after it has really computed for a while; one that was merely not scheduled keeps it.
 //!
@@ -11,13 +11,13 @@
 //! up to three or six ticks instead of one and a half, those after it do not. Once something was suspected the
 //! next tick is short in any case.
 //!
-//! Where every thread allowed, or to be had, is inside a run, nobody comes for the role. The monitor
-//! then [stands in](stand_in) at each tick: it polls and tells operators, so that a run that waits
+//! Where every thread allowed, or to be had, is inside a run, nobody comes for the leadership. The monitor
+//! then [stands in](poll_once_for_blocked_pool) at each tick: it polls and tells operators, so that a run that waits
 //! for input, room or a timer gets what it waits for. Runs that have waited for a thread for too long
 //! are a matter of [`overload`](crate::poller::overload), as are jobs of pools that it looks after.
 //!
-//! When nothing was deposited for some ticks, and no job waits for a thread, the monitor parks, leaving a
-//! flag in each role; the next deposit, or job that finds no thread, starts it again.
+//! When nothing was released for some ticks, and no job waits for a thread, the monitor parks, leaving a
+//! flag in each leadership; the next release, or job that finds no thread, starts it again.
 
 use std::{
     fmt,
@@ -26,13 +26,13 @@ use std::{
 };
 
 use crate::{
-    poller::{Poller, leader::stand_in, overload::Relief},
+    poller::{Poller, leader::poll_once_for_blocked_pool, overload::Relief},
     sync::{Condvar, Mutex, Ordering, thread},
-    sys::{Activity, Moment, nanos, thread_activity},
+    sys::{Activity, MonotonicNanos, nanos, thread_activity},
     thread_pool::watched::{Backlog, BusyThread, PoolMonitor, WatchedPool, longest_first},
 };
 
-/// Ticks without any deposit after which the monitor parks.
+/// Ticks without any release after which the monitor parks.
 const REST_AFTER: u32 = 10;
 /// The tick is divided by this while runs of some poller often wait.
 const WORRIED: u32 = 3;
@@ -67,7 +67,7 @@ struct Scope {
 struct State {
     /// Shared, so that a tick takes a reference and no copy.
     scope: Arc<Scope>,
-    /// There was a deposit, or a job without a thread, since the monitor parked.
+    /// There was a release, or a job without a thread, since the monitor parked.
     called: bool,
     stopped: bool,
     handle: Option<thread::JoinHandle<()>>,
@@ -134,7 +134,7 @@ impl Monitor {
         } else {
             let scope = Arc::clone(&state.scope);
             for poller in scope.pollers.iter().filter_map(Weak::upgrade) {
-                poller.role.ask_for_watch();
+                poller.leadership.request_monitor();
             }
         }
         state.started
@@ -155,31 +155,31 @@ impl Monitor {
     }
 
     fn run(&self) {
-        let mut suspects: Vec<Suspect> = Vec::new();
+        let mut watches: Vec<RunnerWatch> = Vec::new();
         let mut quiet = 0;
         let mut tick = self.tick;
         let mut found_before = 0;
         let mut found_at: Option<Instant> = None;
         while let Some(scope) = self.wait(tick) {
-            suspects.resize_with(scope.pollers.len(), Suspect::default);
+            watches.resize_with(scope.pollers.len(), RunnerWatch::default);
             let mut moved = false;
             let mut overdue = 0;
             let mut found = 0;
             let mut worried = false;
             let mut alert = false;
-            for (poller, suspect) in scope.pollers.iter().zip(&mut suspects) {
+            for (poller, watch_of) in scope.pollers.iter().zip(&mut watches) {
                 if let Some(poller) = poller.upgrade() {
-                    moved |= suspect.look(&poller, tick / 2);
+                    moved |= watch_of.look(&poller, tick / 2);
                     if poller.workers.is_stuck() {
-                        overdue += stand_in(&poller, &scope.pollers);
+                        overdue += poll_once_for_blocked_pool(&poller, &scope.pollers);
                         alert = true;
                     }
-                    alert |= suspect.is_under_suspicion();
+                    alert |= watch_of.is_undecided();
                     worried |= poller.waiting_often.load(Ordering::Relaxed);
                     found += poller.counters.of_interest();
                 }
             }
-            let backlog = self.look_at_pools(&scope, overdue);
+            let backlog = self.check_pools(&scope, overdue);
             moved |= backlog.waits;
             alert |= backlog.stuck;
             if std::mem::replace(&mut found_before, found) != found {
@@ -195,7 +195,7 @@ impl Monitor {
             quiet = if moved { 0 } else { quiet + 1 };
             if quiet >= REST_AFTER {
                 quiet = 0;
-                if !self.rest(&scope, &suspects) {
+                if !self.rest(&scope, &watches) {
                     return;
                 }
             }
@@ -216,8 +216,8 @@ impl Monitor {
 
     /// Looks whether jobs of the pools, or so many runs, have waited for a thread for too long; what waits in
     /// all.
-    fn look_at_pools(&self, scope: &Scope, runs: usize) -> Backlog {
-        let now = Moment::now();
+    fn check_pools(&self, scope: &Scope, runs: usize) -> Backlog {
+        let now = MonotonicNanos::now();
         let mut all = Backlog::default();
         for (index, pool) in scope.pools.iter().enumerate() {
             let Some(pool) = pool.upgrade() else {
@@ -246,20 +246,20 @@ impl Monitor {
     }
 
     /// Parks until there is something to look at; `false` if the group ended.
-    fn rest(&self, scope: &Scope, suspects: &[Suspect]) -> bool {
+    fn rest(&self, scope: &Scope, watches: &[RunnerWatch]) -> bool {
         self.state.lock().called = false;
         let pollers = &scope.pollers;
         // Work that finds no thread from here on calls.
         let mut pools = scope.pools.iter().filter_map(Weak::upgrade);
         let mut parked = pools.all(|pool| pool.rest());
-        for (poller, suspect) in pollers.iter().zip(suspects) {
+        for (poller, watch_of) in pollers.iter().zip(watches) {
             if let Some(poller) = poller.upgrade() {
-                parked &= poller.role.unwatch(suspect.deposit);
+                parked &= poller.leadership.try_stop_monitor(watch_of.release);
             }
         }
         if !parked {
             for poller in pollers.iter().filter_map(Weak::upgrade) {
-                poller.role.watch();
+                poller.leadership.resume_monitor();
             }
             return true;
         }
@@ -272,7 +272,7 @@ impl Monitor {
         }
         drop(state);
         for poller in pollers.iter().filter_map(Weak::upgrade) {
-            poller.role.watch();
+            poller.leadership.resume_monitor();
         }
         true
     }
@@ -293,11 +293,11 @@ impl Scope {
     }
 }
 
-/// What the monitor remembers of one role.
+/// What the monitor remembers of one leadership.
 #[derive(Debug, Default)]
-struct Suspect {
-    deposit: u64,
-    /// The deposit has been asked to be taken over.
+struct RunnerWatch {
+    release: u64,
+    /// The release has been asked to be taken over.
     wanted: bool,
     /// Processor time of the runner when it was first suspected.
     computed: Option<Duration>,
@@ -307,33 +307,33 @@ struct Suspect {
     seen: bool,
 }
 
-impl Suspect {
+impl RunnerWatch {
     /// Its runner was found computing; how it goes on is to be seen.
-    fn is_under_suspicion(&self) -> bool {
+    fn is_undecided(&self) -> bool {
         self.computed.is_some() && !self.wanted
     }
 
-    /// Looks at a role; whether anything is or was deposited since the last look. What lies there
+    /// Looks at a leadership; whether anything is or was released since the last look. What lies there
     /// for `long` is suspected at first sight.
     fn look(&mut self, poller: &Arc<Poller>, long: Duration) -> bool {
-        let Some(sight) = poller.role.observe() else {
+        let Some(observation) = poller.leadership.snapshot() else {
             return true;
         };
-        let Some(runner) = sight.runner else {
-            let moved = sight.number != self.deposit;
+        let Some(runner) = observation.runner else {
+            let moved = observation.number != self.release;
             *self = Self {
-                deposit: sight.number,
+                release: observation.number,
                 ..Self::default()
             };
             return moved;
         };
-        if sight.number != self.deposit || !self.seen {
+        if observation.number != self.release || !self.seen {
             *self = Self {
-                deposit: sight.number,
+                release: observation.number,
                 seen: true,
                 ..Self::default()
             };
-            if Moment::now().since(sight.since) < nanos(long) {
+            if MonotonicNanos::now().since(observation.since) < nanos(long) {
                 return true;
             }
         }
@@ -344,9 +344,9 @@ impl Suspect {
             Activity::Waiting | Activity::Unknown => {
                 self.wanted = true;
                 poller.counters.waits.add(1);
-                if poller.role.found_waiting(self.deposit) {
+                if poller.leadership.request_handoff_of_blocked(self.release) {
                     poller.counters.promotions.add(1);
-                    poller.send_leader();
+                    poller.spawn_leader();
                 }
             }
             // More threads would want the same lock of the kernel, and each of them would be found here.
@@ -354,9 +354,9 @@ impl Suspect {
             Activity::Blocked => {
                 self.wanted = true;
                 poller.counters.waits.add(1);
-                if poller.role.want(self.deposit) {
+                if poller.leadership.request_handoff(self.release) {
                     poller.counters.promotions.add(1);
-                    poller.send_leader();
+                    poller.spawn_leader();
                 }
             }
             Activity::Computing(time) => {
@@ -364,9 +364,9 @@ impl Suspect {
                 let since = *self.computed.get_or_insert(now);
                 if now.saturating_sub(since) >= COMPUTING {
                     self.wanted = true;
-                    if poller.role.want(self.deposit) {
+                    if poller.leadership.request_handoff(self.release) {
                         poller.counters.computing_promotions.add(1);
-                        poller.send_leader();
+                        poller.spawn_leader();
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! The leader's loop: a thread of the pool while it holds, or has just released, the role.
+//! The leader's loop: a thread of the pool while it holds, or has just released, the leadership.
 
 use std::{
     cell::Cell,
@@ -10,38 +10,38 @@ use std::{
 use crate::{
     contain::contained,
     leadership::{
-        Seat,
+        LocalSlot,
         detached_runs::{UNNAMED, named},
         thread_context::{self, is_polling_thread},
     },
     operator::{Budget, Progress, Requests, readiness::Readiness},
     poller::{Poller, reserve},
     reactor::{
-        Core, Remains, Work,
+        Reactor, Remains, Work,
         command::{Command, Guest},
         entry::Entry,
         run_queue::Queue,
         scheduled_calls::Call,
     },
     sync::thread,
-    sys::{self, Moment},
+    sys::{self, MonotonicNanos},
     thread_pool::Job,
 };
 
-/// How long a thread without the core looks for a shared deposit before it goes back to the pool:
+/// How long a thread without the reactor looks for a shared release before it goes back to the pool:
 /// about what it costs to sleep and to be woken, so that the choice is never wrong by much. With one
 /// processor looking keeps others from what is looked for: a few times, and others first.
-const LOOK_FOR: Duration = Duration::from_micros(50);
-const LOOKS: u32 = 8;
+const SPIN_FOR: Duration = Duration::from_micros(50);
+const SPINS: u32 = 8;
 /// A run that comes back within this time has not waited.
-const SOON: Duration = Duration::from_millis(1);
+const TOO_SHORT_TO_WAIT: Duration = Duration::from_millis(1);
 
-/// A thread of the pool takes the role, if it is still to be had.
+/// A thread of the pool takes the leadership, if it is still to be had.
 impl Job for Poller {
     fn run(self: Arc<Self>) {
-        if let Some(mut core) = self.role.accept().or_else(|| find_shared(&self)) {
-            core.read_clock();
-            Leader::run(&self, |leader| leader.lead(core));
+        if let Some(mut reactor) = self.leadership.claim().or_else(|| steal_shared(&self)) {
+            reactor.read_clock();
+            Leader::run(&self, |leader| leader.lead(reactor));
         }
     }
 }
@@ -52,58 +52,60 @@ impl Job for Poller {
 /// and sleep; what is left, to the first thread that is free.
 ///
 /// Returns how many of those have waited for too long.
-pub(crate) fn stand_in(poller: &Arc<Poller>, others: &[Weak<Poller>]) -> usize {
+pub(crate) fn poll_once_for_blocked_pool(poller: &Arc<Poller>, others: &[Weak<Poller>]) -> usize {
     let mut overdue = 0;
-    if let Some(core) = poller.role.lend() {
-        Leader::run(poller, |leader| overdue = leader.stand_in(core, others));
+    if let Some(reactor) = poller.leadership.borrow() {
+        Leader::run(poller, |leader| {
+            overdue = leader.poll_once_for_blocked_pool(reactor, others)
+        });
     }
     overdue
 }
 
-/// A shared deposit, looked for a while.
-fn find_shared(poller: &Poller) -> Option<Box<Core>> {
-    if !poller.role.look() {
+/// A shared release, looked for a while.
+fn steal_shared(poller: &Poller) -> Option<Box<Reactor>> {
+    if !poller.leadership.begin_steal() {
         return None;
     }
     let begin = Instant::now();
-    let mut looks = 0;
-    while looks < LOOKS || (poller.processors > 1 && begin.elapsed() < LOOK_FOR) {
-        if let Some(core) = poller.role.find(false) {
-            return Some(core);
+    let mut spins = 0;
+    while spins < SPINS || (poller.processors > 1 && begin.elapsed() < SPIN_FOR) {
+        if let Some(reactor) = poller.leadership.try_steal(false) {
+            return Some(reactor);
         }
         thread::yield_now();
-        looks += 1;
+        spins += 1;
     }
-    poller.role.find(true)
+    poller.leadership.try_steal(true)
 }
 
-/// A run with the role released.
-struct Released {
-    /// The number of its deposit.
+/// A run with the leadership released.
+struct ReleasedRun {
+    /// The number of its release.
     number: u64,
-    begin: Moment,
+    begin: MonotonicNanos,
 }
 
 /// A thread while it leads.
 struct Leader<'a> {
     poller: &'a Arc<Poller>,
-    context: thread_context::Leading,
-    seat: Seat<Core>,
+    context: thread_context::LeaderGuard,
+    local_slot: LocalSlot<Reactor>,
     /// What the latest panic has left.
-    broken: Cell<Option<Broken>>,
+    interrupted: Cell<Option<Interrupted>>,
 }
 
 /// A call of an operator that panicked, and what was in the leader's hands.
-enum Broken {
-    OnReady(Box<Core>, Arc<Entry>),
-    Run(Released, Arc<Entry>),
+enum Interrupted {
+    OnReady(Box<Reactor>, Arc<Entry>),
+    Run(ReleasedRun, Arc<Entry>),
 }
 
 /// Keeps things that a panic would drop; to be forgotten where nobody panics.
-struct Keep<'a, T, F: Fn(T) -> Broken> {
+struct PanicGuard<'a, T, F: Fn(T) -> Interrupted> {
     things: &'a mut Option<T>,
     as_broken: F,
-    broken: &'a Cell<Option<Broken>>,
+    interrupted: &'a Cell<Option<Interrupted>>,
 }
 
 impl<'a> Leader<'a> {
@@ -111,17 +113,17 @@ impl<'a> Leader<'a> {
     fn run(poller: &'a Arc<Poller>, lead: impl FnOnce(&Self)) {
         let leader = Self {
             context: thread_context::lead(poller.clone()),
-            seat: Seat::new(sys::thread_id()),
-            broken: Cell::new(None),
+            local_slot: LocalSlot::new(sys::thread_id()),
+            interrupted: Cell::new(None),
             poller,
         };
         let mut outcome = contained(|| lead(&leader));
         while let Err(thrown) = outcome {
-            let Some(broken) = leader.broken.take() else {
+            let Some(interrupted) = leader.interrupted.take() else {
                 if is_polling_thread() {
                     // Not in a callback; this was an operator's `fd`, or a mistake of our own. The
-                    // core is lost, which must not go unnoticed.
-                    leader.end(
+                    // reactor is lost, which must not go unnoticed.
+                    leader.shut_down(
                         Remains::default(),
                         Some(io::Error::other("a panic outside of callbacks")),
                     );
@@ -130,92 +132,101 @@ impl<'a> Leader<'a> {
             };
             outcome = contained(|| {
                 poller.panicked(thrown);
-                if let Some(core) = leader.mend(broken) {
-                    leader.lead(core);
+                if let Some(reactor) = leader.recover_after_panic(interrupted) {
+                    leader.lead(reactor);
                 }
             });
         }
     }
 
-    /// Calls foreign code with things in hand, which are what is broken if it panics. Unlike
+    /// Calls user code with things in hand, which are what is broken if it panics. Unlike
     /// `catch_unwind` around the call this costs next to nothing while nobody panics; the one around the
     /// leader's loop finds what was kept.
     #[inline(always)]
-    fn keep<T, R>(
+    fn with_panic_guard<T, R>(
         &self,
         things: T,
-        as_broken: impl Fn(T) -> Broken,
+        as_broken: impl Fn(T) -> Interrupted,
         call: impl FnOnce(&T) -> R,
     ) -> (T, R) {
         let mut things = Some(things);
-        let keep = Keep {
+        let guard = PanicGuard {
             things: &mut things,
             as_broken,
-            broken: &self.broken,
+            interrupted: &self.interrupted,
         };
-        let result = call(keep.things.as_ref().expect("they were put there"));
-        std::mem::forget(keep);
+        let result = call(guard.things.as_ref().expect("they were put there"));
+        std::mem::forget(guard);
         (things.expect("nobody took them"), result)
     }
 
-    /// An operator panicked: it is taken out. The core, if this thread leads on.
-    fn mend(&self, broken: Broken) -> Option<Box<Core>> {
-        match broken {
-            Broken::OnReady(core, entry) => {
-                self.poller.detach(entry.control.token());
-                Some(core)
+    /// An operator panicked: it is taken out. The reactor, if this thread leads on.
+    fn recover_after_panic(&self, interrupted: Interrupted) -> Option<Box<Reactor>> {
+        match interrupted {
+            Interrupted::OnReady(reactor, entry) => {
+                self.poller.detach(entry.state.token());
+                Some(reactor)
             }
-            Broken::Run(run, entry) => self.end_run(run, entry, None).or_else(|| self.rejoin()),
+            Interrupted::Run(run, entry) => self
+                .end_run(run, entry, None)
+                .or_else(|| self.try_resume_leading()),
         }
     }
 
-    /// Polls until the poller closes or the role is gone.
-    fn lead(&self, mut core: Box<Core>) {
+    /// Polls until the poller closes or the leadership is gone.
+    fn lead(&self, mut reactor: Box<Reactor>) {
         loop {
             while !self.poller.is_closing() {
-                let Some(work) = core.work.pop() else {
+                let Some(work) = reactor.work.pop() else {
                     break;
                 };
-                core = match self.perform(core, work).or_else(|| self.rejoin()) {
-                    Some(core) => core,
+                reactor = match self
+                    .process(reactor, work)
+                    .or_else(|| self.try_resume_leading())
+                {
+                    Some(reactor) => reactor,
                     None => return,
                 };
             }
-            for entry in std::mem::take(&mut core.detached) {
-                self.poller.announce(entry);
+            for entry in std::mem::take(&mut reactor.detached) {
+                self.poller.notify_detached(entry);
             }
             if self.poller.is_closing() {
-                return self.end(core.close(), None);
+                return self.shut_down(reactor.close(), None);
             }
-            if let Err(error) = core.turn(self.poller) {
-                return self.end(core.close(), Some(error));
+            if let Err(error) = reactor.poll_cycle(self.poller) {
+                return self.shut_down(reactor.close(), Some(error));
             }
         }
     }
 
     /// Does what can be done without calling anything that may block.
-    fn stand_in(&self, mut core: Box<Core>, others: &[Weak<Poller>]) -> usize {
+    fn poll_once_for_blocked_pool(
+        &self,
+        mut reactor: Box<Reactor>,
+        others: &[Weak<Poller>],
+    ) -> usize {
         let poller = self.poller;
         let mut left = Queue::default();
         // An end, and an error that will come again, are for a leader.
-        let looked = !poller.is_closing() && core.look(poller).is_ok();
+        let looked = !poller.is_closing() && reactor.poll_nonblocking(poller).is_ok();
         if looked {
             poller.counters.stand_ins.add(1);
         } else {
-            left.append(&mut core.work);
+            left.append(&mut reactor.work);
         }
-        while let Some(work) = core.work.pop() {
+        while let Some(work) = reactor.work.pop() {
             match work {
                 Work::Ready(entry, readiness) => {
-                    if self.tell(&mut core, &entry, readiness) {
-                        left.push(Work::Run(entry, core.now));
+                    if self.deliver(&mut reactor, &entry, readiness) {
+                        left.push(Work::Run(entry, reactor.now));
                     }
                 }
                 Work::Timer(entry, judged) => {
-                    if core.timer_is_due(&entry, judged) {
+                    if reactor.timer_is_due(&entry, judged) {
                         poller.counters.timers.add(1);
-                        if self.tell(&mut core, &entry, Readiness::TIMER) {
-                            left.push(Work::Run(entry, core.now));
+                        if self.deliver(&mut reactor, &entry, Readiness::TIMER) {
+                            left.push(Work::Run(entry, reactor.now));
                         }
                     }
                 }
@@ -236,7 +247,7 @@ impl<'a> Leader<'a> {
                 },
                 Work::Guest(guest) => *guest,
                 other => {
-                    core.work.push(other);
+                    reactor.work.push(other);
                     continue;
                 }
             };
@@ -244,77 +255,78 @@ impl<'a> Leader<'a> {
             let Some(guest) = offer(guest, idle.as_deref()) else {
                 continue;
             };
-            overdue += usize::from(poller.workers.is_overdue(guest.since, core.now));
-            core.work.push(if Arc::ptr_eq(&guest.home, poller) {
+            overdue += usize::from(poller.workers.is_overdue(guest.since, reactor.now));
+            reactor.work.push(if Arc::ptr_eq(&guest.home, poller) {
                 Work::Run(guest.entry, guest.since)
             } else {
                 Work::Guest(Box::new(guest))
             });
         }
         if looked {
-            for entry in std::mem::take(&mut core.detached) {
-                poller.announce(entry);
+            for entry in std::mem::take(&mut reactor.detached) {
+                poller.notify_detached(entry);
             }
         }
-        if poller.role.put_back(core) {
-            poller.send_leader();
+        if poller.leadership.return_borrowed(reactor) {
+            poller.spawn_leader();
         }
         overdue
     }
 
-    /// The role is gone; where it is shared, this thread may go on with the others.
-    fn rejoin(&self) -> Option<Box<Core>> {
-        let mut core = find_shared(self.poller)?;
-        core.read_clock();
+    /// The leadership is gone; where it is shared, this thread may go on with the others.
+    fn try_resume_leading(&self) -> Option<Box<Reactor>> {
+        let mut reactor = steal_shared(self.poller)?;
+        reactor.read_clock();
         self.context.returned(true);
-        Some(core)
+        Some(reactor)
     }
 
-    /// Does one piece of work. `None`: the role went to another thread meanwhile.
+    /// Does one piece of work. `None`: the leadership went to another thread meanwhile.
     #[inline(always)]
-    fn perform(&self, mut core: Box<Core>, work: Work) -> Option<Box<Core>> {
+    fn process(&self, mut reactor: Box<Reactor>, work: Work) -> Option<Box<Reactor>> {
         let (entry, readiness) = match work {
             Work::Ready(entry, readiness) => (entry, readiness),
             Work::Timer(entry, judged) => {
-                if !core.timer_is_due(&entry, judged) {
-                    return Some(core);
+                if !reactor.timer_is_due(&entry, judged) {
+                    return Some(reactor);
                 }
                 self.poller.counters.timers.add(1);
                 (entry, Readiness::TIMER)
             }
-            Work::Run(entry, _) => return self.run_again(core, entry),
-            Work::Guest(guest) => return self.run_for(core, *guest),
-            Work::Call(call) => return self.run_closure(core, call),
+            Work::Run(entry, _) => return self.run_again(reactor, entry),
+            Work::Guest(guest) => return self.run_for(reactor, *guest),
+            Work::Call(call) => return self.run_closure(reactor, call),
         };
-        if !self.may_tell(&entry, readiness) {
-            return Some(core);
+        if !self.should_deliver(&entry, readiness) {
+            return Some(reactor);
         }
-        let mut budget = Budget::new(&self.poller.clock, core.now);
-        let ((mut core, entry), progress) = self.keep(
-            (core, entry),
-            |(core, entry)| Broken::OnReady(core, entry),
+        let mut budget = Budget::new(&self.poller.clock, reactor.now);
+        let ((mut reactor, entry), progress) = self.with_panic_guard(
+            (reactor, entry),
+            |(reactor, entry)| Interrupted::OnReady(reactor, entry),
             |(_, entry)| entry.operator.on_ready(readiness, &mut budget),
         );
-        let runs = self.told(&mut core, &entry, readiness, progress, budget.requests());
+        let runs =
+            self.after_delivery(&mut reactor, &entry, readiness, progress, budget.requests());
         if runs {
-            self.run_operator(core, entry)
+            self.run_operator(reactor, entry)
         } else {
-            Some(core)
+            Some(reactor)
         }
     }
 
     /// Whether to tell an operator now.
     #[inline(always)]
-    fn may_tell(&self, entry: &Entry, readiness: Readiness) -> bool {
+    fn should_deliver(&self, entry: &Entry, readiness: Readiness) -> bool {
         if readiness.contains(Readiness::WAKE) {
             // A wake from here on is another one.
-            entry.control.wake.serve();
+            entry.state.wake.clear();
         }
-        if entry.control.is_detached() {
+        if entry.state.is_detached() {
             return false;
         }
-        if entry.control.is_paused() {
-            entry.control.remember(readiness);
+        if entry.state.is_paused() {
+            entry.state.remember(readiness);
             return false;
         }
         true
@@ -322,64 +334,64 @@ impl<'a> Leader<'a> {
 
     /// An operator was told, and asks for something; whether it is to be run.
     #[inline(always)]
-    fn told(
+    fn after_delivery(
         &self,
-        core: &mut Core,
+        reactor: &mut Reactor,
         entry: &Arc<Entry>,
         readiness: Readiness,
         progress: Progress,
         requests: &Requests,
     ) -> bool {
         if let Some(deadline) = requests.timer {
-            core.set_timer(self.poller, entry, deadline);
+            reactor.set_timer(self.poller, entry, deadline);
         }
         if progress != Progress::Drained {
-            self.waits_otherwise(core, entry, readiness, progress);
+            self.apply_progress(reactor, entry, readiness, progress);
         }
         requests.run
     }
 
     /// An operator was told, and does not wait for its next event.
     #[inline(never)]
-    fn waits_otherwise(
+    fn apply_progress(
         &self,
-        core: &mut Core,
+        reactor: &mut Reactor,
         entry: &Arc<Entry>,
         readiness: Readiness,
         progress: Progress,
     ) {
         match progress {
             Progress::Drained => {}
-            Progress::Yield => core.yielded.push(Work::Ready(entry.clone(), readiness)),
-            Progress::Pause => entry.control.pause(readiness),
-            Progress::Detach => self.poller.detach(entry.control.token()),
+            Progress::Yield => reactor.yielded.push(Work::Ready(entry.clone(), readiness)),
+            Progress::Pause => entry.state.pause(readiness),
+            Progress::Detach => self.poller.detach(entry.state.token()),
         }
     }
 
     /// All of it for a loan, where nothing is run; whether the operator is to be.
-    fn tell(&self, core: &mut Core, entry: &Arc<Entry>, readiness: Readiness) -> bool {
-        if !self.may_tell(entry, readiness) {
+    fn deliver(&self, reactor: &mut Reactor, entry: &Arc<Entry>, readiness: Readiness) -> bool {
+        if !self.should_deliver(entry, readiness) {
             return false;
         }
-        let mut budget = Budget::new(&self.poller.clock, core.now);
+        let mut budget = Budget::new(&self.poller.clock, reactor.now);
         let progress = self
             .poller
             .contain(|| entry.operator.on_ready(readiness, &mut budget));
         let Some(progress) = progress else {
-            self.poller.detach(entry.control.token());
+            self.poller.detach(entry.state.token());
             return false;
         };
-        self.told(core, entry, readiness, progress, budget.requests())
+        self.after_delivery(reactor, entry, readiness, progress, budget.requests())
     }
 
     #[inline(always)]
-    fn run_operator(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
-        entry.control.run_begins();
-        self.seat.runs(entry.control.token().raw() as u64);
-        let run = self.release(core);
-        let ((run, entry), progress) = self.keep(
+    fn run_operator(&self, reactor: Box<Reactor>, entry: Arc<Entry>) -> Option<Box<Reactor>> {
+        entry.state.run_begins();
+        self.local_slot.runs(entry.state.token().raw() as u64);
+        let run = self.release(reactor);
+        let ((run, entry), progress) = self.with_panic_guard(
             (run, entry),
-            |(run, entry)| Broken::Run(run, entry),
+            |(run, entry)| Interrupted::Run(run, entry),
             |(_, entry)| entry.operator.run(),
         );
         self.end_run(run, entry, Some(progress))
@@ -389,127 +401,135 @@ impl<'a> Leader<'a> {
     #[inline(always)]
     fn end_run(
         &self,
-        run: Released,
+        run: ReleasedRun,
         entry: Arc<Entry>,
         progress: Option<Progress>,
-    ) -> Option<Box<Core>> {
-        let Some(mut core) = self.take_back(run) else {
+    ) -> Option<Box<Reactor>> {
+        let Some(mut reactor) = self.reacquire(run) else {
             finish_run(self.poller, entry, progress);
             return None;
         };
         if progress != Some(Progress::Drained) {
-            self.has_run(&mut core, entry, progress);
+            self.after_run(&mut reactor, entry, progress);
         }
-        Some(core)
+        Some(reactor)
     }
 
     /// What follows from a run that did not leave its operator to wait for the next event.
     #[inline(never)]
-    fn has_run(&self, core: &mut Core, entry: Arc<Entry>, progress: Option<Progress>) {
+    fn after_run(&self, reactor: &mut Reactor, entry: Arc<Entry>, progress: Option<Progress>) {
         match progress {
             Some(Progress::Drained) => {}
-            Some(Progress::Yield) => core.yielded.push(Work::Run(entry, core.now)),
-            Some(Progress::Pause) => core.pause_after_run(&entry),
-            Some(Progress::Detach) | None => self.poller.detach(entry.control.token()),
+            Some(Progress::Yield) => reactor.yielded.push(Work::Run(entry, reactor.now)),
+            Some(Progress::Pause) => reactor.pause_after_run(&entry),
+            Some(Progress::Detach) | None => self.poller.detach(entry.state.token()),
         }
     }
 
     #[inline(never)]
-    fn run_again(&self, core: Box<Core>, entry: Arc<Entry>) -> Option<Box<Core>> {
-        if entry.control.is_detached() {
-            Some(core)
+    fn run_again(&self, reactor: Box<Reactor>, entry: Arc<Entry>) -> Option<Box<Reactor>> {
+        if entry.state.is_detached() {
+            Some(reactor)
         } else {
-            self.run_operator(core, entry)
+            self.run_operator(reactor, entry)
         }
     }
 
     /// Lends this thread to another poller, which has none for a run.
     #[inline(never)]
-    fn run_for(&self, core: Box<Core>, guest: Guest) -> Option<Box<Core>> {
-        self.seat.runs(named(guest.home.id_of(&guest.entry)));
-        let run = self.release(core);
+    fn run_for(&self, reactor: Box<Reactor>, guest: Guest) -> Option<Box<Reactor>> {
+        self.local_slot.runs(named(guest.home.id_of(&guest.entry)));
+        let run = self.release(reactor);
         run_guest(guest);
-        self.take_back(run)
+        self.reacquire(run)
     }
 
     #[inline(never)]
-    fn run_closure(&self, core: Box<Core>, call: Call) -> Option<Box<Core>> {
+    fn run_closure(&self, reactor: Box<Reactor>, call: Call) -> Option<Box<Reactor>> {
         self.poller.counters.timers.add(1);
-        self.seat.runs(UNNAMED);
-        let run = self.release(core);
+        self.local_slot.runs(UNNAMED);
+        let run = self.release(reactor);
         self.poller.contain(call);
-        self.take_back(run)
+        self.reacquire(run)
     }
 
-    /// Foreign code is about to run: the role is released.
+    /// User code is about to run: the leadership is released.
     #[inline(always)]
-    fn release(&self, core: Box<Core>) -> Released {
+    fn release(&self, reactor: Box<Reactor>) -> ReleasedRun {
         let poller = self.poller;
-        let (begin, backlog) = (core.now, core.work.len());
-        let terms = core.learner.terms(backlog);
-        let deposit = poller.role.deposit(&self.seat, core, terms, backlog, begin);
-        if deposit.unwatched {
+        let (begin, backlog) = (reactor.now, reactor.work.len());
+        let terms = reactor.sharing.share_terms(backlog);
+        let release = poller
+            .leadership
+            .release(&self.local_slot, reactor, terms, backlog, begin);
+        if release.needs_monitor {
             poller.monitor.watch();
         }
-        if deposit.uncovered {
-            self.cover(deposit.number, begin);
+        if release.needs_helpers {
+            self.ensure_helpers(release.number, begin);
         }
-        self.context.running(deposit.number);
-        Released {
-            number: deposit.number,
+        self.context.running(release.number);
+        ReleasedRun {
+            number: release.number,
             begin,
         }
     }
 
-    /// Foreign code has returned. `None`: the role went to another thread meanwhile.
+    /// User code has returned. `None`: the leadership went to another thread meanwhile.
     #[inline(always)]
-    fn take_back(&self, run: Released) -> Option<Box<Core>> {
-        let core = match self.poller.role.reclaim(&self.seat, run.number) {
-            Some(mut core) => {
-                core.ran();
-                Some(core)
+    fn reacquire(&self, run: ReleasedRun) -> Option<Box<Reactor>> {
+        let reactor = match self
+            .poller
+            .leadership
+            .reacquire(&self.local_slot, run.number)
+        {
+            Some(mut reactor) => {
+                reactor.record_run();
+                Some(reactor)
             }
             None => self.returned(run.number, run.begin),
         };
-        self.context.returned(core.is_some());
-        core
+        self.context.returned(reactor.is_some());
+        reactor
     }
 
-    /// A run that began at `begin` has returned and its deposit is gone: the core, if this thread is
+    /// A run that began at `begin` has returned and its release is gone: the reactor, if this thread is
     /// to lead nevertheless.
     #[inline(never)]
-    fn returned(&self, number: u64, begin: Moment) -> Option<Box<Core>> {
+    fn returned(&self, number: u64, begin: MonotonicNanos) -> Option<Box<Reactor>> {
         let poller = self.poller;
         poller.counters.slow_runs.add(1);
-        let took = Duration::from_nanos(Moment::now().since(begin));
-        let mut core = poller.role.rejoin(number, took < SOON)?;
-        core.rejoined(begin);
-        Some(core)
+        let took = Duration::from_nanos(MonotonicNanos::now().since(begin));
+        let mut reactor = poller
+            .leadership
+            .try_resume_leading(number, took < TOO_SHORT_TO_WAIT)?;
+        reactor.record_shared_run(begin);
+        Some(reactor)
     }
 
-    /// Sees to it that enough others are there to take shared deposits.
+    /// Sees to it that enough others are there to take shared releases.
     #[inline(never)]
-    fn cover(&self, number: u64, now: Moment) {
+    fn ensure_helpers(&self, number: u64, now: MonotonicNanos) {
         let poller = self.poller;
-        if let Some(run) = poller.role.suspect(now) {
+        if let Some(run) = poller.leadership.next_to_probe(now) {
             let waits = sys::thread_waits(run.thread);
-            poller.role.judge(run.number, waits, now);
+            poller.leadership.record_probe(run.number, waits, now);
             if waits {
                 poller.counters.waits.add(1);
             }
         }
-        for _ in 0..poller.role.want_help(number, now) {
+        for _ in 0..poller.leadership.request_helpers(number, now) {
             poller.counters.helpers.add(1);
-            poller.send_leader();
+            poller.spawn_leader();
         }
     }
 
     /// The poller ends: everything is detached and told so, then the runs that are due are made.
-    fn end(&self, mut remains: Remains, error: Option<io::Error>) {
+    fn shut_down(&self, mut remains: Remains, error: Option<io::Error>) {
         let poller = self.poller;
-        poller.refuse(error);
+        poller.reject_new(error);
         for entry in poller.registry.close() {
-            poller.announce(entry);
+            poller.notify_detached(entry);
         }
         for command in poller.commands.close() {
             match command {
@@ -519,7 +539,7 @@ impl<'a> Leader<'a> {
             }
         }
         for entry in remains.detached {
-            poller.announce(entry);
+            poller.notify_detached(entry);
         }
         for entry in remains.runs {
             poller.contain(move || {
@@ -537,10 +557,10 @@ impl<'a> Leader<'a> {
     }
 }
 
-impl<T, F: Fn(T) -> Broken> Drop for Keep<'_, T, F> {
+impl<T, F: Fn(T) -> Interrupted> Drop for PanicGuard<'_, T, F> {
     fn drop(&mut self) {
         if let Some(things) = self.things.take() {
-            self.broken.set(Some((self.as_broken)(things)));
+            self.interrupted.set(Some((self.as_broken)(things)));
         }
     }
 }
@@ -565,19 +585,19 @@ fn run_guest(guest: Guest) {
     run_apart(&home, entry);
 }
 
-/// Makes a run on a thread that does not hold the role of its poller.
+/// Makes a run on a thread that does not hold the leadership of its poller.
 pub(crate) fn run_apart(poller: &Poller, entry: Arc<Entry>) {
-    entry.control.run_begins();
+    entry.state.run_begins();
     let progress = poller.contain(|| entry.operator.run());
     poller.contain(|| finish_run(poller, entry, progress));
 }
 
-/// What follows from a run on a thread that does not hold the role.
+/// What follows from a run on a thread that does not hold the leadership.
 pub(crate) fn finish_run(poller: &Poller, entry: Arc<Entry>, progress: Option<Progress>) {
     match progress {
         Some(Progress::Drained) => {}
         Some(Progress::Yield) => poller.push(Command::Rerun(entry)),
         Some(Progress::Pause) => poller.push(Command::Pause(entry)),
-        Some(Progress::Detach) | None => poller.detach(entry.control.token()),
+        Some(Progress::Detach) | None => poller.detach(entry.state.token()),
     }
 }

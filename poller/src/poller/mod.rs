@@ -15,19 +15,19 @@ use std::{
 use crate::{
     Interest,
     contain::{Panicked, contained},
-    leadership::{Role, detached_runs::Run, thread_context::Handoff},
+    leadership::{Leadership, detached_runs::DetachedRun, thread_context::Handoff},
     poller::{blocking_monitor::Monitor, reserve::Ends, stats::Counters},
     reactor::{
-        Core,
+        Reactor,
         command::{Command, CommandQueue},
         entry::Entry,
-        entry_state::Control,
+        entry_state::EntryState,
         registry::{Registry, Token, closed, inherited},
         scheduled_calls::Schedule,
         timer_wheel::Clock,
     },
     sync::{AtomicBool, Mutex, Ordering},
-    sys::{self, Moment},
+    sys::{self, MonotonicNanos},
     thread_pool::{BusyThread, WorkerPool},
 };
 
@@ -37,7 +37,7 @@ pub(crate) struct Poller {
     pub(crate) clock: Clock,
     pub(crate) registry: Registry,
     pub(crate) commands: CommandQueue<Command, sys::Waker>,
-    pub(crate) role: Role<Core>,
+    pub(crate) leadership: Leadership<Reactor>,
     pub(crate) schedule: Schedule,
     pub(crate) counters: Counters,
     pub(crate) workers: WorkerPool,
@@ -53,14 +53,14 @@ pub(crate) struct Poller {
     process: u32,
     closing: AtomicBool,
     /// The error that ended the poller, if one did.
-    fatal: Mutex<Option<Fatal>>,
-    /// Called once the core is gone.
+    end_error: Mutex<Option<EndError>>,
+    /// Called once the reactor is gone.
     on_end: Box<dyn Fn() + Send + Sync>,
 }
 
 /// An `io::Error` that can be handed out more than once.
 #[derive(Clone, Debug)]
-struct Fatal {
+struct EndError {
     kind: io::ErrorKind,
     text: String,
 }
@@ -82,8 +82,8 @@ impl Poller {
             clock,
             registry: Registry::new(control),
             commands: CommandQueue::new(waker),
-            role: Role::new(
-                Box::new(Core::new(selector, busy_poll, processors)),
+            leadership: Leadership::new(
+                Box::new(Reactor::new(selector, busy_poll, processors)),
                 monitor.tick,
             ),
             schedule: Schedule::new(),
@@ -96,7 +96,7 @@ impl Poller {
             waiting_often: AtomicBool::new(false),
             process: std::process::id(),
             closing: AtomicBool::new(false),
-            fatal: Mutex::new(None),
+            end_error: Mutex::new(None),
             on_end,
         }))
     }
@@ -115,7 +115,7 @@ impl Poller {
 
     pub(crate) fn register(
         self: &Arc<Self>,
-        member: &Arc<Entry>,
+        entry: &Arc<Entry>,
         interest: Interest,
     ) -> io::Result<()> {
         if self.is_closing() {
@@ -124,7 +124,7 @@ impl Poller {
         if self.is_inherited() {
             return Err(inherited());
         }
-        self.registry.insert(member, interest)
+        self.registry.insert(entry, interest)
     }
 
     /// Takes an operator out; the leader tells it so after the present batch.
@@ -135,7 +135,7 @@ impl Poller {
         if let Some(entry) = self.registry.remove(token) {
             self.push_or(Command::Detached(entry), |command| {
                 if let Command::Detached(entry) = command {
-                    self.announce(entry);
+                    self.notify_detached(entry);
                 }
             });
         }
@@ -147,23 +147,23 @@ impl Poller {
             return drop(self.registry.abandon(token));
         }
         if let Some(entry) = self.registry.remove(token) {
-            self.announce(entry);
+            self.notify_detached(entry);
         }
     }
 
-    pub(crate) fn wake(&self, control: &Control) {
-        if control.wake.ask() {
-            self.push(Command::Wake(control.token()));
+    pub(crate) fn wake(&self, state: &EntryState) {
+        if state.wake.try_set() {
+            self.push(Command::Wake(state.token()));
         }
     }
 
     /// Sets an operator's timer. The wheel is bothered only if it would look too late.
-    pub(crate) fn set_timer(&self, control: &Control, deadline: Option<Instant>) {
-        if control
-            .alarm
+    pub(crate) fn set_timer(&self, state: &EntryState, deadline: Option<Instant>) {
+        if state
+            .timer
             .set(deadline.map(|deadline| self.clock.tick_after(deadline)))
         {
-            self.push(Command::Arm(control.token()));
+            self.push(Command::Arm(state.token()));
         }
     }
 
@@ -181,22 +181,22 @@ impl Poller {
         }
     }
 
-    /// A thread is wanted for the deposited role.
-    pub(crate) fn send_leader(self: &Arc<Self>) {
+    /// A thread is wanted for the released leadership.
+    pub(crate) fn spawn_leader(self: &Arc<Self>) {
         if self.workers.is_exhausted() {
             self.counters.cap_hits.add(1);
         }
         if self.workers.submit_leader(self.clone()).is_err() {
-            self.role.give_up();
+            self.leadership.cancel_handoff();
         }
     }
 
     /// Begins to close: detaches everything and ends, without waiting for it.
     pub(crate) fn close(self: &Arc<Self>) {
-        self.refuse(None);
-        self.push(Command::Nudge);
-        if self.role.want_any() {
-            self.send_leader();
+        self.reject_new(None);
+        self.push(Command::Wakeup);
+        if self.leadership.request_any_handoff() {
+            self.spawn_leader();
         }
     }
 
@@ -211,9 +211,9 @@ impl Poller {
     }
 
     /// Takes no more operators; `error` is why, if it is one.
-    pub(crate) fn refuse(&self, error: Option<io::Error>) {
+    pub(crate) fn reject_new(&self, error: Option<io::Error>) {
         if let Some(error) = error {
-            *self.fatal.lock() = Some(Fatal {
+            *self.end_error.lock() = Some(EndError {
                 kind: error.kind(),
                 text: format!(
                     "poller {} ended, its operators were detached: {error}",
@@ -231,30 +231,30 @@ impl Poller {
 
     /// The runs that go on while others poll.
     pub(crate) fn holding(&self) -> Vec<BusyThread> {
-        let now = Moment::now();
-        let id = |run: &Run| match run.named() {
+        let now = MonotonicNanos::now();
+        let id = |run: &DetachedRun| match run.named() {
             Some(id) => id,
             None => {
                 let entry = self.registry.find(Token::from_raw(run.what as usize));
                 entry.map_or(0, |entry| self.id_of(&entry))
             }
         };
-        let holding = |run: Run| BusyThread {
+        let holding = |run: DetachedRun| BusyThread {
             id: id(&run),
             time: Duration::from_nanos(now.since(run.begun)),
         };
-        self.role.holding().into_iter().map(holding).collect()
+        self.leadership.holding().into_iter().map(holding).collect()
     }
 
-    /// The core is gone, and everybody has been told.
+    /// The reactor is gone, and everybody has been told.
     pub(crate) fn ended(&self) {
         (self.on_end)();
     }
 
     /// The fatal error that ended this poller, if one did.
     pub(crate) fn health(&self) -> io::Result<()> {
-        match &*self.fatal.lock() {
-            Some(fatal) => Err(io::Error::new(fatal.kind, fatal.text.clone())),
+        match &*self.end_error.lock() {
+            Some(end_error) => Err(io::Error::new(end_error.kind, end_error.text.clone())),
             None => Ok(()),
         }
     }
@@ -266,21 +266,21 @@ impl Poller {
     }
 
     /// Tells an operator that it is out, once, and lets go of it, which may be its drop.
-    pub(crate) fn announce(&self, entry: Arc<Entry>) {
-        if entry.control.announce() {
+    pub(crate) fn notify_detached(&self, entry: Arc<Entry>) {
+        if entry.state.notify_detached() {
             self.contain(|| entry.operator.on_detached());
         }
         self.contain(|| drop(entry));
     }
 
-    /// Runs foreign code; `None` if it panicked.
+    /// Runs user code; `None` if it panicked.
     pub(crate) fn contain<T>(&self, foreign: impl FnOnce() -> T) -> Option<T> {
         contained(foreign)
             .map_err(|panicked| self.panicked(panicked))
             .ok()
     }
 
-    /// Foreign code panicked.
+    /// User code panicked.
     #[cold]
     pub(crate) fn panicked(&self, thrown: Panicked) {
         self.counters.panics.add(1);
@@ -290,9 +290,9 @@ impl Poller {
 
 impl Handoff for Poller {
     fn begin_handoff(self: Arc<Self>, release: u64) {
-        if self.role.want(release) {
+        if self.leadership.request_handoff(release) {
             self.counters.handovers.add(1);
-            self.send_leader();
+            self.spawn_leader();
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{fmt, sync::OnceLock, time::Duration};
 use crate::{
     contain::contained,
     sync::Mutex,
-    sys::Moment,
+    sys::MonotonicNanos,
     thread_pool::watched::{BusyThread, WatchedPool},
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Relief {
 
 #[derive(Default)]
 struct Reported {
-    at: Option<Moment>,
+    at: Option<MonotonicNanos>,
     /// Since then.
     ended: u64,
 }
@@ -55,7 +55,7 @@ impl Relief {
         &self,
         pool: &dyn WatchedPool,
         overdue: usize,
-        now: Moment,
+        now: MonotonicNanos,
         holding: impl FnOnce() -> Vec<BusyThread>,
     ) {
         let ended = pool.end_waits(overdue, now) as u64;
@@ -76,7 +76,7 @@ impl Relief {
             ended_waits,
             holding: holding(),
         };
-        // It is foreign code.
+        // It is user code.
         let _ = contained(|| report(&overload));
     }
 }

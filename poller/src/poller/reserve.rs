@@ -7,7 +7,7 @@
 //! Runs that [only end](crate::Operator::is_ending) something may wait after all, and would hold up what brief runs
 //! are there for: they have two of these threads at most, and a queue.
 //!
-//! They hold no core. A brief run ends as one does whose role went to another thread meanwhile.
+//! They hold no reactor. A brief run ends as one does whose leadership went to another thread meanwhile.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -49,7 +49,7 @@ impl Ends {
             }
             state.threads += 1;
         }
-        if !reserve.submit_if_manned(self.clone()) {
+        if !reserve.submit_if_served(self.clone()) {
             // The next one that is handed over tries again.
             self.state.lock().threads -= 1;
         }
@@ -117,7 +117,7 @@ pub(crate) fn hand_to(reserve: &WorkerPool, poller: &Arc<Poller>, work: Work) ->
         poller: poller.clone(),
         work: Mutex::new(Some(work)),
     });
-    if reserve.submit_if_manned(job.clone()) {
+    if reserve.submit_if_served(job.clone()) {
         return Ok(());
     }
     match job.work.lock().take() {

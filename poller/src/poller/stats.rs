@@ -48,23 +48,23 @@ counters! {
     turns,
     /// Writes to the poller's waker.
     wakeups,
-    /// Calls of `Operator::run` and of scheduled closures that kept the role (as of the last turn).
+    /// Calls of `Operator::run` and of scheduled closures that kept the leadership (as of the last turn).
     runs,
-    /// Runs whose role went to another thread before they returned.
+    /// Runs whose leadership went to another thread before they returned.
     slow_runs,
-    /// Runs that passed the role on before they waited.
+    /// Runs that passed the leadership on before they waited.
     handovers,
     /// Runs found waiting that had not said so.
     waits,
-    /// Threads sent by the monitor to take the role from a run that waits.
+    /// Threads sent by the monitor to take the leadership from a run that waits.
     promotions,
-    /// Threads sent by the monitor to take the role from a run that computes for long.
+    /// Threads sent by the monitor to take the leadership from a run that computes for long.
     computing_promotions,
     /// Times the poller began to share its batches among threads because runs often waited.
     sharings,
     /// Threads sent to share a batch.
     helpers,
-    /// Times a role could not be passed on because the thread cap was reached.
+    /// Times a leadership could not be passed on because the thread cap was reached.
     cap_hits,
     /// Times the monitor polled because every thread was in a run that waits.
     stand_ins,

@@ -10,7 +10,7 @@ use crate::{
     poller::Poller,
     reactor::{entry::Entry, registry::Token},
     sync::Mutex,
-    sys::Moment,
+    sys::MonotonicNanos,
 };
 
 /// What other threads ask of a poller.
@@ -21,9 +21,9 @@ pub(crate) enum Command {
     Arm(Token),
     /// End a pause.
     Resume(Token),
-    /// A run that lost the role asks to be paused.
+    /// A run that lost the leadership asks to be paused.
     Pause(Arc<Entry>),
-    /// A run that lost the role wants to be run again.
+    /// A run that lost the leadership wants to be run again.
     Rerun(Arc<Entry>),
     /// A run that another poller has no thread for.
     Guest(Box<Guest>),
@@ -32,14 +32,14 @@ pub(crate) enum Command {
     /// A closure with this key waits for this tick.
     Schedule(u64, u64),
     /// Nothing: only look around.
-    Nudge,
+    Wakeup,
 }
 
 /// A run of another poller's operator, which was asked for at that time.
 pub(crate) struct Guest {
     pub(crate) home: Arc<Poller>,
     pub(crate) entry: Arc<Entry>,
-    pub(crate) since: Moment,
+    pub(crate) since: MonotonicNanos,
 }
 
 /// Wakes the poller out of its wait.

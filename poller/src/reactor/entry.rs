@@ -2,35 +2,32 @@
 
 use std::{fmt, ops::Deref};
 
-use crate::{Operator, reactor::entry_state::Control};
+use crate::{Operator, reactor::entry_state::EntryState};
 
 /// An operator that can be registered, with what a poller keeps about it.
 ///
 /// [`PollerHandle::register`](crate::PollerHandle::register) makes one around the `Arc` it is given.
-/// Who has many operators, and wants each to be one piece of memory, makes the members and hands them
-/// to [`PollerHandle::register_member`](crate::PollerHandle::register_member). A member is registered
+/// Who has many operators, and wants each to be one piece of memory, makes the entries and hands them
+/// to [`PollerHandle::register_entry`](crate::PollerHandle::register_entry). A entry is registered
 /// once in its life.
 ///
 /// It dereferences to its operator.
-pub struct Member<O: ?Sized = dyn Operator> {
-    pub(crate) control: Control,
+pub struct Entry<O: ?Sized = dyn Operator> {
+    pub(crate) state: EntryState,
     pub(crate) operator: O,
 }
 
-/// What a poller holds.
-pub(crate) type Entry = Member<dyn Operator>;
-
-impl<O: Operator> Member<O> {
-    /// A member that is not registered yet.
+impl<O: Operator> Entry<O> {
+    /// A entry that is not registered yet.
     pub fn new(operator: O) -> Self {
         Self {
-            control: Control::new(),
+            state: EntryState::new(),
             operator,
         }
     }
 }
 
-impl<O: ?Sized> Deref for Member<O> {
+impl<O: ?Sized> Deref for Entry<O> {
     type Target = O;
 
     #[inline]
@@ -39,10 +36,10 @@ impl<O: ?Sized> Deref for Member<O> {
     }
 }
 
-impl<O: fmt::Debug + ?Sized> fmt::Debug for Member<O> {
+impl<O: fmt::Debug + ?Sized> fmt::Debug for Entry<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Member")
-            .field("token", &self.control.token())
+        f.debug_struct("Entry")
+            .field("token", &self.state.token())
             .field("operator", &&self.operator)
             .finish()
     }
@@ -77,20 +74,18 @@ mod tests {
     fn a_member_is_registered_once_and_not_kept_by_its_registration() {
         let group = PollerGroup::new(2, Balance::RoundRobin).unwrap();
         let (ours, _peer) = UnixStream::pair().unwrap();
-        let member = Arc::new(Member::new(Idle(ours)));
+        let entry = Arc::new(Entry::new(Idle(ours)));
         let [first, second] = group.handles() else {
             panic!("two pollers were asked for");
         };
-        let registration = first
-            .register_member(member.clone(), Interest::READ)
-            .unwrap();
-        let again = second.register_member(member.clone(), Interest::READ);
+        let registration = first.register_entry(entry.clone(), Interest::READ).unwrap();
+        let again = second.register_entry(entry.clone(), Interest::READ);
         assert_eq!(again.unwrap_err().kind(), io::ErrorKind::InvalidInput);
         registration.detach();
         // Whoever closes the group waits for its threads, which drop what they hold.
         group.close();
-        assert_eq!(Arc::strong_count(&member), 1);
-        drop(member);
+        assert_eq!(Arc::strong_count(&entry), 1);
+        drop(entry);
         registration.wake();
         registration.resume();
         registration.set_timer(None);
@@ -105,21 +100,21 @@ mod tests {
         let group = PollerGroup::new(1, Balance::RoundRobin).unwrap();
         let (ours, _peer) = UnixStream::pair().unwrap();
         // The same descriptor a second time is refused by the system.
-        let twin = Member::new(Idle(ours.try_clone().unwrap()));
-        let member = Arc::new(Member::new(Arc::new(Idle(ours))));
-        let held = group.register(member.operator.clone(), Interest::READ);
+        let twin = Entry::new(Idle(ours.try_clone().unwrap()));
+        let entry = Arc::new(Entry::new(Arc::new(Idle(ours))));
+        let held = group.register(entry.operator.clone(), Interest::READ);
         assert!(
             closed
-                .register_member(member.clone(), Interest::READ)
+                .register_entry(entry.clone(), Interest::READ)
                 .is_err()
         );
-        let error = group.register_member(member.clone(), Interest::READ);
+        let error = group.register_entry(entry.clone(), Interest::READ);
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         drop(held);
-        drop(group.register_member(member, Interest::READ).unwrap());
+        drop(group.register_entry(entry, Interest::READ).unwrap());
         drop(
             group
-                .register_member(Arc::new(twin), Interest::READ)
+                .register_entry(Arc::new(twin), Interest::READ)
                 .unwrap(),
         );
         group.close();

@@ -6,37 +6,37 @@ use crate::{
     sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
-/// The poller's part of a [`Member`](crate::Member).
+/// The poller's part of a [`Entry`](crate::Entry).
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct EntryState {
     /// [`UNNAMED`] until it is registered.
     token: AtomicUsize,
-    pub(crate) alarm: Alarm,
-    pub(crate) wake: Coalesced,
+    pub(crate) timer: TimerState,
+    pub(crate) wake: PendingFlag,
     /// `resume` was called since the present run began.
     resumed: AtomicBool,
     /// Out of the registry: deliver nothing any more.
     detached: AtomicBool,
     /// `on_detached` was called or is about to be.
-    announced: AtomicBool,
-    /// Paused: remember instead of delivering. Written by the role's holder only.
+    notified: AtomicBool,
+    /// Paused: remember instead of delivering. Written by the leadership's holder only.
     paused: AtomicBool,
-    /// Readiness bits that arrived while paused. Written by the role's holder only.
+    /// Readiness bits that arrived while paused. Written by the leadership's holder only.
     remembered: AtomicU8,
 }
 
 /// No token has its highest bit set.
 const UNNAMED: usize = usize::MAX;
 
-impl Control {
+impl EntryState {
     pub(crate) fn new() -> Self {
         Self {
             token: AtomicUsize::new(UNNAMED),
-            alarm: Alarm::new(),
-            wake: Coalesced::new(),
+            timer: TimerState::new(),
+            wake: PendingFlag::new(),
             resumed: AtomicBool::new(false),
             detached: AtomicBool::new(false),
-            announced: AtomicBool::new(false),
+            notified: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             remembered: AtomicU8::new(0),
         }
@@ -50,14 +50,14 @@ impl Control {
     }
 
     /// Names the registration; `false` if it has a name already.
-    pub(crate) fn name(&self, token: Token) -> bool {
+    pub(crate) fn set_token(&self, token: Token) -> bool {
         self.token
             .compare_exchange(UNNAMED, token.raw(), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 
     /// The registration failed: it has no name after all.
-    pub(crate) fn unname(&self) {
+    pub(crate) fn clear_token(&self) {
         self.token.store(UNNAMED, Ordering::Release);
     }
 
@@ -70,8 +70,8 @@ impl Control {
     }
 
     /// Whether the caller is the one to call `on_detached`.
-    pub(crate) fn announce(&self) -> bool {
-        !self.announced.swap(true, Ordering::AcqRel)
+    pub(crate) fn notify_detached(&self) -> bool {
+        !self.notified.swap(true, Ordering::AcqRel)
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -106,18 +106,18 @@ impl Control {
     }
 
     /// Whether a pause that a run asked for was over before it began.
-    pub(crate) fn overtaken(&self) -> bool {
+    pub(crate) fn take_resumed(&self) -> bool {
         self.resumed.swap(false, Ordering::AcqRel)
     }
 }
 
 /// A request that is queued at most once.
 #[derive(Debug)]
-pub(crate) struct Coalesced {
+pub(crate) struct PendingFlag {
     queued: AtomicBool,
 }
 
-impl Coalesced {
+impl PendingFlag {
     pub(crate) fn new() -> Self {
         Self {
             queued: AtomicBool::new(false),
@@ -126,12 +126,12 @@ impl Coalesced {
 
     /// `true`: the caller has to queue the request; `false`: it is queued, and whoever serves it
     /// will see everything the caller did before.
-    pub(crate) fn ask(&self) -> bool {
+    pub(crate) fn try_set(&self) -> bool {
         !self.queued.swap(true, Ordering::AcqRel)
     }
 
     /// The request is about to be served; one from here on is another one.
-    pub(crate) fn serve(&self) {
+    pub(crate) fn clear(&self) {
         self.queued.swap(false, Ordering::AcqRel);
     }
 }
@@ -147,14 +147,14 @@ const NEVER: u64 = u64::MAX;
 /// deadline by the poller. Every change, and the setter's look, is a read-modify-write, so one of
 /// the two comes after the other and sees what it did.
 #[derive(Debug)]
-pub(crate) struct Alarm {
+pub(crate) struct TimerState {
     /// The tick at which the timer is due.
     deadline: AtomicU64,
     /// The tick at which the wheel will look. Written by the poller only.
     armed: AtomicU64,
 }
 
-/// What [`Alarm::fire`] found.
+/// What [`TimerState::fire`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fired {
     /// The timer is due, and is cleared with this.
@@ -163,7 +163,7 @@ pub(crate) enum Fired {
     NotYet(Option<u64>),
 }
 
-impl Alarm {
+impl TimerState {
     pub(crate) fn new() -> Self {
         Self {
             deadline: AtomicU64::new(NEVER),
@@ -217,30 +217,30 @@ mod tests {
 
     #[test]
     fn the_wheel_is_bothered_only_when_it_would_look_too_late() {
-        let alarm = Alarm::new();
-        assert!(!alarm.set(None));
-        assert!(alarm.set(Some(50)));
-        assert_eq!(alarm.arm(), Some(50));
-        assert_eq!(alarm.arm(), None);
-        assert!(!alarm.set(Some(80)), "it looks at 50 anyway");
-        assert_eq!(alarm.fire(50), Fired::NotYet(Some(80)));
-        assert!(alarm.set(Some(60)));
-        assert_eq!(alarm.arm(), Some(60));
+        let timer = TimerState::new();
+        assert!(!timer.set(None));
+        assert!(timer.set(Some(50)));
+        assert_eq!(timer.arm(), Some(50));
+        assert_eq!(timer.arm(), None);
+        assert!(!timer.set(Some(80)), "it looks at 50 anyway");
+        assert_eq!(timer.fire(50), Fired::NotYet(Some(80)));
+        assert!(timer.set(Some(60)));
+        assert_eq!(timer.arm(), Some(60));
         assert!(
-            alarm.is_armed_at(60) && !alarm.is_armed_at(80),
+            timer.is_armed_at(60) && !timer.is_armed_at(80),
             "the item at 80 is void"
         );
-        assert_eq!(alarm.fire(61), Fired::Due);
-        assert_eq!(alarm.fire(80), Fired::NotYet(None), "once only");
+        assert_eq!(timer.fire(61), Fired::Due);
+        assert_eq!(timer.fire(80), Fired::NotYet(None), "once only");
     }
 
     #[test]
     fn a_cleared_timer_does_not_fire() {
-        let alarm = Alarm::new();
-        assert!(alarm.set(Some(5)));
-        assert_eq!(alarm.arm(), Some(5));
-        assert!(!alarm.set(None));
-        assert_eq!(alarm.fire(5), Fired::NotYet(None));
-        assert!(!alarm.is_armed_at(5));
+        let timer = TimerState::new();
+        assert!(timer.set(Some(5)));
+        assert_eq!(timer.arm(), Some(5));
+        assert!(!timer.set(None));
+        assert_eq!(timer.fire(5), Fired::NotYet(None));
+        assert!(!timer.is_armed_at(5));
     }
 }

@@ -1,6 +1,6 @@
 //! What the leader owns: the selector, the work of the present turn, the timers.
 //!
-//! All of it moves with the role. The work of a turn is one list, so that a new leader goes on
+//! All of it moves with the leadership. The work of a turn is one list, so that a new leader goes on
 //! exactly where the old one left: events first, then what other threads asked for, then the
 //! operators that yielded in the last turn, then timers, which are judged only against events that had
 //! arrived before.
@@ -20,7 +20,7 @@ use std::{
 };
 
 use crate::{
-    leadership::sharing_policy::Learner,
+    leadership::sharing_policy::SharingPolicy,
     operator::readiness::Readiness,
     poller::Poller,
     reactor::{
@@ -33,31 +33,31 @@ use crate::{
         timer_wheel::Wheel,
     },
     sync::Ordering,
-    sys::{self, Moment, nanos},
+    sys::{self, MonotonicNanos, nanos},
 };
 
 /// Timers that fire in one turn at most, before descriptors are looked at again.
 const TIMERS: usize = 256;
 
-/// A poller's core.
-pub(crate) struct Core {
+/// A poller's reactor.
+pub(crate) struct Reactor {
     selector: sys::Selector,
     busy_poll: Option<Duration>,
-    wheel: Wheel<Timer>,
+    wheel: Wheel<WheelKey>,
     commands: Vec<Command>,
     /// Taken out of the wheel; empty but for its memory.
-    due: Vec<(u64, Timer)>,
+    due: Vec<(u64, WheelKey)>,
     /// What is left to do in this turn.
     pub(crate) work: Queue<Work>,
     /// Goes on after the next wait.
     pub(crate) yielded: Queue<Work>,
     /// To be told that they are out, after this turn's work.
     pub(crate) detached: Vec<Arc<Entry>>,
-    /// The time: read once per turn, and after runs as often as the learner wants to know.
-    pub(crate) now: Moment,
+    /// The time: read once per turn, and after runs as often as the sharing policy wants to know.
+    pub(crate) now: MonotonicNanos,
     /// Runs since then.
     untimed: u32,
-    pub(crate) learner: Learner,
+    pub(crate) sharing: SharingPolicy,
     /// Timed runs since the counter was last brought up to date.
     runs: u64,
 }
@@ -77,7 +77,7 @@ pub(crate) enum Work {
     /// Deliver readiness.
     Ready(Arc<Entry>, Readiness),
     /// Call `run`, which was asked for at that time.
-    Run(Arc<Entry>, Moment),
+    Run(Arc<Entry>, MonotonicNanos),
     /// Call `run` of another poller's operator.
     Guest(Box<Guest>),
     /// Deliver the timer if it is due at this tick.
@@ -90,11 +90,11 @@ pub(crate) enum Work {
 /// One word, because ten thousand idle connections have one each; a token uses all bits but the
 /// highest.
 #[derive(Clone, Copy, Debug)]
-struct Timer(u64);
+struct WheelKey(u64);
 
 const CALL: u64 = 1 << 63;
 
-impl Timer {
+impl WheelKey {
     fn operator(token: Token) -> Self {
         Self(token.raw() as u64)
     }
@@ -104,7 +104,7 @@ impl Timer {
     }
 }
 
-impl Core {
+impl Reactor {
     pub(crate) fn new(
         selector: sys::Selector,
         busy_poll: Option<Duration>,
@@ -119,9 +119,9 @@ impl Core {
             work: Queue::default(),
             yielded: Queue::default(),
             detached: Vec::new(),
-            now: Moment::now(),
+            now: MonotonicNanos::now(),
             untimed: 0,
-            learner: Learner::new(Moment::now(), processors),
+            sharing: SharingPolicy::new(MonotonicNanos::now(), processors),
             runs: 0,
         }
     }
@@ -143,64 +143,67 @@ impl Core {
         remains
     }
 
-    /// A run has returned to the core.
+    /// A run has returned to the reactor.
     #[inline]
-    pub(crate) fn ran(&mut self) {
+    pub(crate) fn record_run(&mut self) {
         self.untimed += 1;
-        if self.untimed >= self.learner.together() || self.work.is_empty() {
-            self.time_runs();
+        if self.untimed >= self.sharing.timing_batch() || self.work.is_empty() {
+            self.flush_timing();
         }
     }
 
     #[inline(never)]
-    fn time_runs(&mut self) {
+    fn flush_timing(&mut self) {
         let (begin, runs) = (self.now, self.untimed);
         self.read_clock();
-        self.learner.ran(self.now.since(begin), runs);
+        self.sharing.record_runs(self.now.since(begin), runs);
     }
 
-    /// A run that began at `begin` has returned, and found the core elsewhere first.
-    pub(crate) fn rejoined(&mut self, begin: Moment) {
+    /// A run that began at `begin` has returned, and found the reactor elsewhere first.
+    pub(crate) fn record_shared_run(&mut self, begin: MonotonicNanos) {
         self.read_clock();
-        self.learner.shared(self.now.since(begin));
+        self.sharing.record_shared_run(self.now.since(begin));
     }
 
     pub(crate) fn read_clock(&mut self) {
-        self.now = Moment::now();
+        self.now = MonotonicNanos::now();
         self.runs += u64::from(std::mem::take(&mut self.untimed));
     }
 
     /// Waits if there is nothing left to do, and gathers the work of the next turn.
-    pub(crate) fn turn(&mut self, poller: &Poller) -> io::Result<()> {
+    pub(crate) fn poll_cycle(&mut self, poller: &Poller) -> io::Result<()> {
         let full = self.wait(poller)?;
-        self.gather(poller, full)
+        self.collect_cycle(poller, full)
     }
 
     /// Adds what there is to do now to what is left, without a wait.
-    pub(crate) fn look(&mut self, poller: &Poller) -> io::Result<()> {
+    pub(crate) fn poll_nonblocking(&mut self, poller: &Poller) -> io::Result<()> {
         let full = self.selector.wait(Some(Duration::ZERO))?;
-        self.gather(poller, full)
+        self.collect_cycle(poller, full)
     }
 
-    fn gather(&mut self, poller: &Poller, mut full: bool) -> io::Result<()> {
+    fn collect_cycle(&mut self, poller: &Poller, mut full: bool) -> io::Result<()> {
         poller.commands.drain(&mut self.commands);
         self.read_clock();
         let tick = poller.clock.tick_before(self.now);
         if !full && self.wheel.next().is_some_and(|next| next <= tick) {
             // Whatever arrived before this moment is handled before timers are judged by it.
-            self.collect(poller);
+            self.collect_events(poller);
             full = self.selector.wait(Some(Duration::ZERO))?;
         }
-        self.collect(poller);
-        if self.learner.turn(self.now, poller.counters.waits.value()) {
+        self.collect_events(poller);
+        if self
+            .sharing
+            .begin_cycle(self.now, poller.counters.waits.value())
+        {
             poller.counters.sharings.add(1);
         }
         poller
             .waiting_often
-            .store(self.learner.waiting_often(), Ordering::Relaxed);
+            .store(self.sharing.waiting_often(), Ordering::Relaxed);
         poller.counters.turns.add(1);
         poller.counters.runs.add(std::mem::take(&mut self.runs));
-        self.obey(poller);
+        self.drain_commands(poller);
         self.work.append(&mut self.yielded);
         if !full {
             self.expire(poller, tick);
@@ -214,7 +217,7 @@ impl Core {
     }
 
     /// Turns the events of the last wait into work.
-    fn collect(&mut self, poller: &Poller) {
+    fn collect_events(&mut self, poller: &Poller) {
         if !self.selector.is_empty() {
             let work = &mut self.work;
             let events = self
@@ -235,13 +238,13 @@ impl Core {
             return self.selector.wait(Some(Duration::ZERO));
         }
         if let Some(spin) = self.busy_poll {
-            let begin = Moment::now();
+            let begin = MonotonicNanos::now();
             loop {
                 let full = self.selector.wait(Some(Duration::ZERO))?;
                 if full || self.selector.events().next().is_some() {
                     return Ok(full);
                 }
-                let now = Moment::now();
+                let now = MonotonicNanos::now();
                 let timer = self.wheel.next().map(|tick| poller.clock.until(tick, now));
                 if now.since(begin) >= nanos(spin) || timer.is_some_and(|left| left.is_zero()) {
                     break;
@@ -255,7 +258,7 @@ impl Core {
             let now = if self.wheel.is_empty() {
                 self.now
             } else {
-                Moment::now()
+                MonotonicNanos::now()
             };
             self.wheel.next().map(|tick| poller.clock.until(tick, now))
         } else {
@@ -265,7 +268,7 @@ impl Core {
     }
 
     /// Turns commands into work.
-    fn obey(&mut self, poller: &Poller) {
+    fn drain_commands(&mut self, poller: &Poller) {
         let mut commands = std::mem::take(&mut self.commands);
         for command in commands.drain(..) {
             match command {
@@ -276,7 +279,7 @@ impl Core {
                 }
                 Command::Arm(token) => {
                     if let Some(entry) = poller.registry.find(token) {
-                        self.look_at(&entry, entry.control.alarm.arm());
+                        self.arm_wheel(&entry, entry.state.timer.arm());
                     }
                 }
                 Command::Resume(token) => {
@@ -290,8 +293,8 @@ impl Core {
                 Command::Rerun(entry) => self.work.push(Work::Run(entry, self.now)),
                 Command::Guest(guest) => self.work.push(Work::Guest(guest)),
                 Command::Detached(entry) => self.detached.push(entry),
-                Command::Schedule(key, tick) => self.wheel.insert(tick, Timer::call(key)),
-                Command::Nudge => {}
+                Command::Schedule(key, tick) => self.wheel.insert(tick, WheelKey::call(key)),
+                Command::Wakeup => {}
             }
         }
         // Its memory serves again.
@@ -320,7 +323,7 @@ impl Core {
                 continue;
             };
             // An item of an earlier setting is of no interest.
-            if entry.control.alarm.is_armed_at(at) {
+            if entry.state.timer.is_armed_at(at) {
                 self.work.push(Work::Timer(entry, tick));
             }
         }
@@ -330,27 +333,27 @@ impl Core {
     /// The moment to deliver a timer: is it (still) due, judged by `tick`? If not, the wheel is
     /// told to look again later.
     pub(crate) fn timer_is_due(&mut self, entry: &Entry, tick: u64) -> bool {
-        match entry.control.alarm.fire(tick) {
+        match entry.state.timer.fire(tick) {
             Fired::Due => true,
             Fired::NotYet(next) => {
-                self.look_at(entry, next);
+                self.arm_wheel(entry, next);
                 false
             }
         }
     }
 
-    /// As [`Poller::set_timer`], for the holder of the role.
+    /// As [`Poller::set_timer`], for the holder of the leadership.
     pub(crate) fn set_timer(&mut self, poller: &Poller, entry: &Entry, deadline: Option<Instant>) {
         let tick = deadline.map(|deadline| poller.clock.tick_after(deadline));
-        if entry.control.alarm.set(tick) {
-            self.look_at(entry, entry.control.alarm.arm());
+        if entry.state.timer.set(tick) {
+            self.arm_wheel(entry, entry.state.timer.arm());
         }
     }
 
-    fn look_at(&mut self, entry: &Entry, tick: Option<u64>) {
+    fn arm_wheel(&mut self, entry: &Entry, tick: Option<u64>) {
         if let Some(tick) = tick {
             self.wheel
-                .insert(tick, Timer::operator(entry.control.token()));
+                .insert(tick, WheelKey::operator(entry.state.token()));
         }
     }
 
@@ -362,15 +365,15 @@ impl Core {
 
 /// A run may have been overtaken by the `resume` it waits for.
 fn pause_after_run(work: &mut Queue<Work>, entry: &Arc<Entry>) {
-    entry.control.pause(Readiness::EMPTY);
-    if entry.control.overtaken() {
+    entry.state.pause(Readiness::EMPTY);
+    if entry.state.take_resumed() {
         resume(work, entry.clone());
     }
 }
 
 fn resume(work: &mut Queue<Work>, entry: Arc<Entry>) {
-    if entry.control.is_paused() {
-        let remembered = entry.control.unpause();
+    if entry.state.is_paused() {
+        let remembered = entry.state.unpause();
         if !remembered.is_empty() {
             work.push(Work::Ready(entry, remembered));
         }

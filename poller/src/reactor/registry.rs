@@ -110,15 +110,15 @@ impl Registry {
             _ => 0,
         };
         let token = Token::new(index, generation);
-        if !entry.control.name(token) {
+        if !entry.state.set_token(token) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the member was registered before; make a new one for each registration",
+                "the entry was registered before; make a new one for each registration",
             ));
         }
         // The lock is held: an event that comes at once waits for the slot to be filled.
         if let Err(error) = selector.add(entry.operator.fd(), token.raw(), interest) {
-            entry.control.unname();
+            entry.state.clear_token();
             return Err(error);
         }
         let taken = Slot::Taken(Arc::clone(entry));
@@ -159,7 +159,7 @@ impl Registry {
             return None;
         };
         table.free.push(token.index());
-        entry.control.detach();
+        entry.state.detach();
         if let Some(selector) = &table.selector {
             selector.remove(entry.operator.fd());
         }
@@ -211,7 +211,7 @@ impl Registry {
         let mut entries = Vec::with_capacity(self.len());
         for slot in table.slots.drain(..) {
             if let Slot::Taken(entry) = slot {
-                entry.control.detach();
+                entry.state.detach();
                 if let Some(selector) = &selector {
                     selector.remove(entry.operator.fd());
                 }
@@ -227,7 +227,7 @@ impl Registry {
 impl Table {
     fn find(&self, token: Token) -> Option<&Arc<Entry>> {
         match self.slots.get(token.index()) {
-            Some(Slot::Taken(entry)) if entry.control.token() == token => Some(entry),
+            Some(Slot::Taken(entry)) if entry.state.token() == token => Some(entry),
             _ => None,
         }
     }

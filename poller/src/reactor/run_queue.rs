@@ -21,13 +21,13 @@ impl<T> Queue<T> {
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<T> {
         if self.front.is_empty() {
-            self.turn_round();
+            self.refill();
         }
         self.front.pop()
     }
 
     #[inline(never)]
-    fn turn_round(&mut self) {
+    fn refill(&mut self) {
         std::mem::swap(&mut self.front, &mut self.back);
         self.front.reverse();
     }

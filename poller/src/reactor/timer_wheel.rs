@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sys::Moment;
+use crate::sys::MonotonicNanos;
 
 const TICK_SHIFT: u32 = 20;
 const LEVELS: usize = 7;
@@ -25,19 +25,19 @@ const KEEP_CAPACITY: usize = 256;
 pub(crate) struct Clock {
     base: Instant,
     /// The same, read second: what is reckoned from it is never ahead.
-    began: Moment,
+    began: MonotonicNanos,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
         Self {
             base: Instant::now(),
-            began: Moment::now(),
+            began: MonotonicNanos::now(),
         }
     }
 
     /// The moment as an instant.
-    pub(crate) fn instant(&self, now: Moment) -> Instant {
+    pub(crate) fn instant(&self, now: MonotonicNanos) -> Instant {
         self.base + Duration::from_nanos(now.since(self.began))
     }
 
@@ -51,12 +51,12 @@ impl Clock {
     }
 
     /// The last tick that is not after `now`.
-    pub(crate) fn tick_before(&self, now: Moment) -> u64 {
+    pub(crate) fn tick_before(&self, now: MonotonicNanos) -> u64 {
         now.since(self.began) >> TICK_SHIFT
     }
 
     /// How long from `now` until `tick` begins; zero if it did.
-    pub(crate) fn until(&self, tick: u64, now: Moment) -> Duration {
+    pub(crate) fn until(&self, tick: u64, now: MonotonicNanos) -> Duration {
         let at = tick.min(u64::MAX >> TICK_SHIFT) << TICK_SHIFT;
         Duration::from_nanos(at.saturating_sub(now.since(self.began)))
     }
@@ -294,7 +294,10 @@ mod tests {
         assert_eq!(clock.tick_after(clock.base + tick), 1);
         assert_eq!(clock.tick_before(clock.began + tick), 1);
         assert_eq!(clock.instant(clock.began + tick), clock.base + tick);
-        assert!(clock.instant(Moment::now()) <= Instant::now(), "ahead");
+        assert!(
+            clock.instant(MonotonicNanos::now()) <= Instant::now(),
+            "ahead"
+        );
         assert_eq!(clock.until(5, clock.began + 2 * tick), 3 * tick);
         assert_eq!(clock.until(5, clock.began + 20 * tick), Duration::ZERO);
         // Before the clock began, and as late as can be said.

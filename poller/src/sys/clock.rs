@@ -9,9 +9,9 @@ use std::{ops::Add, time::Duration};
 /// [`Instant`](std::time::Instant) is done with seconds and nanoseconds apart, and costs ten times as
 /// much. Only differences mean anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Moment(u64);
+pub(crate) struct MonotonicNanos(u64);
 
-impl Moment {
+impl MonotonicNanos {
     pub(crate) fn now() -> Self {
         Self(exact_nanos())
     }
@@ -35,7 +35,7 @@ impl Moment {
     }
 }
 
-impl Add<Duration> for Moment {
+impl Add<Duration> for MonotonicNanos {
     type Output = Self;
 
     fn add(self, time: Duration) -> Self {
@@ -102,17 +102,17 @@ fn exact_nanos() -> u64 {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{Moment, coarse_millis, exact_nanos, nanos};
+    use super::{MonotonicNanos, coarse_millis, exact_nanos, nanos};
     use std::time::{Duration, Instant};
 
     #[test]
     fn moments_pass_as_instants_do() {
         let outside = Instant::now();
-        let first = Moment::now();
+        let first = MonotonicNanos::now();
         let inside = Instant::now();
         let mut last = first;
         while last.since(first) < 3_000_000 {
-            let now = Moment::now();
+            let now = MonotonicNanos::now();
             assert!(now >= last, "it went back");
             last = now;
             assert!(
@@ -121,12 +121,12 @@ mod tests {
             );
         }
         let least = nanos(inside.elapsed());
-        last = Moment::now();
+        last = MonotonicNanos::now();
         assert!(last.since(first) >= least);
         assert!(last.since(first) <= nanos(outside.elapsed()));
         assert_eq!(first.since(last), 0, "nothing is before itself");
         assert_eq!((first + Duration::from_micros(7)).since(first), 7000);
-        assert_eq!(Moment::from_bits(first.bits()), first);
+        assert_eq!(MonotonicNanos::from_bits(first.bits()), first);
         assert_eq!(nanos(Duration::MAX), u64::MAX);
     }
 

@@ -1,10 +1,10 @@
 //! What the platform has to supply, one contract:
 //!
-//! * [`Selector`]: waits; owned by the poller's core, moves with the role.
+//! * [`Selector`]: waits; owned by the poller's reactor, moves with the leadership.
 //! * [`Control`]: adds, changes and removes descriptors, from any thread.
 //! * [`Waker`]: makes a wait return, from any thread.
 //! * [`wait_ready`]: waits for one descriptor without a poller.
-//! * [`coarse_millis`]: a clock that is cheap enough to look at for every message; [`Moment`]: an exact
+//! * [`coarse_millis`]: a clock that is cheap enough to look at for every message; [`MonotonicNanos`]: an exact
 //!   one whose readings are cheap to work with.
 //! * [`thread_id`], [`thread_activity`], [`thread_waits`]: how the monitor tells a waiting thread from a busy one.
 //!
@@ -33,7 +33,7 @@ use epoll as platform;
 use kqueue as platform;
 
 pub use clock::coarse_millis;
-pub(crate) use clock::{Moment, nanos};
+pub(crate) use clock::{MonotonicNanos, nanos};
 pub(crate) use selector::{Control, Selector, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id, thread_waits};
 pub use wait::{wait_any, wait_any_or, wait_ready, wait_ready_or};

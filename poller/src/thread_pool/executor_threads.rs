@@ -1,7 +1,7 @@
 //! Threads that are not ours, and jobs that wait for them.
 //!
 //! A [`WorkerPool`](crate::WorkerPool) has its queue and its threads in hand. Of an executor that comes from
-//! elsewhere only its jobs tell: a [`ForeignQueue`] is told before a job is handed over, and on the thread that
+//! elsewhere only its jobs tell: a [`ExecutorQueue`] is told before a job is handed over, and on the thread that
 //! runs it, where the job runs. That is enough to judge how long jobs wait for a thread, to end what these
 //! threads wait for, and to name what has them, as for a pool: it is the same [monitor](crate::poller::blocking_monitor) and the
 //! same [list of waits](crate::thread_pool::waits).
@@ -24,7 +24,7 @@ use std::{
 
 use crate::{
     sync::{AtomicU32, AtomicUsize, Mutex, Ordering},
-    sys::{Moment, coarse_millis},
+    sys::{MonotonicNanos, coarse_millis},
     thread_pool::{
         waits::{self, Waits},
         watched::{Backlog, BusyThread, Doing, PAUSES, PoolMonitor, WatchedPool, longest_first},
@@ -38,10 +38,10 @@ const CALLS: u32 = 1 << 31;
 
 /// Threads that belong to an executor from elsewhere. Clones stand for the same threads.
 ///
-/// [Waits](crate::begin_wait) of jobs that any [`ForeignQueue`] of these threads runs are ended, the longest
+/// [Waits](crate::begin_wait) of jobs that any [`ExecutorQueue`] of these threads runs are ended, the longest
 /// first, when jobs of any such queue have waited for a thread for too long.
 #[derive(Clone, Default)]
-pub struct ForeignThreads {
+pub struct ExecutorThreads {
     shared: Arc<Threads>,
 }
 
@@ -51,15 +51,15 @@ struct Threads {
     doing: Mutex<Vec<Weak<Doing>>>,
 }
 
-/// The jobs of one user that wait for [`ForeignThreads`]. Clones share the queue, which holds no job: it
+/// The jobs of one user that wait for [`ExecutorThreads`]. Clones share the queue, which holds no job: it
 /// counts them.
 #[derive(Clone)]
-pub struct ForeignQueue {
+pub struct ExecutorQueue {
     shared: Arc<Queue>,
 }
 
 struct Queue {
-    threads: ForeignThreads,
+    threads: ExecutorThreads,
     overload_after: Option<Duration>,
     /// How many jobs of each cohort have not started.
     cohorts: [AtomicU32; COHORTS],
@@ -72,20 +72,20 @@ struct Queue {
 /// What the monitor knows of the cohorts.
 struct Ages {
     /// Since when none is added to; `None` for those that are empty, and for the open one.
-    closed: [Option<Moment>; COHORTS],
+    closed: [Option<MonotonicNanos>; COHORTS],
     /// When the latest was closed.
-    latest: Option<Moment>,
+    latest: Option<MonotonicNanos>,
     /// The marks are set, or some of them.
     rested: bool,
 }
 
-/// A job that was counted by a [`ForeignQueue`], which is to learn that it starts, or never will.
+/// A job that was counted by a [`ExecutorQueue`], which is to learn that it starts, or never will.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "the job counts as one that waits until it is run or withdrawn"]
 pub struct Ticket(usize);
 
 /// What a thread has to do with some threads, as one of which it runs jobs.
-struct Seat {
+struct ThreadSlot {
     threads: Arc<Threads>,
     doing: Arc<Doing>,
     /// Lies with the thread's waits while a job runs.
@@ -93,8 +93,8 @@ struct Seat {
 }
 
 thread_local! {
-    /// The seats of this thread that no job uses now.
-    static SEATS: RefCell<Vec<Seat>> = const { RefCell::new(Vec::new()) };
+    /// The slots of this thread that no job uses now.
+    static THREAD_SLOTS: RefCell<Vec<ThreadSlot>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Default for Threads {
@@ -106,7 +106,7 @@ impl Default for Threads {
     }
 }
 
-impl ForeignThreads {
+impl ExecutorThreads {
     /// Jobs that have one of these threads, the longest first.
     pub fn holding(&self) -> Vec<BusyThread> {
         let now = coarse_millis();
@@ -115,19 +115,19 @@ impl ForeignThreads {
         longest_first(doing.filter_map(|doing| doing.holding(now)))
     }
 
-    /// A seat of the calling thread.
-    fn seat(&self) -> Option<Seat> {
+    /// A slot of the calling thread.
+    fn slot(&self) -> Option<ThreadSlot> {
         let threads = &self.shared;
-        SEATS
-            .try_with(|seats| {
-                let mut seats = seats.borrow_mut();
-                let own = |seat: &Seat| Arc::ptr_eq(&seat.threads, threads);
-                match seats.iter().position(own) {
-                    Some(place) => seats.swap_remove(place),
+        THREAD_SLOTS
+            .try_with(|slots| {
+                let mut slots = slots.borrow_mut();
+                let own = |slot: &ThreadSlot| Arc::ptr_eq(&slot.threads, threads);
+                match slots.iter().position(own) {
+                    Some(place) => slots.swap_remove(place),
                     None => {
-                        seats.retain(|seat| Arc::strong_count(&seat.threads) > 1);
-                        drop(seats);
-                        Seat::new(threads)
+                        slots.retain(|slot| Arc::strong_count(&slot.threads) > 1);
+                        drop(slots);
+                        ThreadSlot::new(threads)
                     }
                 }
             })
@@ -135,7 +135,7 @@ impl ForeignThreads {
     }
 }
 
-impl Seat {
+impl ThreadSlot {
     #[cold]
     fn new(threads: &Arc<Threads>) -> Self {
         let doing = Arc::new(Doing::default());
@@ -153,17 +153,17 @@ impl Seat {
 
 /// A job runs; it does no more when this is dropped.
 struct Running {
-    seat: Option<Seat>,
+    slot: Option<ThreadSlot>,
     /// Whose waits this thread's were before: a job may run inside of another.
     before: Option<Arc<Waits>>,
 }
 
 impl Running {
-    fn begin(mut seat: Seat, id: u64) -> Self {
-        seat.doing.begin(id);
-        let before = waits::belong_to(seat.waits.take());
+    fn begin(mut slot: ThreadSlot, id: u64) -> Self {
+        slot.doing.begin(id);
+        let before = waits::set_current(slot.waits.take());
         Self {
-            seat: Some(seat),
+            slot: Some(slot),
             before,
         }
     }
@@ -171,19 +171,19 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let own = waits::belong_to(self.before.take());
-        if let Some(mut seat) = self.seat.take() {
-            seat.doing.end();
-            seat.waits = own;
-            let _ = SEATS.try_with(|seats| seats.borrow_mut().push(seat));
+        let own = waits::set_current(self.before.take());
+        if let Some(mut slot) = self.slot.take() {
+            slot.doing.end();
+            slot.waits = own;
+            let _ = THREAD_SLOTS.try_with(|slots| slots.borrow_mut().push(slot));
         }
     }
 }
 
-impl ForeignQueue {
+impl ExecutorQueue {
     /// A queue of jobs for these threads, which count as overdue when they have waited for one for so long.
-    /// That counts for queues that a group [looks after](crate::PollerGroup::look_after_foreign).
-    pub fn new(threads: &ForeignThreads, overload_after: Option<Duration>) -> Self {
+    /// That counts for queues that a group [looks after](crate::PollerGroup::look_after_executor).
+    pub fn new(threads: &ExecutorThreads, overload_after: Option<Duration>) -> Self {
         let mark = if overload_after.is_some() { CALLS } else { 0 };
         Self {
             shared: Arc::new(Queue {
@@ -222,8 +222,8 @@ impl ForeignQueue {
     /// The job starts, on this thread: runs it.
     pub fn run<T>(&self, ticket: Ticket, id: u64, job: impl FnOnce() -> T) -> T {
         self.withdraw(ticket);
-        let running = self.shared.threads.seat();
-        let running = running.map(|seat| Running::begin(seat, id));
+        let running = self.shared.threads.slot();
+        let running = running.map(|slot| Running::begin(slot, id));
         let returned = job();
         drop(running);
         returned
@@ -235,7 +235,7 @@ impl ForeignQueue {
     }
 
     /// The threads that it waits for.
-    pub fn threads(&self) -> &ForeignThreads {
+    pub fn threads(&self) -> &ExecutorThreads {
         &self.shared.threads
     }
 
@@ -279,7 +279,7 @@ impl Queue {
         &self,
         ages: &mut Ages,
         counts: &[usize; COHORTS],
-        now: Moment,
+        now: MonotonicNanos,
         time: Duration,
     ) -> usize {
         let open = self.open.load(Ordering::Relaxed);
@@ -312,7 +312,7 @@ impl Queue {
 }
 
 impl WatchedPool for Queue {
-    fn backlog(&self, now: Moment) -> Backlog {
+    fn backlog(&self, now: MonotonicNanos) -> Backlog {
         let Some(time) = self.overload_after else {
             return Backlog::default();
         };
@@ -331,7 +331,7 @@ impl WatchedPool for Queue {
         }
     }
 
-    fn end_waits(&self, overdue: usize, now: Moment) -> usize {
+    fn end_waits(&self, overdue: usize, now: MonotonicNanos) -> usize {
         let time = self.overload_after.unwrap_or_default();
         let waits = &self.threads.shared.waits;
         waits.end(overdue, now, time / PAUSES)
@@ -360,17 +360,17 @@ impl WatchedPool for Queue {
     }
 }
 
-impl fmt::Debug for ForeignThreads {
+impl fmt::Debug for ExecutorThreads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ForeignThreads")
+        f.debug_struct("ExecutorThreads")
             .field("holding", &self.holding())
             .finish()
     }
 }
 
-impl fmt::Debug for ForeignQueue {
+impl fmt::Debug for ExecutorQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ForeignQueue")
+        f.debug_struct("ExecutorQueue")
             .field("waiting", &self.shared.counts().iter().sum::<usize>())
             .field("overload_after", &self.shared.overload_after)
             .finish_non_exhaustive()
@@ -385,18 +385,18 @@ mod tests {
     const TIME: Duration = Duration::from_millis(100);
     const STEP: Duration = Duration::from_millis(10);
 
-    fn queue() -> ForeignQueue {
-        ForeignQueue::new(&ForeignThreads::default(), Some(TIME))
+    fn queue() -> ExecutorQueue {
+        ExecutorQueue::new(&ExecutorThreads::default(), Some(TIME))
     }
 
-    fn overdue(queue: &ForeignQueue, now: Moment) -> usize {
+    fn overdue(queue: &ExecutorQueue, now: MonotonicNanos) -> usize {
         queue.watched().backlog(now).overdue
     }
 
     #[test]
     fn jobs_are_overdue_whatever_others_do() {
         let queue = queue();
-        let begin = Moment::now();
+        let begin = MonotonicNanos::now();
         let old = [queue.submit(), queue.submit()];
         // Others come and start all the time.
         for n in 0..10 {
@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn jobs_of_more_cohorts_than_there_are_wait_for_the_older_ones() {
         let queue = queue();
-        let begin = Moment::now();
+        let begin = MonotonicNanos::now();
         let mut now = begin;
         let mut tickets = Vec::new();
         for _ in 0..2 * COHORTS {
@@ -435,9 +435,9 @@ mod tests {
 
     #[test]
     fn without_a_time_nothing_is_overdue_and_the_monitor_is_not_called() {
-        let queue = ForeignQueue::new(&ForeignThreads::default(), None);
+        let queue = ExecutorQueue::new(&ExecutorThreads::default(), None);
         assert!(!queue.count().1);
-        let later = Moment::now() + TIME * 99;
+        let later = MonotonicNanos::now() + TIME * 99;
         assert_eq!(queue.watched().backlog(later), Backlog::default());
         assert!(queue.watched().rest());
         assert!(!queue.count().1);
@@ -448,10 +448,10 @@ mod tests {
         let queue = queue();
         let (first, calls) = queue.count();
         assert!(calls, "the monitor has not begun");
-        assert!(queue.watched().backlog(Moment::now()).waits);
+        assert!(queue.watched().backlog(MonotonicNanos::now()).waits);
         assert!(!queue.watched().rest(), "a job waits");
         queue.withdraw(first);
-        overdue(&queue, Moment::now());
+        overdue(&queue, MonotonicNanos::now());
         let (second, calls) = queue.count();
         assert!(!calls, "it looks anyway");
         queue.withdraw(second);
@@ -468,8 +468,8 @@ mod tests {
     #[test]
     fn waits_of_jobs_are_those_of_their_threads() {
         let (outer, inner) = (queue(), queue());
-        let other_user = ForeignQueue::new(outer.threads(), Some(TIME));
-        let later = Moment::now() + TIME;
+        let other_user = ExecutorQueue::new(outer.threads(), Some(TIME));
+        let later = MonotonicNanos::now() + TIME;
         assert!(!begin_wait(Arc::new(Nothing)).may_be_ended());
         outer.run(outer.submit(), 7, || {
             inner.run(inner.submit(), 8, || {

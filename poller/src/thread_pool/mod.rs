@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     sync::{Ordering, thread},
-    sys::Moment,
+    sys::MonotonicNanos,
 };
 
 pub use watched::BusyThread;
@@ -98,7 +98,7 @@ impl WorkerPool {
     }
 
     /// Queues a job only if a thread is there for it, or can be started; whether it did.
-    pub(crate) fn submit_if_manned(&self, job: Arc<dyn Job>) -> bool {
+    pub(crate) fn submit_if_served(&self, job: Arc<dyn Job>) -> bool {
         if self.shared.submit(Queued::new(job, false)).is_err() {
             return false;
         }
@@ -160,7 +160,7 @@ impl WorkerPool {
     }
 
     /// Whether this work has waited for too long at `now`.
-    pub(crate) fn is_overdue(&self, since: Moment, now: Moment) -> bool {
+    pub(crate) fn is_overdue(&self, since: MonotonicNanos, now: MonotonicNanos) -> bool {
         let time = self.shared.config.overload_after;
         time.is_some_and(|time| since + time <= now)
     }
@@ -240,7 +240,7 @@ mod tests {
                 assert!(begin.elapsed() < Duration::from_secs(60));
                 thread::yield_now();
             }
-            std::mem::take(&mut pool.shared.state.lock().looks)
+            std::mem::take(&mut pool.shared.state.lock().spins)
         };
         assert_eq!(looks_after(true), 0);
         assert_eq!(looks_after(false), 1);

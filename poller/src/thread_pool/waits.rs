@@ -12,7 +12,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use crate::{leadership::thread_context::before_blocking, sync::Mutex, sys::Moment};
+use crate::{leadership::thread_context::before_blocking, sync::Mutex, sys::MonotonicNanos};
 
 /// What a thread waits on, as whoever ends the wait sees it.
 pub trait Waiter: Send + Sync + 'static {
@@ -40,12 +40,12 @@ struct List {
     next: u64,
     /// How many were ended since `ending_since`.
     ending: usize,
-    ending_since: Option<Moment>,
+    ending_since: Option<MonotonicNanos>,
     ended: u64,
 }
 
 struct Wait {
-    since: Moment,
+    since: MonotonicNanos,
     on: Arc<dyn Waiter>,
     ended: bool,
 }
@@ -66,14 +66,14 @@ pub fn begin_wait(on: Arc<dyn Waiter>) -> Waiting {
     let waits = OWN.try_with(|own| own.borrow().clone()).ok().flatten();
     Waiting {
         place: waits.map(|waits| {
-            let number = waits.begin(on, Moment::now());
+            let number = waits.begin(on, MonotonicNanos::now());
             (waits, number)
         }),
     }
 }
 
 /// The calling thread belongs to the pool with these waits; to which it belonged before.
-pub(crate) fn belong_to(waits: Option<Arc<Waits>>) -> Option<Arc<Waits>> {
+pub(crate) fn set_current(waits: Option<Arc<Waits>>) -> Option<Arc<Waits>> {
     OWN.try_with(|own| own.replace(waits)).ok().flatten()
 }
 
@@ -123,7 +123,7 @@ impl Waits {
         }
     }
 
-    pub(crate) fn begin(&self, on: Arc<dyn Waiter>, since: Moment) -> u64 {
+    pub(crate) fn begin(&self, on: Arc<dyn Waiter>, since: MonotonicNanos) -> u64 {
         let mut list = self.list.lock();
         let number = list.next;
         list.next += 1;
@@ -152,7 +152,7 @@ impl Waits {
     /// Ends as many waits as work is overdue, the longest first; how many those were. A wait that is not as
     /// old as `pause` is left alone, and a thread whose wait was ended is given that time to take up the
     /// work, so no more than `overdue` are ended in it.
-    pub(crate) fn end(&self, overdue: usize, now: Moment, pause: Duration) -> usize {
+    pub(crate) fn end(&self, overdue: usize, now: MonotonicNanos, pause: Duration) -> usize {
         let mut list = self.list.lock();
         if list.ending_since.is_none_or(|since| since + pause <= now) {
             list.ending_since = Some(now);
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn the_longest_waits_are_ended_and_no_more_than_are_needed() {
         let (waits, on) = (Waits::new(), Arc::new(Woken::default()));
-        let begin = Moment::now();
+        let begin = MonotonicNanos::now();
         let numbers: Vec<u64> = (0..5)
             .map(|n| waits.begin(on.clone(), begin + PAUSE * n))
             .collect();
@@ -244,13 +244,13 @@ mod tests {
     #[test]
     fn a_wait_belongs_to_the_pool_of_its_thread() {
         let (waits, on) = (Arc::new(Waits::new()), Arc::new(Woken::default()));
-        belong_to(Some(waits.clone()));
+        set_current(Some(waits.clone()));
         let waiting = begin_wait(on.clone());
-        assert_eq!(waits.end(1, Moment::now() + PAUSE, PAUSE), 1);
+        assert_eq!(waits.end(1, MonotonicNanos::now() + PAUSE, PAUSE), 1);
         assert!(waiting.was_ended() && waiting.finish());
         drop(begin_wait(on.clone()));
-        assert_eq!(waits.end(1, Moment::now() + PAUSE * 9, PAUSE), 0);
-        belong_to(None);
+        assert_eq!(waits.end(1, MonotonicNanos::now() + PAUSE * 9, PAUSE), 0);
+        set_current(None);
         assert_eq!(Arc::strong_count(&on), 1);
     }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     sync::{AtomicU64, Ordering},
-    sys::{Moment, coarse_millis},
+    sys::{MonotonicNanos, coarse_millis},
 };
 
 /// Work that has a thread, and for how long.
@@ -24,10 +24,10 @@ pub(crate) const PAUSES: u32 = 10;
 /// Threads for which work may have to wait.
 pub(crate) trait WatchedPool: Send + Sync {
     /// What waits for a thread.
-    fn backlog(&self, now: Moment) -> Backlog;
+    fn backlog(&self, now: MonotonicNanos) -> Backlog;
 
     /// Ends waits of the threads for so much overdue work; how many those were.
-    fn end_waits(&self, overdue: usize, now: Moment) -> usize;
+    fn end_waits(&self, overdue: usize, now: MonotonicNanos) -> usize;
 
     /// What has a thread, the longest first.
     fn holding(&self) -> Vec<BusyThread>;

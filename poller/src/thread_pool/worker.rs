@@ -25,7 +25,7 @@ use std::{
 use crate::{
     contain::contained,
     sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, thread},
-    sys::{Moment, coarse_millis},
+    sys::{MonotonicNanos, coarse_millis},
     thread_pool::{
         waits::{self, Waits},
         watched::{Backlog, BusyThread, Doing, PAUSES, PoolMonitor, WatchedPool, longest_first},
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// How often a worker looks around before it parks.
-const LOOKS: u32 = if cfg!(loom) { 1 } else { 6 };
+const SPINS: u32 = if cfg!(loom) { 1 } else { 6 };
 
 /// Something a [`WorkerPool`](crate::WorkerPool) runs.
 pub trait Job: Send + Sync + 'static {
@@ -111,7 +111,7 @@ pub(super) struct State {
     pub(super) queue: VecDeque<Queued>,
     pub(super) threads: usize,
     /// Parked threads, the latest last. Whoever wakes one takes it out.
-    pub(super) parked: Vec<Arc<Bed>>,
+    pub(super) parked: Vec<Arc<Parker>>,
     /// Threads looking around before they park.
     pub(super) looking: usize,
     /// Parked threads that were notified, and threads that are being started.
@@ -126,13 +126,13 @@ pub(super) struct State {
     pub(super) next_id: u64,
     pub(super) handles: Vec<(u64, thread::JoinHandle<()>)>,
     /// The threads that are running.
-    pub(super) members: Vec<Arc<Bed>>,
+    pub(super) members: Vec<Arc<Parker>>,
     /// Threads that have left and wait to be joined.
     pub(super) left: Vec<u64>,
     pub(super) stats: WorkerStats,
     /// How often a thread has looked around.
     #[cfg(test)]
-    pub(super) looks: u64,
+    pub(super) spins: u64,
     /// Why the latest thread could not be started.
     pub(super) start_error: Option<io::Error>,
 }
@@ -143,7 +143,7 @@ pub(super) struct Queued {
     /// It is to lead a poller.
     pub(super) leads: bool,
     /// When the monitor first saw it wait.
-    pub(super) seen: Option<Moment>,
+    pub(super) seen: Option<MonotonicNanos>,
 }
 
 impl Queued {
@@ -157,7 +157,7 @@ impl Queued {
 }
 
 /// A thread, as others know it; where it parks.
-pub(super) struct Bed {
+pub(super) struct Parker {
     id: u64,
     thread: thread::ThreadId,
     wake: Condvar,
@@ -166,7 +166,7 @@ pub(super) struct Bed {
 
 impl State {
     pub(super) fn is_member(&self, thread: thread::ThreadId) -> bool {
-        self.members.iter().any(|bed| bed.thread == thread)
+        self.members.iter().any(|parker| parker.thread == thread)
     }
 
     /// How many wake-ups may be in flight: leaders that were called for together come together.
@@ -186,7 +186,7 @@ impl State {
 
 impl WatchedPool for Shared {
     /// Those that lead pollers are not counted.
-    fn backlog(&self, now: Moment) -> Backlog {
+    fn backlog(&self, now: MonotonicNanos) -> Backlog {
         let mut state = self.state.lock();
         let time = self.config.overload_after;
         state.watched = state.is_stuck() && time.is_some();
@@ -206,7 +206,7 @@ impl WatchedPool for Shared {
         }
     }
 
-    fn end_waits(&self, overdue: usize, now: Moment) -> usize {
+    fn end_waits(&self, overdue: usize, now: MonotonicNanos) -> usize {
         let Some(time) = self.config.overload_after else {
             return 0;
         };
@@ -220,7 +220,7 @@ impl WatchedPool for Shared {
             state
                 .members
                 .iter()
-                .filter_map(|bed| bed.doing.holding(now)),
+                .filter_map(|parker| parker.doing.holding(now)),
         )
     }
 
@@ -252,21 +252,21 @@ impl Shared {
             state.queue.push_back(queued);
         }
         state.stats.submitted += 1;
-        self.call_for_help(state);
+        self.wake_worker(state);
         Ok(())
     }
 
     /// Sees to it that somebody will look at a queue that is not empty.
-    fn call_for_help(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+    fn wake_worker(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         self.pending.store(state.queue.len(), Ordering::Release);
         if state.queue.is_empty() || state.looking > 0 || state.waking >= state.wakes_at_once() {
             return;
         }
-        if let Some(bed) = state.parked.pop() {
+        if let Some(parker) = state.parked.pop() {
             state.waking += 1;
             state.stats.wakes += 1;
             drop(state);
-            bed.wake.notify_one();
+            parker.wake.notify_one();
         } else if state.threads < self.config.max_threads {
             self.start_thread(state);
         } else {
@@ -322,17 +322,17 @@ impl Shared {
 
     /// A thread's life.
     fn work(self: Arc<Self>, id: u64) {
-        let bed = Arc::new(Bed {
+        let parker = Arc::new(Parker {
             id,
             thread: thread::current().id(),
             wake: Condvar::new(),
             doing: Doing::default(),
         });
-        waits::belong_to(Some(self.waits.clone()));
+        waits::set_current(Some(self.waits.clone()));
         let mut state = self.state.lock();
         // This thread is what the wake-up in flight was about.
         state.waking = state.waking.saturating_sub(1);
-        state.members.push(bed.clone());
+        state.members.push(parker.clone());
         // When this thread ends unless it gets a job before; set when it first parks after one.
         let mut leave_at = None;
         let mut has_led = false;
@@ -340,12 +340,12 @@ impl Shared {
             if let Some(Queued { job, leads, .. }) = state.queue.pop_front() {
                 leave_at = None;
                 has_led = leads;
-                self.call_for_help(state);
+                self.wake_worker(state);
                 if !leads {
-                    bed.doing.begin(job.id());
+                    parker.doing.begin(job.id());
                 }
                 let outcome = contained(|| job.run());
-                bed.doing.end();
+                parker.doing.end();
                 state = self.state.lock();
                 if let Err(thrown) = outcome {
                     state.stats.panics += 1;
@@ -359,7 +359,7 @@ impl Shared {
                 break;
             }
             if !has_led {
-                state = self.look_around(state);
+                state = self.spin_for_job(state);
                 if !state.queue.is_empty() || state.closed {
                     continue;
                 }
@@ -367,7 +367,7 @@ impl Shared {
             // Woken when another has taken the job already, it does not stay any longer.
             let until =
                 *leave_at.get_or_insert_with(|| Instant::now().checked_add(self.config.keep_alive));
-            if !self.park(&mut state, &bed, until) {
+            if !self.park(&mut state, &parker, until) {
                 break;
             }
         }
@@ -375,14 +375,14 @@ impl Shared {
     }
 
     /// A few yields, until there is a job.
-    fn look_around<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn spin_for_job<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         state.looking += 1;
         #[cfg(test)]
         {
-            state.looks += 1;
+            state.spins += 1;
         }
         drop(state);
-        for _ in 0..LOOKS {
+        for _ in 0..SPINS {
             thread::yield_now();
             if self.pending.load(Ordering::Acquire) > 0 {
                 break;
@@ -398,19 +398,19 @@ impl Shared {
     fn park(
         &self,
         state: &mut MutexGuard<'_, State>,
-        bed: &Arc<Bed>,
+        parker: &Arc<Parker>,
         until: Option<Instant>,
     ) -> bool {
-        state.parked.push(Arc::clone(bed));
+        state.parked.push(Arc::clone(parker));
         loop {
             let late = match until {
-                Some(until) => bed.wake.wait_until(state, until).timed_out(),
+                Some(until) => parker.wake.wait_until(state, until).timed_out(),
                 None => {
-                    bed.wake.wait(state);
+                    parker.wake.wait(state);
                     false
                 }
             };
-            let Some(place) = state.parked.iter().position(|other| other.id == bed.id) else {
+            let Some(place) = state.parked.iter().position(|other| other.id == parker.id) else {
                 // Woken, if only just before the time was up: this is what the wake-up was about.
                 state.waking = state.waking.saturating_sub(1);
                 return true;
@@ -433,7 +433,7 @@ impl Shared {
         state.left.push(id);
         state.members.retain(|member| member.id != id);
         drop(state);
-        waits::belong_to(None);
+        waits::set_current(None);
         self.ended.notify_all();
         for (_, handle) in gone {
             let _ = handle.join();
@@ -446,8 +446,8 @@ impl Shared {
             state.closed = true;
             std::mem::take(&mut state.parked)
         };
-        for bed in parked {
-            bed.wake.notify_one();
+        for parker in parked {
+            parker.wake.notify_one();
         }
         self.ended.notify_all();
     }
