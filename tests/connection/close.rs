@@ -1553,6 +1553,7 @@ fn handles_do_not_keep_the_descriptor() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn writes_race_with_close_without_a_panic() {
     every(|case| {
         let handles = Log::new();

@@ -118,6 +118,7 @@ fn end(proxy: Server) -> String {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn redis_behind_the_proxy() {
     let Some(redis) = Redis::start() else { return };
     let proxy = proxy(&redis.backend(), &[]);
@@ -150,6 +151,7 @@ fn redis_behind_the_proxy() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn redis_benchmark_through_the_proxy() {
     let Some(redis) = Redis::start() else { return };
     let proxy = proxy(&redis.backend(), &[]);
@@ -173,6 +175,7 @@ fn redis_benchmark_through_the_proxy() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn kept_connections_to_redis_serve_the_next_client() {
     let Some(redis) = Redis::start() else { return };
     let proxy = proxy(&redis.backend(), &["--pool", "4"]);
@@ -199,6 +202,7 @@ fn kept_connections_to_redis_serve_the_next_client() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn redis_behind_a_chain_of_proxies_with_one_thread_each() {
     let Some(redis) = Redis::start() else { return };
     let single = ["--pollers", "1", "--threads", "1"];
@@ -218,6 +222,7 @@ fn redis_behind_a_chain_of_proxies_with_one_thread_each() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn the_next_redis_is_tried_when_one_refuses() {
     let Some(redis) = Redis::start() else { return };
     let nobody = format!("unix:{}", fresh_path(".sock"));

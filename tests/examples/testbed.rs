@@ -10,6 +10,7 @@ use std::{
 };
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn e_echoes_the_body_however_frames_are_cut() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch]);
@@ -45,6 +46,7 @@ fn e_echoes_the_body_however_frames_are_cut() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn s_sleeps_then_echoes() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch]);
@@ -62,6 +64,7 @@ fn s_sleeps_then_echoes() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn p_ends_its_connection_only_and_is_counted() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch]);
@@ -81,6 +84,7 @@ fn p_ends_its_connection_only_and_is_counted() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn c_replies_then_closes() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch]);
@@ -102,6 +106,7 @@ fn c_replies_then_closes() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn a_resets() {
     let server = server(&[]);
     let mut socket = server.connect();
@@ -113,6 +118,7 @@ fn a_resets() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn b_replies_with_the_pattern_in_any_number_of_pieces() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch]);
@@ -131,6 +137,7 @@ fn b_replies_with_the_pattern_in_any_number_of_pieces() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn q_says_nothing() {
     let server = server(&[]);
     let mut socket = server.connect();
@@ -140,6 +147,7 @@ fn q_says_nothing() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn l_relays_a_call_to_itself_and_to_others() {
     for dispatch in DISPATCHES {
         let path = format!("unix:{}", fresh_path(".sock"));
@@ -170,6 +178,7 @@ fn l_relays_a_call_to_itself_and_to_others() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn l_to_nowhere_ends_the_connection() {
     let nobody = format!("unix:{}", fresh_path(".sock"));
     for dispatch in DISPATCHES {
@@ -186,6 +195,7 @@ fn l_to_nowhere_ends_the_connection() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn k_keeps_a_view_and_sends_its_checksum_after_the_end_of_input() {
     let server = server(&["--grace-ms", "60000"]);
     // The check value of this CRC, and a body of many chunks.
@@ -231,6 +241,7 @@ fn crc32(data: &[u8]) -> u32 {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn u_echoes_once_from_each_thread_and_nothing_is_mixed() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch]);
@@ -260,6 +271,7 @@ fn u_echoes_once_from_each_thread_and_nothing_is_mixed() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn t_tells_what_happened() {
     let server = server(&[]);
     let mut socket = server.connect();
@@ -305,6 +317,7 @@ fn t_tells_what_happened() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn frames_that_mean_nothing_end_their_connection() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch]);

@@ -5,6 +5,7 @@ use crate::support::{Socket, figure, frame, fresh_path, run, text};
 use std::{net::TcpListener, thread};
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn the_client_checks_every_opcode() {
     let server = server(&["--pollers", "2"]);
     for op in ["E", "S", "P", "C", "A", "B", "Q", "L", "U", "T"] {
@@ -46,6 +47,7 @@ fn the_client_checks_every_opcode() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn the_client_names_errors_by_kind() {
     let nobody = format!("unix:{}", fresh_path(".sock"));
     let output = run("testbed_client", &["--connect", &nobody, "--count", "3"]);
@@ -73,6 +75,7 @@ fn the_client_names_errors_by_kind() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn the_client_finds_wrong_replies() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let place = listener.local_addr().expect("its address").to_string();
@@ -96,6 +99,7 @@ fn the_client_finds_wrong_replies() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn wrong_command_lines_are_refused_with_the_reason() {
     let place = ["--listen", "tcp:127.0.0.1:0"];
     for (args, reason) in [

@@ -7,6 +7,7 @@ use crate::support::{Server, Socket, eventually, figure, frame, fresh_path, nois
 use std::{fs, thread};
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn connections_go_on_while_handlers_sleep() {
     for dispatch in ["adaptive", "workers"] {
         let server = server(&["--dispatch", dispatch, "--workers", "8"]);
@@ -34,6 +35,7 @@ fn connections_go_on_while_handlers_sleep() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn a_frame_longer_than_the_limit_ends_its_connection_and_no_other() {
     for dispatch in DISPATCHES {
         let server = server(&["--dispatch", dispatch, "--max-frame", "1000"]);
@@ -56,6 +58,7 @@ fn a_frame_longer_than_the_limit_ends_its_connection_and_no_other() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn idle_connections_are_closed() {
     let server = server(&["--idle-ms", "50"]);
     assert_ended(server.connect());
@@ -63,6 +66,7 @@ fn idle_connections_are_closed() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn an_unfinished_frame_is_given_up_after_the_read_timeout() {
     for dispatch in ["adaptive", "workers"] {
         let server = server(&["--dispatch", dispatch, "--read-timeout-ms", "50"]);
@@ -85,6 +89,7 @@ fn an_unfinished_frame_is_given_up_after_the_read_timeout() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn a_peer_that_takes_no_output_is_given_up_after_the_write_timeout() {
     for dispatch in ["adaptive", "workers"] {
         let server = server(&["--dispatch", dispatch, "--write-timeout-ms", "50"]);
@@ -118,6 +123,7 @@ fn ask_without_reading(socket: &mut Socket, most: usize) -> usize {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn a_full_queue_is_an_error_or_a_close_by_policy() {
     for dispatch in DISPATCHES {
         for policy in ["error", "close"] {
@@ -140,6 +146,7 @@ fn a_full_queue_is_an_error_or_a_close_by_policy() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn a_full_queue_waits_by_policy_and_nothing_is_lost() {
     for dispatch in ["adaptive", "workers"] {
         let server = server(&[
@@ -170,6 +177,7 @@ fn a_full_queue_waits_by_policy_and_nothing_is_lost() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn input_is_not_read_far_ahead_of_a_sleeping_handler() {
     let server = server(&["--read-high", "65536", "--grace-ms", "0"]);
     let mut busy = server.connect();
@@ -190,6 +198,7 @@ fn input_is_not_read_far_ahead_of_a_sleeping_handler() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn connections_beyond_the_limit_wait_for_their_turn() {
     let server = server(&["--max-conns", "2"]);
     let (mut first, mut second) = (server.connect(), server.connect());
@@ -207,6 +216,7 @@ fn connections_beyond_the_limit_wait_for_their_turn() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn descriptors_run_out_and_come_back() {
     if !cfg!(target_os = "linux") {
         eprintln!("skipped: the error numbers are those of Linux");
@@ -235,6 +245,7 @@ fn descriptors_run_out_and_come_back() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn sigusr1_and_the_end_write_the_figures() {
     let file = fresh_path(".json");
     let server = server(&["--stats-file", &file]);
@@ -267,6 +278,7 @@ fn wait_received(server: &Server, bytes: u64) {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn sigterm_lets_handlers_finish_in_time() {
     for dispatch in ["adaptive", "workers"] {
         let server = server(&["--dispatch", dispatch, "--grace-ms", "60000"]);
@@ -281,6 +293,7 @@ fn sigterm_lets_handlers_finish_in_time() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn sigterm_cuts_what_takes_too_long() {
     for dispatch in ["adaptive", "workers"] {
         let server = server(&["--dispatch", dispatch, "--grace-ms", "0"]);

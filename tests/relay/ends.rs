@@ -443,6 +443,7 @@ enum Parting {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn peers_that_go_after_both_ends_have_finished() {
     const PARTINGS: [Parting; 4] = [
         Parting::Answers,

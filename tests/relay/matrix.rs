@@ -128,6 +128,7 @@ fn play(
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn two_proxies_in_a_row_lose_nothing_however_the_ends_behave() {
     let pollers = netpoll::PollerGroup::new(1, netpoll::Balance::RoundRobin).unwrap();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -291,11 +291,13 @@ fn chaos(case: Case, threads: u64, stories: u64) {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn whatever_peers_and_handlers_do_the_books_balance() {
     every(|case| chaos(case, 4, 60));
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn whatever_peers_and_handlers_do_nothing_is_left_behind() {
     in_child(
         "whatever_peers_and_handlers_do_nothing_is_left_behind",
@@ -317,6 +319,7 @@ fn whatever_peers_and_handlers_do_nothing_is_left_behind() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn a_shutdown_in_the_middle_of_everything_ends() {
     every(|case| {
         let blocking = case.kind != Kind::Inline;
@@ -379,6 +382,7 @@ fn a_shutdown_in_the_middle_of_everything_ends() {
 }
 
 #[test]
+#[ignore = "slow: ci/slow.sh"]
 fn a_chain_of_loops_passes_everything_on() {
     // Three loops in a row, each a client of the next, all on the same pollers.
     every_blocking(|case| {
