@@ -6,13 +6,12 @@
 //! * a chunk has at most one `Node::Owned` handle.
 //! * nodes may be empty anywhere; an empty `Own` node at the end is the room for the next write.
 
-use std::collections::VecDeque;
 use std::fmt;
 
 use crate::chunk::ChunkPool;
 use crate::discard::Discarded;
 use crate::node::Node;
-use crate::slot::SlotShift;
+use crate::node_list::NodeList;
 
 /// A queue of bytes, kept as a chain of chunks: written at the end, read at the front.
 ///
@@ -94,14 +93,6 @@ pub struct LinkBuffer {
     pub(crate) compacted: u64,
     #[cfg(netpoll_leaks)]
     pub(crate) leak: Option<crate::leak::Guard<crate::leak::Kind>>,
-}
-
-/// The part of a buffer that is needed only with more than one node.
-#[derive(Default)]
-pub(crate) struct NodeList {
-    pub(crate) nodes: VecDeque<Node>,
-    /// What happened to the positions of open slots since the last flush.
-    pub(crate) shifts: Vec<SlotShift>,
 }
 
 impl LinkBuffer {
@@ -282,9 +273,9 @@ impl Drop for LinkBuffer {
     fn drop(&mut self) {
         let mut gone = Discarded::default();
         let front = std::mem::replace(&mut self.front, Node::Empty);
-        gone.add(self, front);
+        gone.add(self.pool(), front);
         while let Some(node) = self.pop_rest() {
-            gone.add(self, node);
+            gone.add(self.pool(), node);
         }
         self.free_node_list();
     }

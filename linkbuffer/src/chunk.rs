@@ -7,9 +7,10 @@ use std::sync::{Arc, OnceLock};
 use bytes::BytesMut;
 use crossbeam_queue::ArrayQueue;
 
-use crate::buffer::NodeList;
+use crate::allocation::probe;
 use crate::chunk_table;
-use crate::traits::probe;
+use crate::node_list::NodeList;
+use crate::size_class::{CLASSES, Class};
 
 /// Recycles the memory chunks behind [`LinkBuffer`](crate::LinkBuffer)s.
 ///
@@ -453,47 +454,8 @@ struct Parked {
     period: usize,
 }
 
-/// Size class of a chunk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Class(u8);
-
-impl Class {
-    pub(crate) const SMALLEST: Self = Self(0);
-    pub(crate) const LARGEST: Self = Self(CLASSES as u8 - 1);
-    /// Allocated to measure and freed after use.
-    pub(crate) const UNPOOLED: Self = Self(u8::MAX);
-
-    /// The smallest class with room for `size` bytes.
-    #[inline]
-    pub(crate) const fn of(size: usize) -> Self {
-        if size <= Self::SMALLEST.size() {
-            Self::SMALLEST
-        } else if size > Self::LARGEST.size() {
-            Self::UNPOOLED
-        } else {
-            Self((usize::BITS - (size - 1).leading_zeros()) as u8 - SMALLEST_SHIFT)
-        }
-    }
-
-    /// Whether an empty buffer keeps such a chunk for what comes next. A larger one goes back, so
-    /// that one long message is not paid for with memory for ever.
-    #[inline]
-    pub(crate) const fn is_kept(self) -> bool {
-        self.0 <= Self::of(MAX_KEPT_CHUNK).0
-    }
-
-    /// Bytes of one chunk; meaningless for [`Class::UNPOOLED`].
-    #[inline]
-    pub(crate) const fn size(self) -> usize {
-        1 << (self.0 + SMALLEST_SHIFT)
-    }
-}
-
-const CLASSES: usize = 9;
-const SMALLEST_SHIFT: u8 = 12;
 const MAX_SLOTS: usize = 64;
 const PROBES: usize = 4;
-const MAX_KEPT_CHUNK: usize = 64 << 10;
 const DEFAULT_RETAIN: usize = 8 << 20;
 /// Less is not worth a timer.
 const WATCH_THRESHOLD: usize = 256 << 10;

@@ -1,12 +1,10 @@
 //! What a buffer keeps alive beyond its own bytes, and how to let go of that.
 
-use bytes::Bytes;
-
 use crate::buffer::{LinkBuffer, NEVER};
-use crate::chunk::{self, Class};
-use crate::chunk_table;
+use crate::chunk;
 use crate::discard::Discarded;
 use crate::node::Node;
+use crate::size_class::Class;
 
 impl LinkBuffer {
     /// Bytes of memory that this buffer keeps alive, as far as that is known: pieces of chunks count
@@ -149,12 +147,12 @@ impl LinkBuffer {
         own.extend_from_slice(&self.front.as_slice()[self.off..]);
         self.off = 0;
         let old = std::mem::replace(&mut self.front, Node::Owned(own, Class::UNPOOLED));
-        copied.add(self, old);
+        copied.add(self.pool(), old);
         while let Some(node) = self.pop_rest() {
             if let Some(own) = self.front.as_mut() {
                 own.extend_from_slice(node.as_slice());
             }
-            copied.add(self, node);
+            copied.add(self.pool(), node);
         }
     }
 
@@ -232,7 +230,7 @@ impl LinkBuffer {
             *self.node_mut(i) = Node::Owned(own, Class::UNPOOLED);
             false
         };
-        copied.add(self, old);
+        copied.add(self.pool(), old);
         vacated
     }
 
@@ -260,40 +258,6 @@ impl LinkBuffer {
             (0, _) | (_, None) => &mut self.front,
             (i, Some(links)) => &mut links.nodes[i - 1],
         }
-    }
-}
-
-/// Bytes of memory that a view keeps alive: the size of the chunk it is part of. Memory that did not
-/// come from a [`ChunkPool`](crate::ChunkPool) counts with its own length.
-///
-/// # Examples
-///
-/// ```
-/// use linkbuffer::{LinkBuffer, compact, pinned};
-///
-/// let mut buf = LinkBuffer::with_capacity(64 << 10);
-/// buf.write_slice(&[7; 60_000]);
-/// buf.flush();
-/// let part = buf.next_bytes(10_000)?;
-/// assert_eq!(pinned(&part), 64 << 10);
-/// assert_eq!(pinned(&compact(part)), 10_000);
-/// # Ok::<(), std::io::Error>(())
-/// ```
-#[inline]
-pub fn pinned(view: &[u8]) -> usize {
-    chunk_table::chunk_of(view).unwrap_or(0).max(view.len())
-}
-
-/// The same bytes, copied if the view keeps more than an eighth more alive than itself: for a view that
-/// is kept for long, in a cache for example. [`LinkBuffer::compact`] is the same for a buffer.
-#[must_use]
-pub fn compact(view: Bytes) -> Bytes {
-    if pinned(&view) > view.len() + view.len() / 8 {
-        let own = Bytes::copy_from_slice(&view);
-        chunk_table::remove_overlapping(&own);
-        own
-    } else {
-        view
     }
 }
 

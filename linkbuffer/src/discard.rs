@@ -5,7 +5,7 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 
-use crate::buffer::LinkBuffer;
+use crate::chunk::ChunkPool;
 use crate::node::Node;
 
 /// Drops nodes one by one, to the last, whatever their payloads do
@@ -17,9 +17,9 @@ pub(crate) struct Discarded {
 }
 
 impl Discarded {
-    pub(crate) fn add(&mut self, of: &LinkBuffer, node: Node) {
+    pub(crate) fn add(&mut self, pool: &ChunkPool, node: Node) {
         match node {
-            Node::Owned(chunk, class) => of.pool().give(chunk, class),
+            Node::Owned(chunk, class) => pool.give(chunk, class),
             Node::Shared(_) | Node::Extendable(..) => {
                 if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| drop(node))) {
                     if self.thrown.is_none() {
@@ -69,6 +69,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::LinkBuffer;
 
     /// A payload that panics when it is dropped.
     struct Firework(Bytes, Arc<AtomicUsize>);

@@ -8,7 +8,7 @@ use crate::buffer::{LinkBuffer, NEVER};
 use crate::discard::Discarded;
 use crate::error::WriteError;
 use crate::node::Node;
-use crate::slot::SlotShift;
+use crate::node_list::SlotShift;
 use crate::write::LINK_FROM;
 
 impl LinkBuffer {
@@ -142,7 +142,7 @@ impl LinkBuffer {
                         chunk.clear();
                         room = Some(Node::Owned(chunk, class));
                     }
-                    node => gone.add(self, node),
+                    node => gone.add(self.pool(), node),
                 }
             }
         }
@@ -150,7 +150,7 @@ impl LinkBuffer {
             // Nothing of the front node is left, so its memory is not kept either.
             self.off = 0;
             let front = std::mem::replace(&mut self.front, Node::Empty);
-            gone.add(self, front);
+            gone.add(self.pool(), front);
         }
         self.put_tail(room);
     }

@@ -6,8 +6,8 @@
 //! is a leak that no profiler shows where it began, since chunks are allocated by whoever received.
 //! So this records the place where the *view* was made.
 //!
-//! Recorded are views that share memory ([`next_bytes`](LinkBuffer::next_bytes) of 512 bytes and
-//! more) with all their clones and parts, and buffers made by [`slice`](LinkBuffer::slice). A
+//! Recorded are views that share memory ([`next_bytes`](crate::LinkBuffer::next_bytes) of 512 bytes and
+//! more) with all their clones and parts, and buffers made by [`slice`](crate::LinkBuffer::slice). A
 //! slice counts until it is dropped or appended to another buffer. Copies pin nothing and are not
 //! recorded, nor are views of memory that was linked instead of received: that is its owner's affair.
 //!
@@ -49,9 +49,8 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::buffer::LinkBuffer;
-use crate::compact::pinned;
 use crate::node::Node;
+use crate::view::pinned;
 
 /// What keeps memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +58,7 @@ use crate::node::Node;
 pub enum Kind {
     /// A [`Bytes`] that shares a chunk.
     View,
-    /// A [`LinkBuffer`] that shares chunks.
+    /// A [`LinkBuffer`](crate::LinkBuffer) that shares chunks.
     Slice,
 }
 
@@ -258,18 +257,9 @@ pub(crate) fn view(node: Node) -> Bytes {
     })
 }
 
-impl LinkBuffer {
-    /// Records a slice, unless it has nothing to share.
-    pub(crate) fn track_slice(&mut self) {
-        let shares =
-            |node: &&Node| !matches!(node, Node::Shared(_) | Node::Extendable(..) | Node::Empty);
-        let first = self
-            .nodes()
-            .find(shares)
-            .map(|node| pinned(node.as_slice()));
-        self.leak = first
-            .map(|first| MEMORY.track(Kind::Slice, self.len, self.len.max(first), String::new()));
-    }
+/// Records a slice of `len` bytes, whose first shared piece keeps `first` bytes alive.
+pub(crate) fn slice(len: usize, first: usize) -> Guard<Kind> {
+    MEMORY.track(Kind::Slice, len, len.max(first), String::new())
 }
 
 struct View {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod allocation;
 mod buffer;
 mod chunk;
 mod chunk_table;
@@ -13,20 +14,23 @@ mod io;
 #[cfg(netpoll_leaks)]
 pub mod leak;
 mod node;
+mod node_list;
 mod nodes;
 mod read;
 mod recv_chunk;
+mod size_class;
 mod slot;
 mod socket_io;
 mod text;
 mod traits;
+mod view;
 mod write;
 
 pub use buffer::{Chunks, LinkBuffer};
 pub use bytes;
 pub use chunk::{ChunkPool, ChunkStats};
-pub use compact::{compact, pinned};
 pub use error::{ShortRead, WriteError};
 pub use io::{IoReader, IoWriter};
 pub use slot::{LengthSlot, RawLengthSlot};
 pub use traits::{Reader, Writer};
+pub use view::{compact, pinned};

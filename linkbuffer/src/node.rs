@@ -2,8 +2,8 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::chunk::Class;
 use crate::chunk_table;
+use crate::size_class::Class;
 
 /// A run of contiguous bytes.
 ///

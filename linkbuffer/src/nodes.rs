@@ -1,8 +1,9 @@
 //! The upkeep of the node list: what is dropped when it is read, what is kept for the next write.
 
-use crate::buffer::{LinkBuffer, NodeList};
+use crate::buffer::LinkBuffer;
 use crate::discard::Discarded;
 use crate::node::Node;
+use crate::node_list::NodeList;
 
 impl LinkBuffer {
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
@@ -86,7 +87,7 @@ impl LinkBuffer {
                 } else {
                     std::mem::replace(&mut self.front, node)
                 };
-                gone.add(self, needless);
+                gone.add(self.pool(), needless);
             }
         }
         self.reset_front();

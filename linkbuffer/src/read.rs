@@ -4,11 +4,11 @@ use std::{io, mem};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::allocation::{out_of_memory, probe};
 use crate::buffer::LinkBuffer;
-use crate::chunk::Class;
 use crate::error::ShortRead;
 use crate::node::Node;
-use crate::traits::{out_of_memory, probe};
+use crate::size_class::Class;
 
 impl LinkBuffer {
     /// The next `n` bytes, contiguous, without consuming them.
@@ -301,6 +301,18 @@ impl LinkBuffer {
         let owner = mem::replace(&mut self.front, Node::Empty);
         self.discard(owner);
         view
+    }
+
+    /// Records a slice, unless it has nothing to share.
+    #[cfg(netpoll_leaks)]
+    fn track_slice(&mut self) {
+        let shares =
+            |node: &&Node| !matches!(node, Node::Shared(_) | Node::Extendable(..) | Node::Empty);
+        let first = self
+            .nodes()
+            .find(shares)
+            .map(|node| crate::view::pinned(node.as_slice()));
+        self.leak = first.map(|first| crate::leak::slice(self.len, first));
     }
 
     #[inline]

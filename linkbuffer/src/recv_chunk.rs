@@ -5,10 +5,10 @@ use std::mem;
 use bytes::BytesMut;
 
 use crate::buffer::LinkBuffer;
-use crate::chunk::Class;
 use crate::chunk_table;
 use crate::node::Node;
 use crate::nodes::MIN_KEPT_TAIL;
+use crate::size_class::Class;
 
 impl LinkBuffer {
     /// Lets `receive` append to a chunk of this buffer; what it appends becomes readable. Returns what

@@ -1,13 +1,12 @@
 //! Placeholders: bytes whose place is known before their value.
 
 use std::cell::Cell;
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::buffer::LinkBuffer;
 use crate::error::WriteError;
 use crate::node::Node;
-use crate::traits::Writer;
+use crate::node_list::SlotShift;
 
 /// `N` bytes that were reserved in a buffer and are still to be filled in: a length prefix, a
 /// checksum.
@@ -53,7 +52,7 @@ use crate::traits::Writer;
 #[must_use = "the reserved bytes stay zero until the slot is filled"]
 pub struct LengthSlot<const N: usize>(pub(crate) RawLengthSlot);
 
-/// A [`LengthSlot`] whose size is not part of its type: what [`Writer`] implementations deal in.
+/// A [`LengthSlot`] whose size is not part of its type: what [`Writer`](crate::Writer) implementations deal in.
 #[derive(Debug)]
 #[must_use = "the reserved bytes stay zero until the slot is filled"]
 pub struct RawLengthSlot {
@@ -64,34 +63,7 @@ pub struct RawLengthSlot {
     stamp: usize,
 }
 
-/// Something that changed the position of slots.
-#[derive(Clone, Copy)]
-pub(crate) enum SlotShift {
-    /// Everything from this position on was cut away.
-    Cut(u64),
-    /// `n` bytes were inserted at `at`.
-    Insert { at: u64, n: u64 },
-}
-
 impl<const N: usize> LengthSlot<N> {
-    /// Reserves `N` bytes in any writer.
-    ///
-    /// # Errors
-    ///
-    /// Those of the writer.
-    pub fn reserve<W: Writer + ?Sized>(w: &mut W) -> io::Result<Self> {
-        w.reserve_raw(N).map(Self)
-    }
-
-    /// Fills the reserved bytes. `w` must be the writer that made the slot; for another one it is gone.
-    ///
-    /// # Errors
-    ///
-    /// [`WriteError::SlotGone`] as `InvalidInput`, and those of the writer.
-    pub fn fill<W: Writer + ?Sized>(self, w: &mut W, data: [u8; N]) -> io::Result<()> {
-        w.fill_raw(self.0, &data)
-    }
-
     /// Forgets the size.
     pub fn into_raw(self) -> RawLengthSlot {
         self.0

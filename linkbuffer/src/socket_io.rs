@@ -5,11 +5,11 @@ use std::io::IoSlice;
 use bytes::BytesMut;
 
 use crate::buffer::{LinkBuffer, NEVER};
-use crate::chunk::Class;
 use crate::discard::Discarded;
 use crate::error::ShortRead;
 use crate::node::Node;
 use crate::read::COPY_BELOW;
+use crate::size_class::Class;
 
 impl LinkBuffer {
     /// Points `out` at the readable bytes, in order, and returns how many entries it used.
@@ -231,7 +231,7 @@ impl LinkBuffer {
             // A chunk that grows may get twice what it has.
             let most = 2 * len + want.clamp(1, MAX_RESERVE.max(len));
             if Class::of(most) == Class::UNPOOLED {
-                crate::traits::probe(most)?;
+                crate::allocation::probe(most)?;
             }
         }
         Ok(self.reserve_recv(want))
@@ -322,9 +322,9 @@ impl LinkBuffer {
         self.off = 0;
         let mut gone = Discarded::default();
         let front = std::mem::replace(&mut self.front, Node::Owned(chunk, class));
-        gone.add(self, front);
+        gone.add(self.pool(), front);
         while let Some(node) = self.pop_rest() {
-            gone.add(self, node);
+            gone.add(self.pool(), node);
         }
     }
 }

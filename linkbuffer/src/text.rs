@@ -2,9 +2,9 @@
 
 use std::io;
 
+use crate::allocation::out_of_memory;
 use crate::buffer::LinkBuffer;
 use crate::error::ShortRead;
-use crate::traits::out_of_memory;
 
 impl LinkBuffer {
     /// The bytes up to and including the first `delim`, consumed; `None` if it is not there.

@@ -3,9 +3,9 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::buffer::LinkBuffer;
-use crate::chunk::Class;
 use crate::node::Node;
 use crate::nodes::MIN_TAIL;
+use crate::size_class::Class;
 
 impl LinkBuffer {
     /// `n` new bytes at the end, contiguous and zeroed, to be written in place.

@@ -5,4 +5,3 @@ mod writer;
 
 pub use reader::Reader;
 pub use writer::Writer;
-pub(crate) use writer::{out_of_memory, probe};

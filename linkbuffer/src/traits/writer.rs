@@ -1,12 +1,12 @@
 //! Writing, to wherever the bytes go.
 
-use std::collections::TryReserveError;
 use std::io;
 
 use bytes::Bytes;
 
+use crate::allocation::probe;
 use crate::buffer::LinkBuffer;
-use crate::chunk::Class;
+use crate::size_class::Class;
 use crate::slot::{LengthSlot, RawLengthSlot};
 
 /// A sink of bytes: a [`LinkBuffer`], a connection, an [`IoWriter`](crate::IoWriter).
@@ -143,6 +143,26 @@ pub trait Writer {
     }
 }
 
+impl<const N: usize> LengthSlot<N> {
+    /// Reserves `N` bytes in any writer.
+    ///
+    /// # Errors
+    ///
+    /// Those of the writer.
+    pub fn reserve<W: Writer + ?Sized>(w: &mut W) -> io::Result<Self> {
+        w.reserve_raw(N).map(Self)
+    }
+
+    /// Fills the reserved bytes. `w` must be the writer that made the slot; for another one it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::SlotGone`] as `InvalidInput`, and those of the writer.
+    pub fn fill<W: Writer + ?Sized>(self, w: &mut W, data: [u8; N]) -> io::Result<()> {
+        w.fill_raw(self.0, &data)
+    }
+}
+
 impl Writer for LinkBuffer {
     fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
         self.check_room(n)?;
@@ -214,17 +234,4 @@ impl LinkBuffer {
         }
         probe(n)
     }
-}
-
-/// Asks the allocator for `n` bytes and gives them back.
-pub(crate) fn probe(n: usize) -> io::Result<()> {
-    Vec::<u8>::new()
-        .try_reserve_exact(n)
-        .map_err(|e| out_of_memory(n, &e))
-}
-
-#[cold]
-pub(crate) fn out_of_memory(n: usize, why: &TryReserveError) -> io::Error {
-    let text = format!("no room for {n} bytes: {why}");
-    io::Error::new(io::ErrorKind::OutOfMemory, text)
 }
