@@ -256,7 +256,7 @@ impl World {
             Op::Until(byte) => {
                 let found = self.readable.iter().position(|&b| b == byte);
                 let line = found.map(|at| self.drain(at + 1));
-                assert_eq!(self.buf.until(byte).unwrap(), line.as_deref());
+                assert_eq!(self.buf.try_until(byte).unwrap(), line.as_deref());
             }
             Op::IndexOf(byte, from) => {
                 let from = from.get();

@@ -15,8 +15,7 @@ use crate::node_list::SlotShift;
 /// ([`write_direct`](LinkBuffer::write_direct)) or put in front of the buffer
 /// ([`push_front`](LinkBuffer::push_front)) does not mislead it. It ends when its buffer is
 /// flushed, when [`malloc_ack`](LinkBuffer::malloc_ack) cuts it away, and when `write_direct`
-/// inserts data in the middle of it; filling it after that is an error (a panic with the inherent
-/// methods). Until it is filled its bytes are zero. For any other buffer than the one it was reserved in a
+/// inserts data in the middle of it; filling it after that is an error. Until it is filled its bytes are zero. For any other buffer than the one it was reserved in a
 /// slot is gone too: positions of different buffers have nothing in common.
 ///
 /// # Examples
@@ -24,13 +23,16 @@ use crate::node_list::SlotShift;
 /// ```
 /// use linkbuffer::LinkBuffer;
 ///
+/// # fn main() -> Result<(), linkbuffer::WriteError> {
 /// let mut buf = LinkBuffer::new();
 /// let prefix = buf.reserve_slot::<4>();
 /// buf.write_str("the body");
 /// let len = buf.malloc_len() as u32 - 4;
-/// buf.fill_slot(prefix, len.to_be_bytes());
+/// buf.fill_slot(prefix, len.to_be_bytes())?;
 /// buf.flush();
 /// assert_eq!(buf, b"\0\0\0\x08the body"[..]);
+/// # Ok(())
+/// # }
 /// ```
 ///
 /// Through a trait object:
@@ -92,20 +94,20 @@ impl LinkBuffer {
 
     /// Fills in the bytes that were reserved.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If the slot is gone: its buffer was flushed, `malloc_ack` cut it away, `write_direct` tore it, or it
-    /// is another buffer's; see [`LengthSlot`]. [`LengthSlot::fill`] returns an error instead.
+    /// [`WriteError::SlotGone`] if the buffer was flushed, `malloc_ack` cut the slot away, `write_direct`
+    /// inserted data inside it, or the slot belongs to another buffer; see [`LengthSlot`].
     #[inline]
-    #[track_caller]
-    pub fn fill_slot<const N: usize>(&mut self, slot: LengthSlot<N>, data: [u8; N]) {
-        match self
-            .slot_bytes(&slot.0)
-            .and_then(|bytes| bytes.first_chunk_mut())
-        {
-            Some(bytes) => *bytes = data,
-            None => gone(N),
-        }
+    pub fn fill_slot<const N: usize>(
+        &mut self,
+        slot: LengthSlot<N>,
+        data: [u8; N],
+    ) -> Result<(), WriteError> {
+        let bytes = self.slot_bytes(&slot.0);
+        let bytes = bytes.and_then(|bytes| bytes.first_chunk_mut());
+        *bytes.ok_or(WriteError::SlotGone { len: N })? = data;
+        Ok(())
     }
 
     /// [`reserve_slot`](Self::reserve_slot) with a size known at run time.
@@ -262,10 +264,4 @@ fn follow(shifts: &[SlotShift], slot: &RawLengthSlot) -> Option<u64> {
         }
     }
     Some(at)
-}
-
-#[cold]
-#[track_caller]
-fn gone(len: usize) -> ! {
-    panic!("{}", WriteError::SlotGone { len })
 }

@@ -7,12 +7,25 @@ use crate::buffer::LinkBuffer;
 use crate::error::ShortRead;
 
 impl LinkBuffer {
-    /// The bytes up to and including the first `delim`, consumed; `None` if it is not there.
+    /// The bytes up to and including the first `delim`, consumed.
     ///
     /// # Errors
     ///
-    /// None today; the type is that of the other reads.
-    pub fn until(&mut self, delim: u8) -> io::Result<Option<&[u8]>> {
+    /// [`ShortRead`] as `UnexpectedEof` if no readable byte is `delim`; nothing is consumed then.
+    /// [`try_until`](Self::try_until) returns `None` instead.
+    pub fn until(&mut self, delim: u8) -> io::Result<&[u8]> {
+        match self.index_of(delim, 0) {
+            Some(i) => self.next(i + 1),
+            None => Err(ShortRead::new(self.len.saturating_add(1), self.len).into()),
+        }
+    }
+
+    /// The bytes up to and including the first `delim`, consumed. `None` if no readable byte is `delim`.
+    ///
+    /// # Errors
+    ///
+    /// `OutOfMemory` if the bytes lie in several chunks and no chunk of that length can be allocated.
+    pub fn try_until(&mut self, delim: u8) -> io::Result<Option<&[u8]>> {
         match self.index_of(delim, 0) {
             Some(i) => self.next(i + 1).map(Some),
             None => Ok(None),
@@ -56,11 +69,11 @@ impl LinkBuffer {
     /// ```
     /// # use linkbuffer::LinkBuffer;
     /// let mut buf = LinkBuffer::from(&b"GET / HTTP/1.1\r\nHost: here\r\n"[..]);
-    /// assert_eq!(buf.read_line(100)?, "GET / HTTP/1.1");
-    /// assert!(buf.read_line(5).unwrap_err().to_string().contains("longer than 5"));
+    /// assert_eq!(buf.read_line_string(100)?, "GET / HTTP/1.1");
+    /// assert!(buf.read_line_string(5).unwrap_err().to_string().contains("longer than 5"));
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn read_line(&mut self, max: usize) -> io::Result<String> {
+    pub fn read_line_string(&mut self, max: usize) -> io::Result<String> {
         match self.line_end(0, max)? {
             Some(line) => self.take_line(line),
             None => Err(ShortRead::new(self.len.saturating_add(1), self.len).into()),

@@ -180,7 +180,7 @@ impl LinkBuffer {
     /// let slot = buf.reserve_slot::<2>();
     /// buf.flush_first(7);
     /// assert_eq!(buf.next(7)?, b"whole, ");
-    /// buf.fill_slot(slot, *b"ok");
+    /// buf.fill_slot(slot, *b"ok")?;
     /// buf.flush();
     /// assert_eq!(buf, *b"ok");
     /// # Ok::<(), std::io::Error>(())

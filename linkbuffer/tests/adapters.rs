@@ -111,9 +111,9 @@ fn reads_that_wait_get_their_bytes_from_many_pieces() {
     let sizes = vec![1; data.len()];
     let mut r = IoReader::new(Pieces { data, sizes });
     let r: &mut dyn Reader = &mut r;
-    assert_eq!(r.read_line(20).unwrap(), "head line");
+    assert_eq!(r.read_line_string(20).unwrap(), "head line");
     assert_eq!(r.until(b':').unwrap(), b"key:");
-    assert_eq!(r.read_line(20).unwrap(), " value");
+    assert_eq!(r.read_line_string(20).unwrap(), " value");
     assert_eq!(r.read_u8().unwrap(), 0);
     assert_eq!(r.read_vec(1).unwrap(), [1]);
     assert_eq!(r.slice(3).unwrap(), "bin");
@@ -131,24 +131,24 @@ fn tries_return_none_until_the_bytes_are_there() {
     assert_eq!(r.available(), 2);
     assert_eq!(r.try_until(b'\n').unwrap(), None);
     assert_eq!(r.available(), 4);
-    assert_eq!(r.try_read_line(10).unwrap().unwrap(), "abcd");
+    assert_eq!(r.try_read_line_string(10).unwrap().unwrap(), "abcd");
     assert!(r.try_slice(1).unwrap().is_none());
     assert_eq!(r.try_next(2).unwrap().unwrap(), b"ef");
     assert!(r.try_skip(2).unwrap().is_none());
     r.try_skip(1).unwrap().unwrap();
     assert_eq!(r.try_slice(1).unwrap().unwrap(), "h");
     assert!(r.try_next_bytes(1).unwrap().is_none());
-    assert!(r.try_read_line(1).unwrap().is_none());
+    assert!(r.try_read_line_string(1).unwrap().is_none());
 }
 
 #[test]
 fn a_line_over_the_limit_ends_the_reading() {
     let mut r = IoReader::new(io::repeat(b'x'));
-    let e = r.read_line(10_000).unwrap_err();
+    let e = r.read_line_string(10_000).unwrap_err();
     assert_eq!(e.kind(), io::ErrorKind::InvalidData);
     assert!(r.available() < 30_000, "{}", r.available());
     assert_eq!(
-        r.try_read_line(100).unwrap_err().kind(),
+        r.try_read_line_string(100).unwrap_err().kind(),
         io::ErrorKind::InvalidData
     );
 }
@@ -165,7 +165,7 @@ fn the_traits_serve_plain_buffers() {
         io::ErrorKind::UnexpectedEof
     );
     assert_eq!(
-        r.read_line(5).unwrap_err().kind(),
+        r.read_line_string(5).unwrap_err().kind(),
         io::ErrorKind::UnexpectedEof
     );
     assert!(r.try_until(b'\n').unwrap().is_none());
@@ -397,7 +397,7 @@ impl Reader for Marks {
 fn a_mark_that_is_not_there_yet_asks_for_one_byte_more() {
     let mut r = Marks(LinkBuffer::from("no end yet"), Vec::new());
     assert_eq!(r.try_until(b'\n').unwrap(), None);
-    assert_eq!(r.try_read_line(100).unwrap(), None);
+    assert_eq!(r.try_read_line_string(100).unwrap(), None);
     assert_eq!(r.1, [11, 11]);
     r.0.write_str("\n");
     r.0.flush();

@@ -228,7 +228,7 @@ fn encode(buf: &mut LinkBuffer, body: &Bytes) {
     buf.malloc(16).fill(1);
     buf.write_bytes(body.clone());
     let len = buf.malloc_len() as u32 - 4;
-    buf.fill_slot(prefix, len.to_be_bytes());
+    buf.fill_slot(prefix, len.to_be_bytes()).unwrap();
     buf.flush();
 }
 

@@ -146,7 +146,7 @@ fn a_small_rest_does_not_pin_a_large_chunk() {
     assert!(chunk.try_reclaim(64 << 10));
     assert!(buf.memory_size() <= 192, "{}", buf.memory_size());
     assert_eq!((buf.len(), buf.malloc_len()), (100, 11));
-    buf.fill_slot(slot, *b"ok");
+    buf.fill_slot(slot, *b"ok").unwrap();
     let at = buf.peek(100).unwrap().as_ptr();
     buf.compact();
     assert_eq!(
@@ -627,7 +627,7 @@ fn compact_lets_go_of_every_chunk_that_is_not_used() {
         all.len()
     );
     assert_eq!((buf.len(), buf.total_len()), (all.len(), all.len() + 2));
-    buf.fill_slot(slot, *b"ok");
+    buf.fill_slot(slot, *b"ok").unwrap();
     buf.flush();
     all.extend_from_slice(b"ok");
     assert_eq!(buf, all);

@@ -405,11 +405,11 @@ impl Model {
                 let at = self.readable.iter().position(|&b| b == delim);
                 assert_eq!(self.buf.index_of(delim, 0), at);
                 let d = at.map(|i| self.drain(i + 1));
-                assert_eq!(self.buf.until(delim).unwrap(), d.as_deref());
+                assert_eq!(self.buf.try_until(delim).unwrap(), d.as_deref());
             }
             Op::ReadLine(max) => {
                 let at = self.readable.iter().position(|&b| b == b'\n');
-                let line = self.buf.read_line(max);
+                let line = self.buf.read_line_string(max);
                 match at {
                     None => assert!(line.is_err()),
                     Some(at) => {

@@ -245,7 +245,7 @@ fn a_slot_made_after_an_insertion_ends_with_the_flush() {
     let first: LengthSlot<4> = buf.reserve_slot();
     buf.write_direct(Bytes::from_static(b"x"), 4);
     let second: LengthSlot<4> = buf.reserve_slot();
-    buf.fill_slot(first, *b"1111");
+    buf.fill_slot(first, *b"1111").unwrap();
     buf.flush();
     assert_gone(buf.fill_raw(second.into_raw(), b"2222"));
     assert_eq!(buf, "x1111\0\0\0\0");
@@ -259,8 +259,8 @@ fn an_insertion_between_two_slots_tears_neither() {
         buf.write_slice(&b"---"[..between]);
         let second: LengthSlot<4> = buf.reserve_slot();
         buf.write_direct(Bytes::from_static(b"inserted"), 4);
-        buf.fill_slot(first, *b"1111");
-        buf.fill_slot(second, *b"2222");
+        buf.fill_slot(first, *b"1111").unwrap();
+        buf.fill_slot(second, *b"2222").unwrap();
         buf.flush();
         let dashes = &"---"[..between];
         assert_eq!(buf, format!("1111{dashes}inserted2222").as_bytes());
@@ -285,7 +285,7 @@ fn slots_are_moved_in_message_after_message() {
     for _ in 0..100 {
         let slot: LengthSlot<4> = buf.reserve_slot();
         buf.write_direct(Bytes::from_static(b"0123456789"), 4);
-        buf.fill_slot(slot, *b"slot");
+        buf.fill_slot(slot, *b"slot").unwrap();
         buf.flush();
         assert_eq!(buf.next(14).unwrap(), b"0123456789slot");
     }

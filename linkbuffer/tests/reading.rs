@@ -33,7 +33,7 @@ fn an_empty_buffer_has_nothing_to_read() {
     assert!(buf.is_empty() && buf.is_single_chunk());
     assert_eq!(short(&buf.next(10).unwrap_err()), ShortRead::new(10, 0));
     assert_eq!(short(&buf.peek(10).unwrap_err()), ShortRead::new(10, 0));
-    assert_eq!(buf.until(b'x').unwrap(), None);
+    assert_eq!(buf.try_until(b'x').unwrap(), None);
     assert_eq!(buf.io_slices(&mut [io::IoSlice::new(&[])]), 0);
     assert_eq!(buf.memory_size(), 0);
 }
@@ -332,12 +332,13 @@ fn until_and_index_of_across_chunks() {
     assert_eq!(buf.index_of(b'\n', usize::MAX), None);
     assert_eq!(buf.index_of(b'x', 0), None);
     for left in (0..1000).rev() {
-        let line = buf.until(b'\n').unwrap().unwrap();
+        let line = buf.until(b'\n').unwrap();
         assert_eq!((line.len(), line[500]), (501, b'\n'));
         buf.skip(LINE - 501).unwrap();
         assert_eq!(buf.len(), left * LINE);
     }
-    assert_eq!(buf.until(b'\n').unwrap(), None);
+    assert_eq!(buf.try_until(b'\n').unwrap(), None);
+    assert_eq!(short(&buf.until(b'\n').unwrap_err()), ShortRead::new(1, 0));
 }
 
 #[test]
@@ -348,27 +349,30 @@ fn unflushed_bytes_are_never_found() {
     assert_eq!(buf.chunks().collect::<Vec<_>>(), [b"abc"]);
     assert!(buf.peek(4).is_err());
     buf.flush();
-    assert_eq!(buf.until(b'\n').unwrap().unwrap(), b"abc\n");
+    assert_eq!(buf.until(b'\n').unwrap(), b"abc\n");
 }
 
 #[test]
 fn lines() {
     let mut buf = LinkBuffer::from("one\ntwo\r\n\r\n\n\rthree\rx\r\n");
     for line in ["one", "two", "", "", "\rthree\rx"] {
-        assert_eq!(buf.read_line(8).unwrap(), line);
+        assert_eq!(buf.read_line_string(8).unwrap(), line);
     }
-    assert_eq!(short(&buf.read_line(8).unwrap_err()), ShortRead::new(1, 0));
+    assert_eq!(
+        short(&buf.read_line_string(8).unwrap_err()),
+        ShortRead::new(1, 0)
+    );
 
     let mut buf = LinkBuffer::from("12345678\r\n123456789\n");
-    assert_eq!(buf.read_line(8).unwrap(), "12345678");
-    let e = buf.read_line(8).unwrap_err();
+    assert_eq!(buf.read_line_string(8).unwrap(), "12345678");
+    let e = buf.read_line_string(8).unwrap_err();
     assert_eq!(e.kind(), io::ErrorKind::InvalidData);
     assert!(
         e.to_string().contains('8') && e.to_string().contains('9'),
         "{e}"
     );
     assert_eq!(
-        buf.read_line(9).unwrap(),
+        buf.read_line_string(9).unwrap(),
         "123456789",
         "an error consumes nothing"
     );
@@ -378,18 +382,18 @@ fn lines() {
 fn a_line_that_can_only_get_too_long_is_refused_before_its_end() {
     let mut buf = LinkBuffer::from("123456789");
     assert_eq!(
-        short(&buf.read_line(8).unwrap_err()),
+        short(&buf.read_line_string(8).unwrap_err()),
         ShortRead::new(10, 9),
         "could end in \\r\\n"
     );
     buf.write_str("0");
     buf.flush();
     assert_eq!(
-        buf.read_line(8).unwrap_err().kind(),
+        buf.read_line_string(8).unwrap_err().kind(),
         io::ErrorKind::InvalidData
     );
     assert_eq!(
-        buf.read_line(usize::MAX).unwrap_err().kind(),
+        buf.read_line_string(usize::MAX).unwrap_err().kind(),
         io::ErrorKind::UnexpectedEof
     );
 }
@@ -400,7 +404,7 @@ fn a_line_whose_end_straddles_chunks() {
     for part in [vec![b'a'; 5000], b"\r".to_vec(), b"\nrest".to_vec()] {
         buf.push_chunk(BytesMut::from(&part[..]));
     }
-    assert_eq!(buf.read_line(5000).unwrap(), "a".repeat(5000));
+    assert_eq!(buf.read_line_string(5000).unwrap(), "a".repeat(5000));
     assert_eq!(buf, "rest");
 }
 
@@ -413,7 +417,7 @@ fn text_must_be_utf8() {
         io::ErrorKind::InvalidData
     );
     assert_eq!(
-        buf.read_line(10).unwrap_err().kind(),
+        buf.read_line_string(10).unwrap_err().kind(),
         io::ErrorKind::InvalidData
     );
     assert_eq!(buf.len(), 4, "nothing consumed");

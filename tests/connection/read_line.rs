@@ -67,7 +67,7 @@ const WAYS: [(&str, Read); 5] = [
         }))
     }),
     ("read_line of the trait", |conn, max| {
-        result(Reader::read_line(conn, max).map(|line| Got::Text(line.into_bytes())))
+        result(Reader::read_line_string(conn, max).map(|line| Got::Text(line.into_bytes())))
     }),
     ("until", |conn, _| {
         result(conn.until(b'\n').map(|line| Got::Text(line.to_vec())))
@@ -161,7 +161,7 @@ fn a_line_of_the_limit_is_whole_and_a_longer_one_is_not() {
     }
     // As one that is in memory as a whole.
     let mut whole = LinkBuffer::from("abc\r\n".to_owned());
-    assert_eq!(whole.read_line(3).unwrap(), "abc");
+    assert_eq!(whole.read_line_string(3).unwrap(), "abc");
 }
 
 #[test]

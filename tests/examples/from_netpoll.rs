@@ -117,7 +117,7 @@ fn what_is_not_there_is_an_error_of_a_buffer() {
         buffer.next(5).unwrap_err().kind(),
         io::ErrorKind::UnexpectedEof
     );
-    assert_eq!(buffer.until(b'\n').unwrap(), None);
+    assert_eq!(buffer.try_until(b'\n').unwrap(), None);
     assert_eq!(Reader::try_peek(&mut buffer, 5).unwrap(), None);
     assert_eq!(Reader::available(&buffer), 4);
 }

@@ -155,7 +155,7 @@ impl Testbed {
 
     /// Sends a frame on to another server and its reply back.
     fn relay(&self, conn: &mut Connection, mut frame: LinkBuffer) -> io::Result<()> {
-        let address = match frame.until(0)? {
+        let address = match frame.try_until(0)? {
             Some(text) => str::from_utf8(&text[..text.len() - 1]).map_err(invalid)?,
             None => return Err(invalid("an address without an end")),
         };

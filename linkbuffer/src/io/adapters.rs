@@ -21,7 +21,7 @@ use crate::traits::{Reader, Writer};
 /// use linkbuffer::{IoReader, Reader};
 ///
 /// let mut r = IoReader::new(&b"first line\nrest"[..]);
-/// assert_eq!(r.read_line(80)?, "first line");
+/// assert_eq!(r.read_line_string(80)?, "first line");
 /// assert_eq!(r.next(4)?, b"rest");
 /// assert_eq!(r.peek(1).unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
 /// # Ok::<(), std::io::Error>(())

@@ -91,7 +91,7 @@ use crate::buffer::LinkBuffer;
 ///
 /// let source = LinkBuffer::from(&b"=099:_"[..]);
 /// let mut plain = Plain { source, plain: LinkBuffer::new() };
-/// assert_eq!(Reader::read_line(&mut plain, 80)?, "hello");
+/// assert_eq!(Reader::read_line_string(&mut plain, 80)?, "hello");
 /// # Ok::<(), io::Error>(())
 /// ```
 pub trait Reader {
@@ -237,12 +237,12 @@ pub trait Reader {
         Reader::buffer_mut(self).read_vec(n)
     }
 
-    /// One line of at most `max` bytes, without its `\n` or `\r\n`; see [`LinkBuffer::read_line`].
+    /// One line of at most `max` bytes, without its `\n` or `\r\n`; see [`LinkBuffer::read_line_string`].
     ///
     /// # Errors
     ///
     /// Those of [`fill`](Self::fill), and `InvalidData` if the line is longer or not UTF-8.
-    fn read_line(&mut self, max: usize) -> io::Result<String> {
+    fn read_line_string(&mut self, max: usize) -> io::Result<String> {
         let mut seen = 0;
         loop {
             if let Some(line) = Reader::buffer_mut(self).line_end(seen, max)? {
@@ -336,13 +336,13 @@ pub trait Reader {
         }
     }
 
-    /// [`read_line`](Self::read_line) without waiting.
+    /// [`read_line_string`](Self::read_line_string) without waiting.
     ///
     /// # Errors
     ///
     /// Those of [`try_fill`](Self::try_fill), and `InvalidData` if the line is longer than `max`
     /// or not UTF-8.
-    fn try_read_line(&mut self, max: usize) -> io::Result<Option<String>> {
+    fn try_read_line_string(&mut self, max: usize) -> io::Result<Option<String>> {
         let mut seen = 0;
         loop {
             if let Some(line) = Reader::buffer_mut(self).line_end(seen, max)? {

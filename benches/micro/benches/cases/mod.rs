@@ -206,7 +206,7 @@ pub(crate) fn send_with_slot(body: usize) -> Vec<Candidate> {
                 buf.malloc(HEADER - 4).fill(black_box(1));
                 buf.write_bytes(payload.clone());
                 let n = buf.malloc_len() - HEADER;
-                buf.fill_slot(prefix, (n as u32).to_be_bytes());
+                buf.fill_slot(prefix, (n as u32).to_be_bytes()).unwrap();
                 buf.flush();
                 let mut slices = [IoSlice::new(&[]); 4];
                 let used = buf.io_slices(&mut slices);
