@@ -94,7 +94,7 @@
 //!
 //! Linux (epoll) and the systems with kqueue (macOS, the BSDs). Whether a silent run waits is read
 //! from `/proc`; without it every run that outlasts two ticks loses the leadership. `unsafe` code is
-//! confined to a few system calls in the `sys` module. Minimum Rust version 1.85.
+//! one system call on Linux (`epoll_ctl`), and `kevent` elsewhere. Minimum Rust version 1.85.
 
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -1,9 +1,9 @@
 //! Clocks whose readings are single numbers: an exact one, and a cheap one that lags.
-//!
-//! Invariant for the `unsafe` block: `clock_gettime(2)` writes one `timespec`, to a place on the
-//! caller's stack.
 
 use std::{ops::Add, time::Duration};
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use rustix::time::{ClockId, clock_gettime};
 
 /// A reading of the monotonic clock, exact. One word: what is done with an
 /// [`Instant`](std::time::Instant) is done with seconds and nanoseconds apart, and costs ten times as
@@ -61,31 +61,15 @@ pub(crate) const fn nanos(time: Duration) -> u64 {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[inline]
 pub fn coarse_millis() -> u64 {
-    let now = read(libc::CLOCK_MONOTONIC_COARSE);
+    let now = clock_gettime(ClockId::MonotonicCoarse);
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 /// Nanoseconds of the clock behind `Instant`.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn exact_nanos() -> u64 {
-    let now = read(libc::CLOCK_MONOTONIC);
+    let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-#[allow(unsafe_code)]
-#[inline]
-fn read(clock: libc::clockid_t) -> libc::timespec {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `now` is a `timespec` that lives for the call. The call fails only for a clock that
-    // is not there or a bad address; a clock that is not there leaves zeros, which is a time too.
-    unsafe {
-        libc::clock_gettime(clock, &raw mut now);
-    }
-    now
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]

@@ -12,8 +12,8 @@
 //! peer's hang-up alone (`epoll.rs`), and the meaning of each platform's flags (`epoll.rs`,
 //! `kqueue.rs`).
 //!
-//! This module is the only one with `unsafe` code: three system calls, `epoll_ctl`, `poll` and
-//! `clock_gettime`, with arguments that live on the caller's stack for the time of the call.
+//! Everything else on Linux goes through `rustix`. `epoll.rs` holds the crate's only `unsafe` block: mio
+//! lends its epoll descriptor as a number.
 
 mod clock;
 #[cfg(any(target_os = "linux", target_os = "android"))]

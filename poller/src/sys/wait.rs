@@ -1,14 +1,10 @@
 //! Waiting for some descriptors on the caller's own thread.
-//!
-//! Invariants for the `unsafe` block: the descriptors are borrowed for the call; the entries are
-//! an array of the caller's whose length is the count.
 
-#![allow(unsafe_code)]
+use std::{io, os::fd::BorrowedFd, time::Instant};
 
-use std::{
-    io,
-    os::fd::{AsRawFd, BorrowedFd},
-    time::Instant,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
 };
 
 use crate::{Interest, Readiness};
@@ -79,7 +75,7 @@ pub fn wait_any(
 ) -> io::Result<Vec<Readiness>> {
     let mut entries: Vec<_> = fds.iter().map(|fd| entry(*fd, interest)).collect();
     poll_all(&mut entries, deadline)?;
-    let ready = entries.iter().map(|entry| readiness(entry.revents));
+    let ready = entries.iter().map(|entry| readiness(entry.revents()));
     Ok(ready.collect())
 }
 
@@ -101,67 +97,63 @@ pub fn wait_any_or(
     poll_all(&mut entries, deadline)?;
     let mut ready: Vec<_> = entries
         .iter()
-        .map(|entry| readiness(entry.revents))
+        .map(|entry| readiness(entry.revents()))
         .collect();
     let rung = ready.pop().is_some_and(|ready| !ready.is_empty());
     Ok((ready, rung))
 }
 
-fn entry(fd: BorrowedFd<'_>, interest: Interest) -> libc::pollfd {
-    libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: mask(interest),
-        revents: 0,
-    }
+fn entry(fd: BorrowedFd<'_>, interest: Interest) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(fd, mask(interest))
 }
 
 fn poll<const N: usize>(
-    entries: &mut [libc::pollfd; N],
+    entries: &mut [PollFd<'_>; N],
     deadline: Option<Instant>,
 ) -> io::Result<[Readiness; N]> {
     poll_all(entries, deadline)?;
-    Ok(entries.map(|entry| readiness(entry.revents)))
+    Ok(entries.each_ref().map(|entry| readiness(entry.revents())))
 }
 
-fn poll_all(entries: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<()> {
+fn poll_all(entries: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.map_or(-1, |left| {
-            // Rounded up, so that the wait is never short by a fraction.
-            libc::c_int::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
-        });
-        let count = entries.len() as libc::nfds_t;
-        // SAFETY: `entries` is a live array of as many entries as the count says.
-        let result = unsafe { libc::poll(entries.as_mut_ptr(), count, timeout) };
-        match result {
-            1.. => return Ok(()),
-            // A time-out beyond what one call can take goes round again.
-            0 if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
-            // Nothing is ready, so the entries say so.
-            0 => return Ok(()),
-            _ => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up to what every system can take, so that the wait is never short by a fraction.
+            let millis = left.as_nanos().div_ceil(1_000_000).min(LONGEST_MILLIS) as i64;
+            Timespec {
+                tv_sec: millis / 1000,
+                tv_nsec: (millis % 1000) * 1_000_000,
             }
+        });
+        match rustix::event::poll(entries, timeout.as_ref()) {
+            Ok(1..) => return Ok(()),
+            // A time-out beyond what one call can take goes round again.
+            Ok(0) if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
+            // Nothing is ready, so the entries say so.
+            Ok(0) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
 
+/// `poll(2)` takes its time-out as an `int`.
+const LONGEST_MILLIS: u128 = i32::MAX as u128;
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
-const READ_HANGUP: libc::c_short = libc::POLLRDHUP;
+const READ_HANGUP: PollFlags = PollFlags::RDHUP;
 /// Elsewhere the end of a stream shows as readable.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-const READ_HANGUP: libc::c_short = libc::POLLIN;
+const READ_HANGUP: PollFlags = PollFlags::IN;
 
-fn mask(interest: Interest) -> libc::c_short {
-    let mut mask = 0;
+fn mask(interest: Interest) -> PollFlags {
+    let mut mask = PollFlags::empty();
     if interest.contains(Interest::READ) {
-        mask |= libc::POLLIN;
+        mask |= PollFlags::IN;
     }
     if interest.contains(Interest::WRITE) {
-        mask |= libc::POLLOUT;
+        mask |= PollFlags::OUT;
     }
     if interest.contains(Interest::HANGUP) {
         mask |= READ_HANGUP;
@@ -169,21 +161,21 @@ fn mask(interest: Interest) -> libc::c_short {
     mask
 }
 
-fn readiness(events: libc::c_short) -> Readiness {
+fn readiness(events: PollFlags) -> Readiness {
     let mut readiness = Readiness::EMPTY;
-    if events & libc::POLLIN != 0 {
+    if events.contains(PollFlags::IN) {
         readiness |= Readiness::READABLE;
     }
-    if events & libc::POLLOUT != 0 {
+    if events.contains(PollFlags::OUT) {
         readiness |= Readiness::WRITABLE;
     }
-    if READ_HANGUP != libc::POLLIN && events & READ_HANGUP != 0 {
+    if READ_HANGUP != PollFlags::IN && events.contains(READ_HANGUP) {
         readiness |= Readiness::READ_CLOSED;
     }
-    if events & libc::POLLHUP != 0 {
+    if events.contains(PollFlags::HUP) {
         readiness |= Readiness::READ_CLOSED | Readiness::WRITE_CLOSED;
     }
-    if events & (libc::POLLERR | libc::POLLNVAL) != 0 {
+    if events.intersects(PollFlags::ERR | PollFlags::NVAL) {
         readiness |= Readiness::ERROR;
     }
     readiness
