@@ -99,9 +99,12 @@ impl<const SHIFT: u32, const UNIT: u32, const CELLS: usize> Table<SHIFT, UNIT, C
         Self([const { AtomicU64::new(0) }; CELLS])
     }
 
+    /// The areas of one allocator's threads begin at multiples of 64 MiB, and chunks lie at the same places in
+    /// each. So an area's stretches are moved by a number of its own.
     #[inline]
     fn cell(&self, stretch: usize) -> &AtomicU64 {
-        &self.0[stretch % CELLS]
+        let area = stretch >> (AREA_SHIFT - SHIFT);
+        &self.0[stretch.wrapping_add(area.wrapping_mul(AREA_STEP)) % CELLS]
     }
 
     /// An entry is 44 bits of the start and 20 bits of the size.
@@ -152,6 +155,10 @@ impl<const SHIFT: u32, const UNIT: u32, const CELLS: usize> Table<SHIFT, UNIT, C
     }
 }
 
+/// glibc gives each thread areas of 64 MiB (`HEAP_MAX_SIZE`).
+const AREA_SHIFT: u32 = 26;
+/// Odd, and far from a simple fraction of the number of cells.
+const AREA_STEP: usize = 0x9e37;
 /// Allocations begin at a multiple of 16 bytes.
 const START_SHIFT: u32 = 4;
 const SIZE_BITS: u32 = 20;
@@ -193,6 +200,21 @@ mod tests {
         };
         assert_eq!(chunk_of(&chunk), Some(8192));
         remove(&chunk);
+    }
+
+    /// As threads have them, each in an area of its own.
+    #[test]
+    fn chunks_at_the_same_place_of_areas_are_all_known() {
+        static CHUNKS: ChunkTable = ChunkTable::new();
+        let place = |area: usize| (0x7f12 << 32) + (area << AREA_SHIFT) + 0x8c0;
+        for size in [64 << 10, 1 << 20] {
+            (0..16).for_each(|area| CHUNKS.insert(place(area), size));
+            for area in 0..16 {
+                let at = place(area) + 600;
+                assert_eq!(CHUNKS.find(at, at + 600), Some(size), "{area}");
+            }
+            (0..16).for_each(|area| CHUNKS.remove(place(area), size));
+        }
     }
 
     #[test]

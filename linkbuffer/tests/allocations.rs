@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::io::IoSlice;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use linkbuffer::{ChunkPool, LengthSlot, LinkBuffer};
@@ -47,12 +46,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Tests run one by one: where a chunk lies is an estimate that is shared by all threads, and decides on copies.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 const WARM_UP: usize = 3000;
 const MESSAGES: usize = 2000;
 const SIZES: [usize; 4] = [64, 1 << 10, 4 << 10, 16 << 10];
@@ -67,7 +60,6 @@ fn allocations(mut message: impl FnMut()) -> usize {
 
 #[test]
 fn the_counter_counts() {
-    let _alone = alone();
     assert_eq!(allocations(|| drop(black_box(Box::new(1)))), MESSAGES);
 }
 
@@ -125,7 +117,6 @@ impl Source {
 
 #[test]
 fn receiving_a_message_in_one_piece() {
-    let _alone = alone();
     for body in SIZES {
         let mut source = Source::new(body);
         let mut buf = LinkBuffer::with_pool(&source.pool);
@@ -139,7 +130,6 @@ fn receiving_a_message_in_one_piece() {
 
 #[test]
 fn receiving_a_message_in_packets() {
-    let _alone = alone();
     for body in SIZES {
         let mut source = Source::new(body);
         let mut buf = LinkBuffer::with_pool(&source.pool);
@@ -156,7 +146,6 @@ fn receiving_a_message_in_packets() {
 
 #[test]
 fn receiving_while_views_of_the_last_messages_live_on() {
-    let _alone = alone();
     for body in [1 << 10, 4 << 10, 16 << 10] {
         let mut source = Source::new(body);
         let mut buf = LinkBuffer::with_pool(&source.pool);
@@ -174,7 +163,6 @@ fn receiving_while_views_of_the_last_messages_live_on() {
 
 #[test]
 fn receiving_into_the_room_a_buffer_lends() {
-    let _alone = alone();
     for body in [4 << 10, 16 << 10, 64 << 10, 200 << 10] {
         let source = Source::new(body);
         let mut buf = LinkBuffer::with_pool(&source.pool);
@@ -196,7 +184,6 @@ fn receiving_into_the_room_a_buffer_lends() {
 
 #[test]
 fn receiving_with_an_idle_buffer_in_between() {
-    let _alone = alone();
     let mut source = Source::new(4 << 10);
     let mut buf = LinkBuffer::with_pool(&source.pool);
     let n = allocations(|| {
@@ -241,7 +228,6 @@ fn bodies() -> impl Iterator<Item = Bytes> {
 
 #[test]
 fn sending_a_message_from_one_buffer() {
-    let _alone = alone();
     for body in bodies() {
         for at_most in [usize::MAX, 3000] {
             let mut buf = LinkBuffer::with_pool(&ChunkPool::new());
@@ -256,7 +242,6 @@ fn sending_a_message_from_one_buffer() {
 
 #[test]
 fn sending_a_batch() {
-    let _alone = alone();
     for body in bodies() {
         let mut buf = LinkBuffer::with_pool(&ChunkPool::new());
         let n = allocations(|| {
@@ -269,7 +254,6 @@ fn sending_a_batch() {
 
 #[test]
 fn sending_what_was_taken_out_of_the_buffer() {
-    let _alone = alone();
     for body in bodies() {
         let mut buf = LinkBuffer::with_pool(&ChunkPool::new());
         let mut queue = LinkBuffer::with_pool(buf.pool());
@@ -285,7 +269,6 @@ fn sending_what_was_taken_out_of_the_buffer() {
 
 #[test]
 fn sending_with_a_new_buffer_for_each_message() {
-    let _alone = alone();
     for body in bodies() {
         let pool = ChunkPool::new();
         let n = allocations(|| {
@@ -299,7 +282,6 @@ fn sending_with_a_new_buffer_for_each_message() {
 
 #[test]
 fn sending_with_insertions_and_cuts() {
-    let _alone = alone();
     let pool = ChunkPool::new();
     let mut buf = LinkBuffer::with_pool(&pool);
     let body = Bytes::from(vec![1; 8000]);
@@ -318,7 +300,6 @@ fn sending_with_insertions_and_cuts() {
 
 #[test]
 fn echoing_a_body_without_copying() {
-    let _alone = alone();
     let mut source = Source::new(16 << 10);
     let mut input = LinkBuffer::with_pool(&source.pool);
     let mut output = LinkBuffer::with_pool(&source.pool);
@@ -334,7 +315,6 @@ fn echoing_a_body_without_copying() {
 
 #[test]
 fn lengths_that_are_not_there_allocate_nothing() {
-    let _alone = alone();
     let mut buf = LinkBuffer::from(&b"\xff\xff\xff\xff"[..]);
     let before = ALLOCATIONS.with(Cell::get);
     for n in [5, u32::MAX as usize, usize::MAX] {
@@ -352,7 +332,6 @@ fn lengths_that_are_not_there_allocate_nothing() {
 
 #[test]
 fn a_long_list_of_chunks_is_not_kept_for_the_next_buffer() {
-    let _alone = alone();
     let pool = ChunkPool::new();
     let body = Bytes::from(vec![1; 5000]);
     for (chunks, kept) in [(200, true), (2000, false)] {
