@@ -20,11 +20,11 @@ what="${1:-}"
 case $what in
 linkbuffer)
     # Without its flag that file is not compiled: every change to it would survive.
-    files=(-p linkbuffer -f 'linkbuffer/src/**' -e linkbuffer/src/leak.rs -E ' tests::')
+    files=(-p linkbuffer -f 'linkbuffer/src/**' -e linkbuffer/src/leak.rs -e linkbuffer/src/leak_registry.rs -E ' tests::')
     tests=(--lib --tests)
     ;;
 leak)
-    files=(-p linkbuffer -f linkbuffer/src/leak.rs)
+    files=(-p linkbuffer -f linkbuffer/src/leak.rs -f linkbuffer/src/leak_registry.rs)
     export RUSTFLAGS="${RUSTFLAGS:-} --cfg netpoll_leaks"
     tests=(--lib --tests)
     ;;

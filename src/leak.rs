@@ -1,7 +1,7 @@
 #![doc = include_str!("../docs/guide/leaks.md")]
 
 use crate::connection::Shared;
-use linkbuffer::leak::{Guard, Registry};
+use linkbuffer::netpoll_only::{LeakGuard, LeakRegistry};
 use std::fmt;
 
 /// What is alive.
@@ -49,7 +49,7 @@ pub fn report() -> Vec<Leak> {
 pub(crate) struct Tracked {
     kind: Kind,
     note: String,
-    guard: Guard<Kind>,
+    guard: LeakGuard<Kind>,
 }
 
 impl Tracked {
@@ -92,4 +92,4 @@ fn note(shared: &Shared) -> String {
     format!("of connection #{} with {}", shared.id, shared.peer)
 }
 
-static ALIVE: Registry<Kind> = Registry::new();
+static ALIVE: LeakRegistry<Kind> = LeakRegistry::new();

@@ -92,7 +92,7 @@ pub struct LinkBuffer {
     /// `written` when the content was last copied to a chunk of its own size.
     pub(crate) compacted: u64,
     #[cfg(netpoll_leaks)]
-    pub(crate) leak: Option<crate::leak::Guard<crate::leak::Kind>>,
+    pub(crate) leak: Option<crate::leak_registry::LeakGuard<crate::leak_registry::Kind>>,
 }
 
 impl LinkBuffer {
@@ -163,7 +163,7 @@ impl LinkBuffer {
     /// Whether all memory behind this buffer is of chunks, so that dropping it runs no code of the
     /// owner of some [`Bytes`](bytes::Bytes). May be `false` without need.
     #[inline]
-    pub fn owns_all_memory(&self) -> bool {
+    pub(crate) fn owns_all_memory(&self) -> bool {
         matches!(
             self.front,
             Node::Owned(..) | Node::Exclusive(_) | Node::Empty
@@ -295,6 +295,7 @@ impl fmt::Debug for LinkBuffer {
 
 /// The readable bytes of a [`LinkBuffer`], piece by piece; see [`LinkBuffer::chunks`].
 #[derive(Clone, Debug)]
+#[must_use = "iterators are lazy"]
 pub struct Chunks<'a> {
     buf: &'a LinkBuffer,
     /// Index of the next node.

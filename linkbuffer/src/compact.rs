@@ -98,7 +98,7 @@ impl LinkBuffer {
     /// so many pieces, or the last one is a small part of a large chunk. A look at the last piece, if there
     /// is more than one.
     #[inline]
-    pub fn is_loose(&self, pieces: usize) -> bool {
+    pub(crate) fn is_loose(&self, pieces: usize) -> bool {
         let Some(links) = &self.rest else {
             return false;
         };
@@ -110,13 +110,13 @@ impl LinkBuffer {
     }
 
     /// What the first chunk keeps alive beyond its unread bytes: what was consumed of it, and room.
-    pub fn excess(&self) -> usize {
+    pub(crate) fn excess(&self) -> usize {
         self.front.pins().saturating_sub(self.unread(0))
     }
 
     /// Appends a copy of everything in `other` as unflushed bytes, into chunks that are filled up and of
     /// which none is much larger than an eighth of what is here: for what waits.
-    pub fn append_copy(&mut self, other: &Self) {
+    pub(crate) fn append_copy(&mut self, other: &Self) {
         let mut skip = other.off;
         for node in other.nodes() {
             let mut bytes = &node.as_slice()[std::mem::take(&mut skip)..];

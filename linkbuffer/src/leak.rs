@@ -34,212 +34,18 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
-use std::{
-    backtrace::Backtrace,
-    collections::BTreeMap,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
-
 use bytes::Bytes;
-use parking_lot::Mutex;
 
+pub use crate::leak_registry::{Kind, Leak};
+use crate::leak_registry::{LeakGuard, LeakRegistry};
 use crate::node::Node;
 use crate::view::pinned;
-
-/// What keeps memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Kind {
-    /// A [`Bytes`] that shares a chunk.
-    View,
-    /// A [`LinkBuffer`](crate::LinkBuffer) that shares chunks.
-    Slice,
-}
 
 /// Everything that is recorded and alive in this process, oldest first.
 ///
 /// May be called from any thread, and takes a lock for as long as the list is copied.
 pub fn report() -> Vec<Leak> {
     MEMORY.report()
-}
-
-/// One value that is alive, and where it was made. `Display` writes all of it, with the backtrace.
-#[derive(Clone)]
-pub struct Leak<K = Kind> {
-    kind: K,
-    bytes: usize,
-    pinned: usize,
-    made: Instant,
-    note: String,
-    thread: Option<String>,
-    backtrace: Arc<Backtrace>,
-}
-
-impl<K: Copy> Leak<K> {
-    /// What it is.
-    pub fn kind(&self) -> K {
-        self.kind
-    }
-
-    /// The bytes it shows; for a slice those it was made with. 0 for what is no memory.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// The bytes it keeps from being used again: the size of the chunk, or of the first one of a
-    /// slice. At least [`bytes`](Self::bytes), and just these for a chunk that came from elsewhere
-    /// than a [`ChunkPool`](crate::ChunkPool).
-    ///
-    /// Several views of one chunk count it each.
-    pub fn pinned(&self) -> usize {
-        self.pinned
-    }
-
-    /// When it was made.
-    pub fn made(&self) -> Instant {
-        self.made
-    }
-
-    /// How long ago it was made.
-    pub fn age(&self) -> Duration {
-        self.made.elapsed()
-    }
-
-    /// What else is known about it; empty for memory.
-    pub fn note(&self) -> &str {
-        &self.note
-    }
-
-    /// The name of the thread that made it, if it has one.
-    pub fn thread(&self) -> Option<&str> {
-        self.thread.as_deref()
-    }
-
-    /// Where it was made. Captured whatever `RUST_BACKTRACE` says; its first frames are those of
-    /// this library. Names are looked up when it is written, which takes a while.
-    pub fn backtrace(&self) -> &Backtrace {
-        &self.backtrace
-    }
-
-    /// The same with another kind, for a library that has more kinds than this one.
-    pub fn map_kind<L>(self, map: impl FnOnce(K) -> L) -> Leak<L> {
-        Leak {
-            kind: map(self.kind),
-            bytes: self.bytes,
-            pinned: self.pinned,
-            made: self.made,
-            note: self.note,
-            thread: self.thread,
-            backtrace: self.backtrace,
-        }
-    }
-}
-
-impl<K: fmt::Debug> Leak<K> {
-    fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.kind)?;
-        if self.pinned > 0 {
-            write!(f, " of {} bytes, keeps {}", self.bytes, self.pinned)?;
-        }
-        if !self.note.is_empty() {
-            write!(f, " {}", self.note)?;
-        }
-        let thread = self.thread.as_deref().unwrap_or("without a name");
-        write!(f, ", made {:?} ago on thread {thread}", self.made.elapsed())
-    }
-}
-
-impl<K: fmt::Debug> fmt::Display for Leak<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.head(f)?;
-        write!(f, "\n{}", self.backtrace)
-    }
-}
-
-impl<K: fmt::Debug> fmt::Debug for Leak<K> {
-    /// Without the backtrace.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.head(f)
-    }
-}
-
-/// A list of what is alive. Other libraries may keep one of their own.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct Registry<K: 'static> {
-    alive: Mutex<BTreeMap<u64, Leak<K>>>,
-    next: AtomicU64,
-}
-
-impl<K: Copy + 'static> Registry<K> {
-    pub const fn new() -> Self {
-        Self {
-            alive: Mutex::new(BTreeMap::new()),
-            next: AtomicU64::new(0),
-        }
-    }
-
-    /// Records a value until the guard is dropped.
-    pub fn track(&'static self, kind: K, bytes: usize, pinned: usize, note: String) -> Guard<K> {
-        let leak = Leak {
-            kind,
-            bytes,
-            pinned,
-            made: Instant::now(),
-            note,
-            thread: thread::current().name().map(str::to_owned),
-            backtrace: Arc::new(Backtrace::force_capture()),
-        };
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.alive.lock().insert(id, leak);
-        Guard { registry: self, id }
-    }
-
-    pub fn report(&self) -> Vec<Leak<K>> {
-        self.alive.lock().values().cloned().collect()
-    }
-}
-
-impl<K: Copy + 'static> Default for Registry<K> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Stands for a value on a list.
-#[doc(hidden)]
-pub struct Guard<K: 'static> {
-    registry: &'static Registry<K>,
-    id: u64,
-}
-
-impl<K> Guard<K> {
-    /// Says more about the value.
-    pub fn describe(&self, note: String) {
-        if let Some(leak) = self.registry.alive.lock().get_mut(&self.id) {
-            leak.note = note;
-        }
-    }
-}
-
-impl<K> Drop for Guard<K> {
-    fn drop(&mut self) {
-        let leak = self.registry.alive.lock().remove(&self.id);
-        // Its memory is freed without the lock.
-        drop(leak);
-    }
-}
-
-impl<K> fmt::Debug for Guard<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Guard").field(&self.id).finish()
-    }
 }
 
 /// Makes a view of a node that was cut off, and records it.
@@ -258,13 +64,13 @@ pub(crate) fn view(node: Node) -> Bytes {
 }
 
 /// Records a slice of `len` bytes, whose first shared piece keeps `first` bytes alive.
-pub(crate) fn slice(len: usize, first: usize) -> Guard<Kind> {
+pub(crate) fn slice(len: usize, first: usize) -> LeakGuard<Kind> {
     MEMORY.track(Kind::Slice, len, len.max(first), String::new())
 }
 
 struct View {
     bytes: Bytes,
-    _guard: Guard<Kind>,
+    _guard: LeakGuard<Kind>,
 }
 
 impl AsRef<[u8]> for View {
@@ -273,4 +79,4 @@ impl AsRef<[u8]> for View {
     }
 }
 
-static MEMORY: Registry<Kind> = Registry::new();
+static MEMORY: LeakRegistry<Kind> = LeakRegistry::new();

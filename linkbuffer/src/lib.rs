@@ -13,6 +13,10 @@ mod insert;
 mod io;
 #[cfg(netpoll_leaks)]
 pub mod leak;
+#[cfg(netpoll_leaks)]
+mod leak_registry;
+#[doc(hidden)]
+pub mod netpoll_only;
 mod node;
 mod node_list;
 mod nodes;

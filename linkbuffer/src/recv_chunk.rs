@@ -14,8 +14,8 @@ impl LinkBuffer {
     /// Lets `receive` append to a chunk of this buffer; what it appends becomes readable. Returns what
     /// `receive` returns.
     ///
-    /// An empty buffer lends a chunk of `size` bytes (at most 64 KiB of which it keeps when all of it was
-    /// read, see [`has_recv_chunk`](Self::has_recv_chunk)), with at least a quarter of it free: the first three quarters may
+    /// An empty buffer lends a chunk of `size` bytes (it keeps one of at most 64 KiB when all of it was
+    /// read), with at least a quarter of it free: the first three quarters may
     /// still be viewed by others. A message that is received, read or [forwarded](Self::forward) as a
     /// whole, and gone before the next one comes, touches no reference count on its way, which is the point
     /// of it. The first room is where it was last time, and most likely cached.
@@ -64,7 +64,7 @@ impl LinkBuffer {
     /// Whether this buffer is empty and has a chunk of `size` bytes for the next
     /// [`recv_with`](Self::recv_with), part of which may be viewed by others.
     #[inline]
-    pub fn has_recv_chunk(&self, size: usize) -> bool {
+    pub(crate) fn has_recv_chunk(&self, size: usize) -> bool {
         matches!(self.front, Node::Owned(_, class) if class == Class::of(size))
             && self.len + self.pending == 0
             && !self.has_rest()
@@ -72,7 +72,7 @@ impl LinkBuffer {
 
     /// Takes the chunk out of an empty buffer, to be freed and not to go back to the pool. What it returns
     /// is empty, and has no room if there was no such chunk.
-    pub fn take_chunk(&mut self) -> BytesMut {
+    pub(crate) fn take_chunk(&mut self) -> BytesMut {
         if self.len + self.pending == 0 && !self.has_rest() {
             self.reset_front();
             if let Node::Owned(chunk, _) = &mut self.front {
@@ -88,21 +88,8 @@ impl LinkBuffer {
     /// Makes everything readable unflushed, as if it had just been written: a buffer that was received
     /// into becomes one for output, with all that is in it. `false`: nothing has happened, because this
     /// is more than one chunk of memory, or of a kind that others own.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use linkbuffer::LinkBuffer;
-    /// let mut buf = LinkBuffer::new();
-    /// buf.recv_with(4096, |room| room.extend_from_slice(b"ping"));
-    /// assert!(buf.make_unflushed());
-    /// assert_eq!((buf.len(), buf.malloc_len()), (0, 4));
-    /// buf.write_str(" pong");
-    /// buf.flush();
-    /// assert_eq!(buf, "ping pong");
-    /// ```
     #[inline]
-    pub fn make_unflushed(&mut self) -> bool {
+    pub(crate) fn make_unflushed(&mut self) -> bool {
         let whole = matches!(self.front, Node::Owned(..) | Node::Exclusive(_))
             && self.pending == 0
             && !self.has_rest();
@@ -117,7 +104,7 @@ impl LinkBuffer {
 
     /// As [`take_all`](Self::take_all), but room behind the last byte that is worth it stays here: for content
     /// that goes its own way while the next message is received. What is taken shares the chunk then.
-    pub fn take_filled(&mut self) -> Self {
+    pub(crate) fn take_filled(&mut self) -> Self {
         let mut filled = self.take_all();
         let tail = filled.take_empty_tail().or_else(|| {
             let back = filled.back_mut();

@@ -170,22 +170,7 @@ impl LinkBuffer {
 
     /// Makes the first `n` unflushed bytes readable, or all if there are fewer. Slots behind them stay
     /// open, those among them end.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use linkbuffer::LinkBuffer;
-    /// let mut buf = LinkBuffer::new();
-    /// buf.write_str("whole, ");
-    /// let slot = buf.reserve_slot::<2>();
-    /// buf.flush_first(7);
-    /// assert_eq!(buf.next(7)?, b"whole, ");
-    /// buf.fill_slot(slot, *b"ok")?;
-    /// buf.flush();
-    /// assert_eq!(buf, *b"ok");
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn flush_first(&mut self, n: usize) {
+    pub(crate) fn flush_first(&mut self, n: usize) {
         if n >= self.pending {
             return self.flush();
         }

@@ -291,7 +291,7 @@ fn sending_with_insertions_and_cuts() {
         buf.write_direct(body.clone(), 500);
         buf.write_direct(Bytes::from_static(b"short"), 100);
         buf.malloc_ack(8800);
-        buf.fill_slot(prefix, [1; 4]);
+        buf.fill_slot(prefix, [1; 4]).unwrap();
         buf.flush();
         send(&mut buf, usize::MAX);
     });

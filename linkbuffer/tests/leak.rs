@@ -175,7 +175,8 @@ fn memory_is_shared_and_comes_back_as_without_the_feature() {
     assert_eq!(pool.stats().allocated, 1);
 }
 
-static OTHERS: leak::Registry<Kind> = leak::Registry::new();
+static OTHERS: linkbuffer::netpoll_only::LeakRegistry<Kind> =
+    linkbuffer::netpoll_only::LeakRegistry::new();
 
 #[test]
 fn another_library_may_keep_a_list_of_its_own() {

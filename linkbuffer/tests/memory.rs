@@ -1,6 +1,7 @@
 //! What a buffer holds, what it gives back, and to whom.
 
 use bytes::{Bytes, BytesMut};
+use linkbuffer::netpoll_only::NetpollBuffer as _;
 use linkbuffer::{ChunkPool, ChunkStats, Chunks, IoReader, IoWriter, LinkBuffer, RawLengthSlot};
 use linkbuffer::{LengthSlot, ShortRead, WriteError};
 

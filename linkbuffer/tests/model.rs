@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, IoSlice, Read, Write};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use linkbuffer::netpoll_only::NetpollBuffer as _;
 use linkbuffer::{ChunkPool, LinkBuffer, RawLengthSlot, Reader, Writer};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;

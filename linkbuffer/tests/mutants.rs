@@ -3,6 +3,7 @@
 use std::io::{IoSlice, Write};
 
 use bytes::{Buf, Bytes, BytesMut};
+use linkbuffer::netpoll_only::NetpollBuffer as _;
 use linkbuffer::{ChunkPool, LengthSlot, LinkBuffer, ShortRead, WriteError};
 
 /// A pool of its own, and a buffer of it with `n` readable bytes.

@@ -20,7 +20,7 @@ use crate::{
     memory::Charge,
     sync::Ordering,
 };
-use linkbuffer::LinkBuffer;
+use linkbuffer::{LinkBuffer, netpoll_only::NetpollBuffer as _};
 use std::{io, sync::Arc, time::Instant};
 
 /// What small messages are received into.

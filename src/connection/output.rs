@@ -27,7 +27,7 @@ use crate::{
     sync::{AtomicU64, Mutex, Ordering},
 };
 use bytes::Buf;
-use linkbuffer::LinkBuffer;
+use linkbuffer::{LinkBuffer, netpoll_only::NetpollBuffer as _};
 use std::io::{self, IoSlice};
 
 /// Nothing is sent any more.

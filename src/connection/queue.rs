@@ -5,7 +5,7 @@ use super::{
     state::{QUEUED, Word},
 };
 use crate::{foreign, memory::Charge};
-use linkbuffer::LinkBuffer;
+use linkbuffer::{LinkBuffer, netpoll_only::NetpollBuffer as _};
 use std::collections::VecDeque;
 
 #[derive(Debug, Default)]

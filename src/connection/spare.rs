@@ -8,7 +8,7 @@
 // Boxes, because a connection keeps one word and not a whole buffer.
 #![allow(clippy::vec_box)]
 
-use linkbuffer::LinkBuffer;
+use linkbuffer::{LinkBuffer, netpoll_only::NetpollBuffer as _};
 use std::{
     cell::{Cell, RefCell},
     thread::LocalKey,

@@ -19,7 +19,7 @@ use super::{
     tx::Tx,
 };
 use crate::{error::Error, trace};
-use linkbuffer::{LinkBuffer, Writer};
+use linkbuffer::{LinkBuffer, Writer, netpoll_only::NetpollBuffer as _};
 use std::{cell::Cell, io};
 
 thread_local! {

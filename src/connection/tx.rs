@@ -17,7 +17,7 @@ use crate::{
     net::Socket,
     sync::Ordering,
 };
-use linkbuffer::LinkBuffer;
+use linkbuffer::{LinkBuffer, netpoll_only::NetpollBuffer as _};
 use std::{io, net::Shutdown, sync::Arc, time::Instant};
 
 /// Output that was written and not flushed yet, and where it goes.

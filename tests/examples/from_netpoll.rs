@@ -357,7 +357,7 @@ fn buffers() -> io::Result<()> {
     let mut buffer = LinkBuffer::with_pool(&pool);
     buffer.push_front(LinkBuffer::with_capacity(1));
     let _ = LinkBuffer::new();
-    buffer.chunks();
+    let _ = buffer.chunks();
     buffer.io_slices(&mut [IoSlice::new(&[])]);
     buffer.is_empty();
     buffer.len();
