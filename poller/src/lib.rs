@@ -94,7 +94,7 @@
 //!
 //! Linux (epoll) and the systems with kqueue (macOS, the BSDs). Whether a silent run waits is read
 //! from `/proc`; without it every run that outlasts two ticks loses the leadership. `unsafe` code is
-//! one system call on Linux (`epoll_ctl`), and `kevent` elsewhere. Minimum Rust version 1.85.
+//! one system call on Linux (`epoll_ctl`). Minimum Rust version 1.85.
 
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -123,11 +123,12 @@ pub use operator::{
     Budget, Operator, Progress,
     readiness::{Interest, Readiness},
 };
-pub use poller::{
-    overload::Overload,
+pub use poller::overload::Overload;
+pub use reactor::{
+    entry::Entry,
+    scheduled_calls::TimerKey,
     stats::{GroupStats, PollerStats},
 };
-pub use reactor::{entry::Entry, scheduled_calls::TimerKey};
 pub use sys::{coarse_millis, wait_any, wait_any_or, wait_ready, wait_ready_or};
 pub use thread_pool::{
     BusyThread, Job, WorkerPool, WorkerPoolBuilder, WorkerStats,

@@ -16,9 +16,10 @@ use crate::{
     poller::{
         Poller,
         blocking_monitor::Monitor,
-        reserve::{Ends, MOST_IN_RESERVE, MOST_WAITING},
-        stats::GroupStats,
+        ending_runs::EndingRuns,
+        reserve::{MOST_IN_RESERVE, MOST_WAITING},
     },
+    reactor::stats::GroupStats,
     sync::{AtomicUsize, Ordering},
     thread_pool::{WorkerPool, executor_threads::ExecutorQueue},
 };
@@ -349,7 +350,7 @@ impl PollerGroupBuilder {
             monitor.look_after(pool.look_after_by(monitor.weak()));
         }
         let left = Arc::new(AtomicUsize::new(self.pollers));
-        let ends = Arc::new(Ends::default());
+        let ends = Arc::new(EndingRuns::default());
         let mut handles = Vec::new();
         for index in 0..self.pollers {
             let (workers, reserve) = (workers.clone(), reserve.clone());
@@ -365,7 +366,15 @@ impl PollerGroupBuilder {
                 }
             });
             let reserve = (reserve, ends.clone());
-            let poller = Poller::new(index, workers, reserve, monitor, self.busy_poll, on_end)?;
+            let poller = Poller::new(
+                index,
+                workers,
+                reserve,
+                monitor,
+                self.slow_after,
+                self.busy_poll,
+                on_end,
+            )?;
             handles.push(PollerHandle::new(poller));
         }
         monitor.pollers(

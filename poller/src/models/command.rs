@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    reactor::command::{CommandQueue, Wake},
+    reactor::command::CommandQueue,
     sync::{AtomicUsize, Condvar, Mutex, Ordering, thread},
+    sys::Wake,
 };
 
 /// An eventfd: a wake makes the current or the next wait return.

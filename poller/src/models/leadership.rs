@@ -128,7 +128,7 @@ fn loom_a_late_promotion_does_not_miss_the_next_waiting_run() {
             let second = release(&leadership, &local_slot, reactor);
             // This run waits for ever, after saying so.
             leads = leadership
-                .want(second)
+                .request_handoff(second)
                 .then(|| accept(&leadership).is_some())
                 .unwrap_or(false);
         }
@@ -301,7 +301,7 @@ fn loom_a_shared_deposit_finds_its_next_leader() {
             sent = accept(&leadership).is_some();
         }
         let found = looker.join().unwrap();
-        assert!(found ^ sent, "found: {found}, sent: {sent}, {deposit:?}");
+        assert!(found ^ sent, "found: {found}, sent: {sent}, {release:?}");
     });
 }
 

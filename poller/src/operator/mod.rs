@@ -4,7 +4,8 @@ pub(crate) mod readiness;
 
 use std::{fmt, os::fd::BorrowedFd, sync::Arc, time::Instant};
 
-use crate::{Readiness, reactor::timer_wheel::Clock, sys::MonotonicNanos};
+use crate::sys::{MonotonicNanos, TickClock};
+use readiness::Readiness;
 
 /// The owner of a descriptor: the poller tells it what became ready.
 ///
@@ -121,7 +122,7 @@ pub(crate) const ROUND_STEPS: u32 = 16;
 
 /// An operator's share of one round, and its way to ask for more than an event.
 pub struct Budget<'a> {
-    clock: &'a Clock,
+    clock: &'a TickClock,
     now: MonotonicNanos,
     bytes: usize,
     steps: u32,
@@ -137,7 +138,7 @@ pub(crate) struct Requests {
 
 impl<'a> Budget<'a> {
     #[inline]
-    pub(crate) fn new(clock: &'a Clock, now: MonotonicNanos) -> Self {
+    pub(crate) fn new(clock: &'a TickClock, now: MonotonicNanos) -> Self {
         Self {
             clock,
             now,
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn budget_ends_by_bytes_or_by_steps() {
-        let clock = Clock::new();
+        let clock = TickClock::new();
         let mut budget = Budget::new(&clock, MonotonicNanos::now());
         budget.spend(1000);
         assert_eq!(budget.bytes_left(), ROUND_BYTES - 1000);
@@ -218,7 +219,7 @@ mod tests {
 
     #[test]
     fn requests_are_handed_back() {
-        let clock = Clock::new();
+        let clock = TickClock::new();
         let moment = MonotonicNanos::now();
         let mut budget = Budget::new(&clock, moment);
         assert!(!budget.requests().run && budget.requests().timer.is_none());

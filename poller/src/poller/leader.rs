@@ -15,10 +15,10 @@ use crate::{
         thread_context::{self, is_polling_thread},
     },
     operator::{Budget, Progress, Requests, readiness::Readiness},
-    poller::{Poller, reserve},
+    poller::{Poller, reserve, runs::finish_run},
     reactor::{
         Reactor, Remains, Work,
-        command::{Command, Guest},
+        command::{Command, Guest, GuestHome},
         entry::Entry,
         run_queue::Queue,
         scheduled_calls::Call,
@@ -241,7 +241,7 @@ impl<'a> Leader<'a> {
             };
             let guest = match work {
                 Work::Run(entry, since) => Guest {
-                    home: poller.clone(),
+                    home: poller.clone() as Arc<dyn GuestHome>,
                     entry,
                     since,
                 },
@@ -256,7 +256,7 @@ impl<'a> Leader<'a> {
                 continue;
             };
             overdue += usize::from(poller.workers.is_overdue(guest.since, reactor.now));
-            reactor.work.push(if Arc::ptr_eq(&guest.home, poller) {
+            reactor.work.push(if guest.home.index() == poller.index {
                 Work::Run(guest.entry, guest.since)
             } else {
                 Work::Guest(Box::new(guest))
@@ -463,7 +463,7 @@ impl<'a> Leader<'a> {
             .leadership
             .release(&self.local_slot, reactor, terms, backlog, begin);
         if release.needs_monitor {
-            poller.monitor.watch();
+            Arc::clone(&poller.monitor).request();
         }
         if release.needs_helpers {
             self.ensure_helpers(release.number, begin);
@@ -582,22 +582,5 @@ fn offer(guest: Guest, to: Option<&Poller>) -> Option<Guest> {
 /// Makes a run for another poller.
 fn run_guest(guest: Guest) {
     let Guest { home, entry, .. } = guest;
-    run_apart(&home, entry);
-}
-
-/// Makes a run on a thread that does not hold the leadership of its poller.
-pub(crate) fn run_apart(poller: &Poller, entry: Arc<Entry>) {
-    entry.state.run_begins();
-    let progress = poller.contain(|| entry.operator.run());
-    poller.contain(|| finish_run(poller, entry, progress));
-}
-
-/// What follows from a run on a thread that does not hold the leadership.
-pub(crate) fn finish_run(poller: &Poller, entry: Arc<Entry>, progress: Option<Progress>) {
-    match progress {
-        Some(Progress::Drained) => {}
-        Some(Progress::Yield) => poller.push(Command::Rerun(entry)),
-        Some(Progress::Pause) => poller.push(Command::Pause(entry)),
-        Some(Progress::Detach) | None => poller.detach(entry.state.token()),
-    }
+    home.run(entry);
 }

@@ -1,13 +1,15 @@
 //! One poller: what all its threads share, and the leader's loop.
 
 pub(crate) mod blocking_monitor;
+pub(crate) mod ending_runs;
 pub(crate) mod leader;
 pub(crate) mod overload;
 pub(crate) mod reserve;
-pub(crate) mod stats;
+pub(crate) mod runs;
 
 use std::{
     io,
+    ops::Deref,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,39 +18,32 @@ use crate::{
     Interest,
     contain::{Panicked, contained},
     leadership::{Leadership, detached_runs::DetachedRun, thread_context::Handoff},
-    poller::{blocking_monitor::Monitor, reserve::Ends, stats::Counters},
+    poller::ending_runs::EndingRuns,
     reactor::{
-        Reactor,
-        command::{Command, CommandQueue},
+        Reactor, Shared,
+        command::Command,
         entry::Entry,
         entry_state::EntryState,
-        registry::{Registry, Token, closed, inherited},
-        scheduled_calls::Schedule,
-        timer_wheel::Clock,
+        registry::{closed, inherited},
+        token::Token,
     },
     sync::{AtomicBool, Mutex, Ordering},
     sys::{self, MonotonicNanos},
-    thread_pool::{BusyThread, WorkerPool},
+    thread_pool::{BusyThread, WorkerPool, watched::PoolMonitor},
 };
 
 /// A poller, shared by the threads that lead it and those that talk to it.
 pub(crate) struct Poller {
     pub(crate) index: usize,
-    pub(crate) clock: Clock,
-    pub(crate) registry: Registry,
-    pub(crate) commands: CommandQueue<Command, sys::Waker>,
+    shared: Shared,
     pub(crate) leadership: Leadership<Reactor>,
-    pub(crate) schedule: Schedule,
-    pub(crate) counters: Counters,
     pub(crate) workers: WorkerPool,
     /// For brief work while all of those are taken.
     pub(crate) reserve: WorkerPool,
-    pub(crate) ends: Arc<Ends>,
-    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) ends: Arc<EndingRuns>,
+    pub(crate) monitor: Arc<dyn PoolMonitor>,
     /// Processors there are for its threads.
     pub(crate) processors: usize,
-    /// Runs often wait: the monitor looks more often.
-    pub(crate) waiting_often: AtomicBool,
     /// Of the process that made it.
     process: u32,
     closing: AtomicBool,
@@ -69,31 +64,26 @@ impl Poller {
     pub(crate) fn new(
         index: usize,
         workers: WorkerPool,
-        (reserve, ends): (WorkerPool, Arc<Ends>),
-        monitor: Arc<Monitor>,
+        (reserve, ends): (WorkerPool, Arc<EndingRuns>),
+        monitor: Arc<dyn PoolMonitor>,
+        tick: Duration,
         busy_poll: Option<Duration>,
         on_end: Box<dyn Fn() + Send + Sync>,
     ) -> io::Result<Arc<Self>> {
         let (selector, control, waker) = sys::open()?;
-        let clock = Clock::new();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Arc::new(Self {
             index,
-            clock,
-            registry: Registry::new(control),
-            commands: CommandQueue::new(waker),
+            shared: Shared::new(control, waker),
             leadership: Leadership::new(
                 Box::new(Reactor::new(selector, busy_poll, processors)),
-                monitor.tick,
+                tick,
             ),
-            schedule: Schedule::new(),
-            counters: Counters::new(),
             workers,
             reserve,
             ends,
             monitor,
             processors,
-            waiting_often: AtomicBool::new(false),
             process: std::process::id(),
             closing: AtomicBool::new(false),
             end_error: Mutex::new(None),
@@ -285,6 +275,15 @@ impl Poller {
     pub(crate) fn panicked(&self, thrown: Panicked) {
         self.counters.panics.add(1);
         drop(thrown);
+    }
+}
+
+impl Deref for Poller {
+    type Target = Shared;
+
+    #[inline]
+    fn deref(&self) -> &Shared {
+        &self.shared
     }
 }
 

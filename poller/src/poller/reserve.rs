@@ -9,11 +9,11 @@
 //!
 //! They hold no reactor. A brief run ends as one does whose leadership went to another thread meanwhile.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
-    poller::{Poller, leader::run_apart},
-    reactor::{Work, entry::Entry},
+    poller::{Poller, runs::run_apart},
+    reactor::Work,
     sync::Mutex,
     thread_pool::{Job, WorkerPool},
 };
@@ -22,57 +22,6 @@ use crate::{
 pub(crate) const MOST_IN_RESERVE: usize = 4;
 /// Work that may wait for them. What is above that waits where it was.
 pub(crate) const MOST_WAITING: usize = 1024;
-
-/// Threads of the reserve that make runs which only end something, at most.
-const MOST_ENDING: usize = 2;
-
-/// Runs that only end something, of all pollers of a group.
-#[derive(Default)]
-pub(crate) struct Ends {
-    state: Mutex<Ending>,
-}
-
-#[derive(Default)]
-struct Ending {
-    queue: VecDeque<(Arc<Poller>, Arc<Entry>)>,
-    /// Threads that make them, and will look at the queue again.
-    threads: usize,
-}
-
-impl Ends {
-    fn take(self: &Arc<Self>, reserve: &WorkerPool, poller: &Arc<Poller>, entry: Arc<Entry>) {
-        {
-            let mut state = self.state.lock();
-            state.queue.push_back((poller.clone(), entry));
-            if state.threads == MOST_ENDING {
-                return;
-            }
-            state.threads += 1;
-        }
-        if !reserve.submit_if_served(self.clone()) {
-            // The next one that is handed over tries again.
-            self.state.lock().threads -= 1;
-        }
-    }
-}
-
-impl Job for Ends {
-    fn run(self: Arc<Self>) {
-        loop {
-            let next = {
-                let mut state = self.state.lock();
-                let next = state.queue.pop_front();
-                state.threads -= usize::from(next.is_none());
-                next
-            };
-            let Some((poller, entry)) = next else {
-                return;
-            };
-            poller.counters.brief_runs.add(1);
-            run_apart(&poller, entry);
-        }
-    }
-}
 
 /// A run or a closure, to be done once.
 struct Brief {
@@ -99,7 +48,12 @@ impl Job for Brief {
 pub(crate) fn hand_to(reserve: &WorkerPool, poller: &Arc<Poller>, work: Work) -> Result<(), Work> {
     let work = match work {
         Work::Run(entry, _) if poller.contain(|| entry.operator.is_ending()) == Some(true) => {
-            poller.ends.take(reserve, poller, entry);
+            let home = Arc::clone(poller);
+            let run = Box::new(move || {
+                home.counters.brief_runs.add(1);
+                run_apart(&home, entry);
+            });
+            poller.ends.push(reserve, run);
             return Ok(());
         }
         work => work,

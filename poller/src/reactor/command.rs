@@ -7,10 +7,9 @@
 use std::{mem, sync::Arc};
 
 use crate::{
-    poller::Poller,
-    reactor::{entry::Entry, registry::Token},
+    reactor::{entry::Entry, token::Token},
     sync::Mutex,
-    sys::MonotonicNanos,
+    sys::{self, MonotonicNanos},
 };
 
 /// What other threads ask of a poller.
@@ -35,17 +34,23 @@ pub(crate) enum Command {
     Wakeup,
 }
 
-/// A run of another poller's operator, which was asked for at that time.
-pub(crate) struct Guest {
-    pub(crate) home: Arc<Poller>,
-    pub(crate) entry: Arc<Entry>,
-    pub(crate) since: MonotonicNanos,
+/// The poller of a [`Guest`].
+pub(crate) trait GuestHome: Send + Sync {
+    /// Its index in the group.
+    fn index(&self) -> usize;
+
+    /// How the operator names itself.
+    fn id_of(&self, entry: &Entry) -> u64;
+
+    /// Runs the operator on the calling thread, which does not hold this poller's leadership.
+    fn run(&self, entry: Arc<Entry>);
 }
 
-/// Wakes the poller out of its wait.
-pub(crate) trait Wake {
-    /// Makes the current or the next wait return at once.
-    fn wake(&self);
+/// A run of another poller's operator, which was asked for at that time.
+pub(crate) struct Guest {
+    pub(crate) home: Arc<dyn GuestHome>,
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) since: MonotonicNanos,
 }
 
 /// Commands for one poller.
@@ -61,7 +66,7 @@ struct State<T, W> {
     waker: Option<Arc<W>>,
 }
 
-impl<T, W: Wake> CommandQueue<T, W> {
+impl<T, W: sys::Wake> CommandQueue<T, W> {
     pub(crate) fn new(waker: W) -> Self {
         Self {
             state: Mutex::new(State {

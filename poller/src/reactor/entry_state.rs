@@ -2,7 +2,7 @@
 
 use crate::{
     operator::readiness::Readiness,
-    reactor::registry::Token,
+    reactor::token::Token,
     sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 

@@ -11,7 +11,9 @@ pub(crate) mod entry_state;
 pub(crate) mod registry;
 pub(crate) mod run_queue;
 pub(crate) mod scheduled_calls;
+pub(crate) mod stats;
 pub(crate) mod timer_wheel;
+pub(crate) mod token;
 
 use std::{
     io,
@@ -22,22 +24,47 @@ use std::{
 use crate::{
     leadership::sharing_policy::SharingPolicy,
     operator::readiness::Readiness,
-    poller::Poller,
     reactor::{
-        command::{Command, Guest},
+        command::{Command, CommandQueue, Guest},
         entry::Entry,
         entry_state::Fired,
-        registry::Token,
+        registry::Registry,
         run_queue::Queue,
-        scheduled_calls::Call,
+        scheduled_calls::{Call, Schedule},
+        stats::Counters,
         timer_wheel::Wheel,
+        token::Token,
     },
-    sync::Ordering,
-    sys::{self, MonotonicNanos, nanos},
+    sync::{AtomicBool, Ordering},
+    sys::{self, MonotonicNanos, TickClock, nanos},
 };
 
 /// Timers that fire in one turn at most, before descriptors are looked at again.
 const TIMERS: usize = 256;
+
+/// What the reactor shares with other threads.
+pub(crate) struct Shared {
+    pub(crate) clock: TickClock,
+    pub(crate) registry: Registry,
+    pub(crate) commands: CommandQueue<Command, sys::Waker>,
+    pub(crate) schedule: Schedule,
+    pub(crate) counters: Counters,
+    /// Runs often wait: the monitor looks more often.
+    pub(crate) waiting_often: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(selector: sys::Control, waker: sys::Waker) -> Self {
+        Self {
+            clock: TickClock::new(),
+            registry: Registry::new(selector),
+            commands: CommandQueue::new(waker),
+            schedule: Schedule::new(),
+            counters: Counters::new(),
+            waiting_often: AtomicBool::new(false),
+        }
+    }
+}
 
 /// A poller's reactor.
 pub(crate) struct Reactor {
@@ -171,42 +198,42 @@ impl Reactor {
     }
 
     /// Waits if there is nothing left to do, and gathers the work of the next turn.
-    pub(crate) fn poll_cycle(&mut self, poller: &Poller) -> io::Result<()> {
-        let full = self.wait(poller)?;
-        self.collect_cycle(poller, full)
+    pub(crate) fn poll_cycle(&mut self, shared: &Shared) -> io::Result<()> {
+        let full = self.wait(shared)?;
+        self.collect_cycle(shared, full)
     }
 
     /// Adds what there is to do now to what is left, without a wait.
-    pub(crate) fn poll_nonblocking(&mut self, poller: &Poller) -> io::Result<()> {
+    pub(crate) fn poll_nonblocking(&mut self, shared: &Shared) -> io::Result<()> {
         let full = self.selector.wait(Some(Duration::ZERO))?;
-        self.collect_cycle(poller, full)
+        self.collect_cycle(shared, full)
     }
 
-    fn collect_cycle(&mut self, poller: &Poller, mut full: bool) -> io::Result<()> {
-        poller.commands.drain(&mut self.commands);
+    fn collect_cycle(&mut self, shared: &Shared, mut full: bool) -> io::Result<()> {
+        shared.commands.drain(&mut self.commands);
         self.read_clock();
-        let tick = poller.clock.tick_before(self.now);
+        let tick = shared.clock.tick_before(self.now);
         if !full && self.wheel.next().is_some_and(|next| next <= tick) {
             // Whatever arrived before this moment is handled before timers are judged by it.
-            self.collect_events(poller);
+            self.collect_events(shared);
             full = self.selector.wait(Some(Duration::ZERO))?;
         }
-        self.collect_events(poller);
+        self.collect_events(shared);
         if self
             .sharing
-            .begin_cycle(self.now, poller.counters.waits.value())
+            .begin_cycle(self.now, shared.counters.waits.value())
         {
-            poller.counters.sharings.add(1);
+            shared.counters.sharings.add(1);
         }
-        poller
+        shared
             .waiting_often
             .store(self.sharing.waiting_often(), Ordering::Relaxed);
-        poller.counters.turns.add(1);
-        poller.counters.runs.add(std::mem::take(&mut self.runs));
-        self.drain_commands(poller);
+        shared.counters.turns.add(1);
+        shared.counters.runs.add(std::mem::take(&mut self.runs));
+        self.drain_commands(shared);
         self.work.append(&mut self.yielded);
         if !full {
-            self.expire(poller, tick);
+            self.expire(shared, tick);
         }
         if let Some(events) = self.selector.shrunk() {
             // A burst is over: so is the need for its memory.
@@ -217,23 +244,23 @@ impl Reactor {
     }
 
     /// Turns the events of the last wait into work.
-    fn collect_events(&mut self, poller: &Poller) {
+    fn collect_events(&mut self, shared: &Shared) {
         if !self.selector.is_empty() {
             let work = &mut self.work;
             let events = self
                 .selector
                 .events()
                 .map(|(raw, what)| (Token::from_raw(raw), what));
-            let count = poller.registry.resolve(events, |entry, readiness| {
+            let count = shared.registry.resolve(events, |entry, readiness| {
                 work.push(Work::Ready(entry.clone(), readiness));
             });
-            poller.counters.events.add(count);
+            shared.counters.events.add(count);
         }
         self.selector.clear();
     }
 
     /// Waits; `true` if there may be more events than were taken.
-    fn wait(&mut self, poller: &Poller) -> io::Result<bool> {
+    fn wait(&mut self, shared: &Shared) -> io::Result<bool> {
         if !self.yielded.is_empty() {
             return self.selector.wait(Some(Duration::ZERO));
         }
@@ -245,22 +272,22 @@ impl Reactor {
                     return Ok(full);
                 }
                 let now = MonotonicNanos::now();
-                let timer = self.wheel.next().map(|tick| poller.clock.until(tick, now));
+                let timer = self.wheel.next().map(|tick| shared.clock.until(tick, now));
                 if now.since(begin) >= nanos(spin) || timer.is_some_and(|left| left.is_zero()) {
                     break;
                 }
-                if !poller.commands.is_empty() {
+                if !shared.commands.is_empty() {
                     return Ok(false);
                 }
             }
         }
-        let timeout = if poller.commands.fall_asleep() {
+        let timeout = if shared.commands.fall_asleep() {
             let now = if self.wheel.is_empty() {
                 self.now
             } else {
                 MonotonicNanos::now()
             };
-            self.wheel.next().map(|tick| poller.clock.until(tick, now))
+            self.wheel.next().map(|tick| shared.clock.until(tick, now))
         } else {
             Some(Duration::ZERO)
         };
@@ -268,22 +295,22 @@ impl Reactor {
     }
 
     /// Turns commands into work.
-    fn drain_commands(&mut self, poller: &Poller) {
+    fn drain_commands(&mut self, shared: &Shared) {
         let mut commands = std::mem::take(&mut self.commands);
         for command in commands.drain(..) {
             match command {
                 Command::Wake(token) => {
-                    if let Some(entry) = poller.registry.find(token) {
+                    if let Some(entry) = shared.registry.find(token) {
                         self.work.push(Work::Ready(entry, Readiness::WAKE));
                     }
                 }
                 Command::Arm(token) => {
-                    if let Some(entry) = poller.registry.find(token) {
+                    if let Some(entry) = shared.registry.find(token) {
                         self.arm_wheel(&entry, entry.state.timer.arm());
                     }
                 }
                 Command::Resume(token) => {
-                    if let Some(entry) = poller.registry.find(token) {
+                    if let Some(entry) = shared.registry.find(token) {
                         resume(&mut self.work, entry);
                     }
                 }
@@ -302,7 +329,7 @@ impl Reactor {
     }
 
     /// Takes out of the wheel what is due.
-    fn expire(&mut self, poller: &Poller, tick: u64) {
+    fn expire(&mut self, shared: &Shared, tick: u64) {
         if self.wheel.is_empty() {
             // Nothing to do, but the wheel's position must not fall behind.
             self.wheel.advance(tick, TIMERS, |_, _| {});
@@ -314,12 +341,12 @@ impl Reactor {
             .advance(tick, TIMERS, |at, timer| due.push((at, timer)));
         for (at, timer) in due.drain(..) {
             if timer.0 & CALL != 0 {
-                if let Some(call) = poller.schedule.take(timer.0 & !CALL) {
+                if let Some(call) = shared.schedule.take(timer.0 & !CALL) {
                     self.work.push(Work::Call(call));
                 }
                 continue;
             }
-            let Some(entry) = poller.registry.find(Token::from_raw(timer.0 as usize)) else {
+            let Some(entry) = shared.registry.find(Token::from_raw(timer.0 as usize)) else {
                 continue;
             };
             // An item of an earlier setting is of no interest.
@@ -342,9 +369,9 @@ impl Reactor {
         }
     }
 
-    /// As [`Poller::set_timer`], for the holder of the leadership.
-    pub(crate) fn set_timer(&mut self, poller: &Poller, entry: &Entry, deadline: Option<Instant>) {
-        let tick = deadline.map(|deadline| poller.clock.tick_after(deadline));
+    /// As [`Poller::set_timer`](crate::poller::Poller::set_timer), for the holder of the leadership.
+    pub(crate) fn set_timer(&mut self, shared: &Shared, entry: &Entry, deadline: Option<Instant>) {
+        let tick = deadline.map(|deadline| shared.clock.tick_after(deadline));
         if entry.state.timer.set(tick) {
             self.arm_wheel(entry, entry.state.timer.arm());
         }

@@ -12,7 +12,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use super::{Flags, collect};
+use super::flags::{Flags, collect};
 use crate::{Interest, Readiness};
 
 pub(super) fn add(

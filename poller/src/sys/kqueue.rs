@@ -15,7 +15,7 @@ use std::{
 
 use mio::{Token, event::Source, unix::SourceFd};
 
-use super::{Flags, collect};
+use super::flags::{Flags, collect};
 use crate::{Interest, Readiness};
 
 pub(super) fn add(

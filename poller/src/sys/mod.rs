@@ -18,6 +18,7 @@
 mod clock;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod epoll;
+mod flags;
 #[cfg(any(
     all(test, not(loom)),
     not(any(target_os = "linux", target_os = "android"))
@@ -25,6 +26,7 @@ mod epoll;
 mod kqueue;
 mod selector;
 mod thread;
+mod tick_clock;
 mod wait;
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -34,55 +36,7 @@ use kqueue as platform;
 
 pub use clock::coarse_millis;
 pub(crate) use clock::{MonotonicNanos, nanos};
-pub(crate) use selector::{Control, Selector, Waker, open};
+pub(crate) use selector::{Control, Selector, Wake, Waker, open};
 pub(crate) use thread::{Activity, thread_activity, thread_id, thread_waits};
+pub(crate) use tick_clock::TickClock;
 pub use wait::{wait_any, wait_any_or, wait_ready, wait_ready_or};
-
-use crate::Readiness;
-
-/// The flags of one event as a set.
-fn collect(event: &impl Flags) -> Readiness {
-    let usual =
-        Readiness::READABLE.when(event.readable()) | Readiness::WRITABLE.when(event.writable());
-    // Four questions of which each takes several instructions; asked together it is a few in all.
-    if event.error() || event.read_closed() || event.write_closed() || event.priority() {
-        usual
-            | Readiness::PRIORITY.when(event.priority())
-            | Readiness::READ_CLOSED.when(event.read_closed())
-            | Readiness::WRITE_CLOSED.when(event.write_closed())
-            | Readiness::ERROR.when(event.error())
-    } else {
-        usual
-    }
-}
-
-/// The flags of one event, as `mio` tells them. A trait so that scripted events can be fed in.
-trait Flags {
-    fn readable(&self) -> bool;
-    fn writable(&self) -> bool;
-    fn read_closed(&self) -> bool;
-    fn write_closed(&self) -> bool;
-    fn error(&self) -> bool;
-    fn priority(&self) -> bool;
-}
-
-impl Flags for mio::event::Event {
-    fn readable(&self) -> bool {
-        self.is_readable()
-    }
-    fn writable(&self) -> bool {
-        self.is_writable()
-    }
-    fn read_closed(&self) -> bool {
-        self.is_read_closed()
-    }
-    fn write_closed(&self) -> bool {
-        self.is_write_closed()
-    }
-    fn error(&self) -> bool {
-        self.is_error()
-    }
-    fn priority(&self) -> bool {
-        self.is_priority()
-    }
-}

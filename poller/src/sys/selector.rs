@@ -3,7 +3,7 @@
 use std::{io, mem, os::fd::BorrowedFd, time::Duration};
 
 use super::platform;
-use crate::{Interest, Readiness, reactor::command::Wake};
+use crate::{Interest, Readiness};
 
 /// Events taken per wait at first, and at least.
 const MIN_EVENTS: usize = 256;
@@ -27,6 +27,12 @@ pub(crate) struct Selector {
 #[derive(Debug)]
 pub(crate) struct Control {
     registry: mio::Registry,
+}
+
+/// Wakes the poller out of its wait.
+pub(crate) trait Wake {
+    /// Makes the current or the next wait return at once.
+    fn wake(&self);
 }
 
 /// The waking end.
