@@ -34,7 +34,7 @@ pub(crate) fn drop_foreign<T>(value: T) {
     if !mem::needs_drop::<T>() {
         return;
     }
-    if let Err(thrown) = poller::contained(|| drop(value)) {
+    if let Err(thrown) = poller::internal::contained(|| drop(value)) {
         let _ = PANICS.try_with(|panics| panics.set(panics.get() + 1));
         trace::error!("panic in the drop of a value: {}", thrown.text());
     }

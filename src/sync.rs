@@ -1,3 +1,3 @@
 //! Synchronisation primitives, all from one shim, so that loom and shuttle check the real code.
 
-pub(crate) use poller::sync::*;
+pub(crate) use poller::internal::sync::*;

@@ -107,13 +107,10 @@ mod models;
 mod operator;
 mod poller;
 mod reactor;
-#[doc(hidden)]
-pub mod sync;
+mod sync;
 mod sys;
 mod thread_pool;
 
-#[doc(hidden)]
-pub use contain::{Panicked, contained};
 pub use group::{
     PollerGroup, PollerGroupBuilder, balance::Balance, handle::PollerHandle,
     registration::Registration,
@@ -129,9 +126,23 @@ pub use reactor::{
     scheduled_calls::TimerKey,
     stats::{GroupStats, PollerStats},
 };
-pub use sys::{coarse_millis, wait_any, wait_any_or, wait_ready, wait_ready_or};
+pub use sys::{wait_any, wait_any_or, wait_ready, wait_ready_or};
 pub use thread_pool::{
     BusyThread, Job, WorkerPool, WorkerPoolBuilder, WorkerStats,
     executor_threads::{ExecutorQueue, ExecutorThreads, Ticket},
     waits::{Waiter, Waiting, begin_wait},
 };
+
+/// Items that the crate `netpoll` needs. They are no part of the promises and may change in any release.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::{
+        contain::{Panicked, contained},
+        sys::coarse_millis,
+    };
+
+    /// Locks, atomics and threads, which the model checkers replace.
+    pub mod sync {
+        pub use crate::sync::*;
+    }
+}

@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     sync::{AtomicU64, Mutex, Ordering},
 };
-use poller::{Waiter, coarse_millis};
+use poller::{Waiter, internal::coarse_millis};
 use std::{
     collections::HashMap,
     hash::Hash,

@@ -22,7 +22,7 @@ use super::{
     },
 };
 use crate::{net::Socket, sync::Ordering};
-use poller::coarse_millis;
+use poller::internal::coarse_millis;
 use std::time::{Duration, Instant};
 
 /// The pause after the kernel had no memory for our output, in milliseconds.

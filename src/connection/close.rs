@@ -19,7 +19,7 @@ use crate::{
     sync::Ordering,
     trace,
 };
-use poller::Panicked;
+use poller::internal::Panicked;
 use std::{
     cell::RefCell,
     collections::VecDeque,
@@ -207,7 +207,7 @@ impl Shared {
     /// As [`contain`](Self::contain), for a caller that has [entered](Inside) already.
     #[inline]
     pub(crate) fn caught<T>(&self, what: &str, code: impl FnOnce() -> T) -> Option<T> {
-        poller::contained(code)
+        poller::internal::contained(code)
             .map_err(|thrown| self.note_panic(what, thrown))
             .ok()
     }

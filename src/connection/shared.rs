@@ -205,7 +205,7 @@ impl Shared {
             key: u32::try_from(key).expect("more connections than descriptors"),
             idle_timeout: AtomicU32::new(alarms::steps(context.limits.idle_timeout)),
             held: AtomicU32::new(0),
-            last_active: AtomicU64::new(poller::coarse_millis()),
+            last_active: AtomicU64::new(poller::internal::coarse_millis()),
             id,
             peer,
             context,

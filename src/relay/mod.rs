@@ -27,7 +27,7 @@ use crate::{
     foreign::Foreign,
     sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Mutex, Ordering},
 };
-use poller::{Waiter, coarse_millis};
+use poller::{Waiter, internal::coarse_millis};
 use session::RelaySession;
 use side::{Lane, Returned};
 use std::{

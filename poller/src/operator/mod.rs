@@ -101,8 +101,10 @@ impl<O: Operator + ?Sized> Operator for Arc<O> {
     }
 }
 
-/// What an operator made of its readiness.
+/// The result of a callback: what the poller does next with the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the poller acts on it"]
+#[non_exhaustive]
 pub enum Progress {
     /// Everything was taken: wait for the next edge.
     Drained,

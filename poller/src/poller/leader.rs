@@ -543,7 +543,7 @@ impl<'a> Leader<'a> {
         }
         for entry in remains.runs {
             poller.contain(move || {
-                entry.operator.run();
+                let _ = entry.operator.run();
                 drop(entry);
             });
         }
