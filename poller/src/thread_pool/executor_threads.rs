@@ -485,7 +485,8 @@ mod tests {
             assert_eq!(other_user.threads().holding()[0].id, 7);
             assert!(inner.threads().holding().is_empty());
         });
-        let unwound = crate::contain::contained(|| outer.run(outer.submit(), 9, || panic!("as asked")));
+        let unwound =
+            crate::contain::contained(|| outer.run(outer.submit(), 9, || panic!("as asked")));
         assert!(unwound.is_err());
         assert!(outer.threads().holding().is_empty());
         assert!(!begin_wait(Arc::new(Nothing)).may_be_ended());
