@@ -325,10 +325,13 @@ impl Shared {
 
     #[cold]
     fn why_not_writable(&self, bits: u32) -> io::Result<()> {
-        let over = bits & CLOSED != 0;
-        let timeout = || self.aside.lock().reason() == Some(CloseReason::WriteTimeout);
-        if bits & POISONED != 0 && (!over || timeout()) {
-            return Err(Error::Poisoned.into());
+        if bits & POISONED != 0 {
+            // A close whose time is up poisons as well. Its reason is decided before it does.
+            match self.aside.lock().reason() {
+                None if bits & CLOSED == 0 => return Err(Error::Poisoned.into()),
+                Some(CloseReason::WriteTimeout) => return Err(Error::Poisoned.into()),
+                _ => {}
+            }
         }
         if bits & WRITE_SHUT != 0 && bits & (ABORT | BROKEN | CLOSED) == 0 {
             return Err(io::Error::new(

@@ -2,7 +2,7 @@
 
 use crate::support::{
     Gate, Kind, LIMIT, Log, OpenOnDrop, Peer, Script, Server, asleep_in, bounded, every, giving,
-    on_tcp, outlast, pair, pattern, soon,
+    in_child, on_tcp, outlast, pair, pattern, soon,
 };
 use netpoll::{Bytes, CloseReason, ConnectionHandle, ConnectionState, Error, LinkBuffer, OnFull};
 use std::{
@@ -500,63 +500,69 @@ impl Drop for Gated {
 
 #[test]
 fn the_figures_are_final_when_done_says_so() {
-    every(|case| {
-        let (handles, ends) = (Log::new(), Log::new());
-        let server = case.serve(giving(&handles));
-        let (peer, handle) = server.connect_given(&handles);
-        let noted = ends.clone();
-        handle.on_close(move |reason| noted.push(reason));
-        let gate = Gate::new();
-        let _open = OpenOnDrop(gate.clone());
-        let payload = Bytes::from_owner(Gated(vec![7; 8192], gate.clone()));
-        let other = handle.clone();
-        let sending = thread::spawn(move || other.send_bytes(payload));
-        // The kernel has it, and not all of it is counted yet.
-        gate.wait_arrived(1);
-        assert!(handle.stats().bytes_out < 8192);
-        handle.abort();
-        ends.wait_len(1);
-        assert!(handle.done().poll().is_none(), "{:?}", handle.stats());
-        let waiting = handle.clone();
-        let waiter = thread::spawn(move || {
-            waiting.done().wait().unwrap();
-            waiting.stats()
+    // Alone: a payload in memory where a chunk of another test was looks like a part of it and is copied.
+    in_child("the_figures_are_final_when_done_says_so", || {
+        every(|case| {
+            let (handles, ends) = (Log::new(), Log::new());
+            let server = case.serve(giving(&handles));
+            let (peer, handle) = server.connect_given(&handles);
+            let noted = ends.clone();
+            handle.on_close(move |reason| noted.push(reason));
+            let gate = Gate::new();
+            let _open = OpenOnDrop(gate.clone());
+            let payload = Bytes::from_owner(Gated(vec![7; 8192], gate.clone()));
+            let other = handle.clone();
+            let sending = thread::spawn(move || other.send_bytes(payload));
+            // The kernel has it, and not all of it is counted yet.
+            gate.wait_arrived(1);
+            assert!(handle.stats().bytes_out < 8192);
+            handle.abort();
+            ends.wait_len(1);
+            assert!(handle.done().poll().is_none(), "{:?}", handle.stats());
+            let waiting = handle.clone();
+            let waiter = thread::spawn(move || {
+                waiting.done().wait().unwrap();
+                waiting.stats()
+            });
+            gate.open();
+            let stats = waiter.join().unwrap();
+            assert_eq!((stats.bytes_out, stats.lost_bytes), (8192, 0));
+            assert!(handle.done().poll().is_some());
+            let _ = sending.join().unwrap();
+            drop(peer);
+            server.stop();
         });
-        gate.open();
-        let stats = waiter.join().unwrap();
-        assert_eq!((stats.bytes_out, stats.lost_bytes), (8192, 0));
-        assert!(handle.done().poll().is_some());
-        let _ = sending.join().unwrap();
-        drop(peer);
-        server.stop();
     });
 }
 
 #[test]
 fn what_a_flusher_has_handed_over_is_not_lost() {
     const BODY: usize = 64 << 10;
-    every(|case| {
-        let handles = Log::new();
-        let builder = case.builder().output_limit(2 * MUCH, OnFull::Error);
-        let server = case.serve_with(builder, giving(&handles));
-        let (mut peer, handle) = stalled(&server, &handles);
-        let gate = Gate::new();
-        let _open = OpenOnDrop(gate.clone());
-        let payload = Bytes::from_owner(Gated(vec![7; BODY], gate.clone()));
-        assert_eq!(handle.send_bytes(payload).unwrap(), BODY);
-        let reader = thread::spawn(move || peer.read_to_end(&mut Vec::new()).map(drop));
-        gate.wait_arrived(1);
-        // Everything is sent; the flusher has yet to say so.
-        handle.abort();
-        gate.open();
-        let _ = handle.done().wait();
-        let stats = handle.stats();
-        assert_eq!(
-            (stats.bytes_out, stats.lost_bytes),
-            ((MUCH + BODY) as u64, 0)
-        );
-        assert_eq!((stats.messages_out, stats.lost_messages), (2, 0));
-        let _ = reader.join().unwrap();
-        server.stop();
+    // Alone: a payload in memory where a chunk of another test was looks like a part of it and is copied.
+    in_child("what_a_flusher_has_handed_over_is_not_lost", || {
+        every(|case| {
+            let handles = Log::new();
+            let builder = case.builder().output_limit(2 * MUCH, OnFull::Error);
+            let server = case.serve_with(builder, giving(&handles));
+            let (mut peer, handle) = stalled(&server, &handles);
+            let gate = Gate::new();
+            let _open = OpenOnDrop(gate.clone());
+            let payload = Bytes::from_owner(Gated(vec![7; BODY], gate.clone()));
+            assert_eq!(handle.send_bytes(payload).unwrap(), BODY);
+            let reader = thread::spawn(move || peer.read_to_end(&mut Vec::new()).map(drop));
+            gate.wait_arrived(1);
+            // Everything is sent; the flusher has yet to say so.
+            handle.abort();
+            gate.open();
+            let _ = handle.done().wait();
+            let stats = handle.stats();
+            assert_eq!(
+                (stats.bytes_out, stats.lost_bytes),
+                ((MUCH + BODY) as u64, 0)
+            );
+            assert_eq!((stats.messages_out, stats.lost_messages), (2, 0));
+            let _ = reader.join().unwrap();
+            server.stop();
+        });
     });
 }

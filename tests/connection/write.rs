@@ -467,6 +467,37 @@ fn a_close_ends_every_waiting_sender_and_flusher() {
 }
 
 #[test]
+fn a_send_during_a_close_that_is_cut_says_closed() {
+    every(|case| {
+        for _ in 0..5 {
+            let handles = Log::new();
+            let server = case.serve_with(
+                case.builder()
+                    .output_limit(10_000, OnFull::Error)
+                    .linger(Duration::from_millis(1), 1 << 20),
+                giving(&handles),
+            );
+            let (peer, handle) = server.connect_given(&handles);
+            handle.send_bytes(vec![0; MUCH].into()).unwrap();
+            handle.close();
+            let done = handle.done();
+            while done.poll().is_none() {
+                let error = handle.send_bytes(vec![1; 100].into()).unwrap_err();
+                assert!(
+                    matches!(
+                        Error::from_io(&error),
+                        Some(Error::Closed(CloseReason::Local))
+                    ),
+                    "{error:?}"
+                );
+            }
+            drop(peer);
+            server.stop();
+        }
+    });
+}
+
+#[test]
 fn the_peers_end_ends_every_waiting_sender() {
     on_tcp(
         &[Kind::Adaptive, Kind::Workers, Kind::Inline, Kind::Custom],

@@ -30,7 +30,7 @@ pub(crate) use server::{
 pub(crate) use timing::{let_pass, outlast, soon};
 
 use std::{
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -96,7 +96,8 @@ impl Gate {
     /// Lets everybody through, now and later.
     pub(crate) fn open(&self) {
         let (state, changed) = &*self.inner;
-        state.lock().unwrap().open = true;
+        // Also after a thread gave up: this may run while a failed test unwinds.
+        state.lock().unwrap_or_else(PoisonError::into_inner).open = true;
         changed.notify_all();
     }
 
