@@ -31,12 +31,12 @@ use crate::node_list::NodeList;
 ///   [`flush`](Self::flush); until then they can be cut ([`malloc_ack`](Self::malloc_ack)), filled
 ///   in later ([`LengthSlot`](crate::LengthSlot)) or have data inserted before them
 ///   ([`write_direct`](Self::write_direct)). Payloads of 4 KiB and more are linked, not copied.
-/// * **A socket** sends from [`io_slices`](Self::io_slices) and [`consume`](Self::consume)s what
-///   was taken, and receives by [`push_chunk`](Self::push_chunk) or into the room that
+/// * **A socket** sends from [`io_slices`](Self::io_slices) and [`consume`](Self::consume)s the
+///   sent bytes, and receives by [`push_chunk`](Self::push_chunk) or into the room that
 ///   [`reserve_recv`](Self::reserve_recv) lends.
 ///
 /// Memory comes from a [`ChunkPool`] and goes back to it; in a steady state neither sending nor
-/// receiving allocates. While all bytes are in one chunk, reading shifts an offset and nothing else.
+/// receiving allocates. While all bytes are in one chunk, reading advances an offset and nothing else.
 ///
 /// # Examples
 ///
@@ -85,7 +85,7 @@ pub struct LinkBuffer {
     /// All nodes but the front one.
     pub(crate) rest: Option<Box<NodeList>>,
     pub(crate) pool: Option<ChunkPool>,
-    /// Stream position of the end: what slots are located by.
+    /// Stream position of the end. Slots are located by it.
     pub(crate) written: u64,
     /// No slot made since the last flush ends behind this position; 0 if there is none.
     pub(crate) slot_top: u64,
@@ -134,8 +134,8 @@ impl LinkBuffer {
         buf
     }
 
-    /// Readable bytes. What was written or [appended](Self::append) and not flushed does not count: a bound
-    /// on all that is here compares [`total_len`](Self::total_len).
+    /// Readable bytes. Bytes written or [appended](Self::append) and not flushed do not count: a bound
+    /// on the whole content compares [`total_len`](Self::total_len).
     #[inline]
     pub const fn len(&self) -> usize {
         self.len
@@ -226,7 +226,7 @@ impl LinkBuffer {
         }
     }
 
-    /// Frees what is not needed any more: chunks read to the end and, if the buffer is empty, the
+    /// Frees unneeded memory: chunks read to the end and, if the buffer is empty, the
     /// last chunk too. An empty buffer holds no chunk after this.
     ///
     /// Consumed chunks are dropped as reading goes on, so this is for the moment when a buffer
@@ -282,7 +282,7 @@ impl Drop for LinkBuffer {
 }
 
 impl fmt::Debug for LinkBuffer {
-    /// Sizes, never contents: what goes over a connection does not belong in a log.
+    /// Sizes, never contents: data of a connection does not belong in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LinkBuffer")
             .field("len", &self.len)

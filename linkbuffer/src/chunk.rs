@@ -1,4 +1,4 @@
-//! Where chunks come from and where they go.
+//! The pool of chunks.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,8 +16,8 @@ use crate::size_class::{CLASSES, Class};
 ///
 /// Chunks come in nine size classes, 4 KiB to 1 MiB, each twice the one before. A chunk given back
 /// while views ([`Bytes`](bytes::Bytes)) still point into it is parked, and reused once the last
-/// view is gone. The pool keeps at most [`retain`](Self::with_retain) bytes; what exceeds that is
-/// returned to the allocator. [`trim`](Self::trim) returns what was not needed for a while.
+/// view is gone. The pool keeps at most [`retain`](Self::with_retain) bytes; the rest is
+/// returned to the allocator. [`trim`](Self::trim) returns chunks that were not needed for a while.
 ///
 /// The pool is a cheap handle: clones share the same chunks. All methods may be called from any
 /// thread, none of them blocks.
@@ -38,7 +38,7 @@ pub struct ChunkPool {
     shared: Arc<Shared>,
 }
 
-/// What a [`ChunkPool`] has done so far.
+/// Counters of a [`ChunkPool`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChunkStats {
@@ -120,7 +120,7 @@ impl ChunkPool {
         self.count(&self.shared.discarded);
     }
 
-    /// Makes sure that `chunk` has at least `spare` bytes of spare room, for a reader that fills a
+    /// Makes sure that `chunk` has at least `spare` bytes of spare capacity, for a reader that fills a
     /// chunk and publishes the filled part with [`BytesMut::split`]. `size` is the size the chunk
     /// was taken with.
     ///
@@ -158,7 +158,6 @@ impl ChunkPool {
     }
 
     #[cold]
-    #[inline(never)]
     fn replace(&self, chunk: &mut BytesMut, spare: usize, size: usize) {
         let need = chunk.len().saturating_add(spare).max(size);
         let mut fresh = self.take(need);
@@ -194,7 +193,7 @@ impl ChunkPool {
     }
 
     /// Frees the chunks that were not needed since the last call, and lets go of those that were parked
-    /// before it and still have views. So what is not used is gone with the second call at the latest.
+    /// before it and still have views. So unused chunks are freed by the second call at the latest.
     ///
     /// Call it now and then, every few seconds for example; [`watch`](Self::watch) tells when to begin.
     /// `netpoll` does so for the [global](Self::global) pool.
@@ -257,7 +256,6 @@ impl ChunkPool {
     }
 
     #[cold]
-    #[inline(never)]
     fn tell(&self) {
         if let Some(watch) = self.shared.watch.get() {
             if !self.shared.told.swap(true, Ordering::SeqCst) {

@@ -1,4 +1,4 @@
-//! Where chunks lie, so that a view tells how much memory it keeps alive.
+//! Addresses of chunks, to find how much memory a view keeps alive.
 //!
 //! `Bytes` does not say how large the allocation behind it is. So [`insert`] enters each new chunk in a
 //! table by its address, and [`chunk_of`] finds the chunk that a slice is part of: a load or two, no
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 
-/// Enters a new chunk, all of which is spare room.
+/// Enters a new chunk, without content.
 pub(crate) fn insert(chunk: &BytesMut) {
     CHUNKS.insert(chunk.as_ptr().addr(), chunk.capacity());
 }
@@ -24,7 +24,7 @@ pub(crate) fn remove(chunk: &BytesMut) {
     CHUNKS.remove(chunk.as_ptr().addr(), chunk.capacity());
 }
 
-/// Takes out what is entered for memory that is no part of a chunk.
+/// Removes the entries that overlap memory that is no part of a chunk.
 pub(crate) fn remove_overlapping(bytes: &[u8]) {
     let start = bytes.as_ptr().addr();
     CHUNKS.clear(start, start + bytes.len());
@@ -39,7 +39,7 @@ pub(crate) fn chunk_of(bytes: &[u8]) -> Option<usize> {
 
 /// Large chunks have a table of their own, with fewer entries for each.
 struct ChunkTable {
-    /// Covers 256 MiB of addresses. What is not used of a table is never touched.
+    /// Covers 256 MiB of addresses. Unused pages of a table are never touched.
     small: Table<12, 6, { 1 << 16 }>,
     /// Covers 1 GiB of addresses.
     large: Table<16, 12, { 1 << 14 }>,
@@ -222,7 +222,7 @@ mod tests {
         static CHUNKS: ChunkTable = ChunkTable::new();
         assert_eq!(CHUNKS.find(BASE, BASE + 1), None);
         CHUNKS.insert(BASE, 8192);
-        // Too small for the table, and no part of what was there before.
+        // Too small for the table, and no part of the earlier chunk.
         CHUNKS.insert(BASE + 1024, 2048);
         assert_eq!(CHUNKS.find(BASE + 1024, BASE + 1025), None);
     }

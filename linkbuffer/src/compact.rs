@@ -1,4 +1,4 @@
-//! What a buffer keeps alive beyond its own bytes, and how to let go of that.
+//! Memory that a buffer keeps alive beyond its own bytes, and copying to release it.
 
 use crate::buffer::{LinkBuffer, NEVER};
 use crate::chunk;
@@ -40,7 +40,7 @@ impl LinkBuffer {
     }
 
     /// Readable and unflushed bytes together: all that was put into this buffer and not consumed. This is
-    /// the length for a bound on what is collected in a buffer.
+    /// the length for a bound on the content of a buffer.
     ///
     /// # Examples
     ///
@@ -55,10 +55,10 @@ impl LinkBuffer {
         self.len + self.pending
     }
 
-    /// Copies out of its chunk whatever keeps more than an eighth more alive than itself.
+    /// Copies pieces that keep more than an eighth more memory alive than their own length.
     ///
     /// A piece of a few bytes keeps the whole chunk alive that it was received in, 64 KiB as a rule.
-    /// Call this on what is kept for long, or when the rest of a message is not there yet and the
+    /// Call this on buffers that are kept for long, or when the rest of a message is not there yet and the
     /// buffer may have to wait. Up to 4 KiB become one chunk of their size. Nothing is copied a second
     /// time, and memory that did not come from a [`ChunkPool`](crate::ChunkPool) stays as it is if
     /// there are more than 4 KiB. An empty buffer is [released](Self::release).
@@ -78,7 +78,7 @@ impl LinkBuffer {
         }
     }
 
-    /// This buffer, [compacted](Self::compact): for what outlives its connection or its request.
+    /// This buffer, [compacted](Self::compact): for data that outlives its connection or its request.
     ///
     /// # Examples
     ///
@@ -109,13 +109,13 @@ impl LinkBuffer {
         links.nodes.len() >= pieces || last.chunk().is_some_and(is_part)
     }
 
-    /// What the first chunk keeps alive beyond its unread bytes: what was consumed of it, and room.
+    /// Bytes that the first chunk keeps alive beyond its unread bytes: consumed ones and spare capacity.
     pub(crate) fn excess(&self) -> usize {
         self.front.pins().saturating_sub(self.unread(0))
     }
 
     /// Appends a copy of everything in `other` as unflushed bytes, into chunks that are filled up and of
-    /// which none is much larger than an eighth of what is here: for what waits.
+    /// which none is much larger than an eighth of the content: for output that waits.
     pub(crate) fn append_copy(&mut self, other: &Self) {
         let mut skip = other.off;
         for node in other.nodes() {
@@ -205,7 +205,7 @@ impl LinkBuffer {
     }
 
     /// Moves node `i` into room behind the one before it, or into a chunk of its own with some room.
-    /// `true`: its place is vacant.
+    /// `true`: the node is empty now.
     fn copy_node(&mut self, i: usize, room: usize, copied: &mut Discarded) -> bool {
         let consumed = self.node(i).len() - self.unread(i);
         let old = std::mem::replace(self.node_mut(i), Node::Empty);
@@ -213,7 +213,7 @@ impl LinkBuffer {
         if i == 0 {
             self.off = 0;
         }
-        // What was vacated in between is not in the way.
+        // Skips the nodes that were emptied before.
         let mut before = (0..i)
             .rev()
             .filter(|&k| !matches!(self.node(k), Node::Empty));

@@ -1,4 +1,4 @@
-//! Dropping several nodes, whose payloads may run code of others when they are dropped.
+//! Dropping several nodes. The drop of a payload may run user code.
 
 use std::any::Any;
 use std::mem;
@@ -44,7 +44,7 @@ impl Drop for Discarded {
     }
 }
 
-/// Drops what a panic has thrown, and what that throws.
+/// Drops the payload of a panic, and the payload of a panic in that drop.
 #[cold]
 fn dispose(thrown: Box<dyn Any + Send>) {
     let mut thrown = Some(thrown);
@@ -114,7 +114,7 @@ mod tests {
         chain
     }
 
-    /// What `f` throws, and how many of the payloads it dropped.
+    /// The panic message of `f`, and the number of payloads it dropped.
     fn drops(f: impl FnOnce(LinkBuffer)) -> (String, usize) {
         let drops = Arc::new(AtomicUsize::new(0));
         let chain = chain(&drops);

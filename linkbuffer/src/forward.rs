@@ -9,12 +9,12 @@ use crate::node::Node;
 use crate::read::COPY_BELOW;
 
 impl LinkBuffer {
-    /// Moves the next `n` bytes to the end of `to`, as unflushed bytes: what
-    /// `to.append(self.slice(n)?)` does, without a buffer in between.
+    /// Moves the next `n` bytes to the end of `to`, as unflushed bytes, like
+    /// `to.append(self.slice(n)?)` without the buffer in between.
     ///
     /// Fewer than 512 bytes are copied, which is as cheap and pins nothing; more are linked. Messages
     /// that lie behind each other in one chunk, as those of one receive do, are one piece again: from
-    /// the second on forwarding shifts two numbers, however long the message, and a run of them is
+    /// the second on forwarding moves two numbers, however long the message, and a run of them is
     /// sent from one address. So short messages are linked too if at least 1 KiB lies behind them.
     ///
     /// # Errors
@@ -58,8 +58,8 @@ impl LinkBuffer {
         Ok(())
     }
 
-    /// Whether one chunk is all there is, and may take the place of what `to` has: of nothing, or of its
-    /// room for the next write if it is such room itself.
+    /// Whether the buffer is one chunk that may replace the front node of `to`. An owned tail of `to` is
+    /// replaced by an owned chunk only.
     #[inline]
     fn can_move_front_chunk(&self, to: &Self) -> bool {
         let fits = match self.front {
@@ -70,14 +70,14 @@ impl LinkBuffer {
         fits && self.pending == 0 && !self.has_rest() && to.len + to.pending == 0 && !to.has_rest()
     }
 
-    /// One message was received and goes on as a whole: its chunk changes hands.
+    /// The whole content is one chunk: moves the node.
     #[inline]
     fn move_front_chunk(&mut self, to: &mut Self) {
         mem::swap(&mut self.front, &mut to.front);
         to.off = mem::take(&mut self.off);
         to.pending = mem::take(&mut self.len);
         to.written += to.pending as u64;
-        // What was there is empty, but may hold on to a chunk.
+        // The former front node of `to` is empty, but may keep a chunk.
         self.reset_front();
     }
 
@@ -125,9 +125,9 @@ impl LinkBuffer {
     }
 
     /// The first `k` bytes of the front node as the begin of a run, if more lies behind them that
-    /// may follow: what was received together often leaves together.
+    /// may follow: messages received together are often sent together.
     fn begin_extendable(&mut self, k: usize) -> Option<Node> {
-        // What is unflushed may still be cut or filled in.
+        // Unflushed bytes may still be cut or filled in.
         let all = self.front.len() - self.off == k || self.pending > 0;
         if cfg!(netpoll_leaks) || all {
             return None;
@@ -207,7 +207,7 @@ mod tests {
         out.skip(2000).unwrap();
         assert!(chunk.try_reclaim(3100), "nothing points there any more");
 
-        // Not over what waits there, nor over its room.
+        // Neither unflushed bytes of the target nor its spare capacity are replaced.
         let (_chunk, mut input) = received(600);
         out.write_slice(b"first");
         input.forward(600, &mut out).unwrap();
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(second, all[1600..2000]);
         assert_eq!((&joined[..1000], joined[1000]), (&all[2000..3000], b'x'));
         assert_eq!(d, all[3000..3700]);
-        // What was cut is not part of it again by chance: the next bytes are other ones.
+        // The cut bytes do not come back: the next bytes are other ones.
         input.forward(100, &mut d).unwrap();
         d.flush();
         assert_eq!(d.len(), 800);

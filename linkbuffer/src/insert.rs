@@ -1,4 +1,4 @@
-//! Changing what is written and not flushed: cutting the end off, inserting before the end.
+//! Changing unflushed bytes: cutting the end off, inserting before the end.
 
 use std::cmp::Ordering;
 
@@ -147,7 +147,7 @@ impl LinkBuffer {
             }
         }
         if self.total_len() == 0 {
-            // Nothing of the front node is left, so its memory is not kept either.
+            // The front node is empty, so its memory is not kept.
             self.off = 0;
             let front = std::mem::replace(&mut self.front, Node::Empty);
             gone.add(self.pool(), front);

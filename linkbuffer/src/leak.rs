@@ -1,15 +1,14 @@
-//! Finding what keeps memory: every view and slice that is alive, and where it was made (compiled in with
+//! Finding the values that keep memory: every view and slice that is alive, and where it was made (compiled in with
 //! `RUSTFLAGS="--cfg netpoll_leaks"`).
 //!
-//! A view of 600 bytes keeps the whole chunk alive that it was cut from, 64 KiB for what was received
-//! in small pieces. Kept on purpose, in a cache say, that is what sharing means; kept by oversight it
-//! is a leak that no profiler shows where it began, since chunks are allocated by whoever received.
-//! So this records the place where the *view* was made.
+//! A view of 600 bytes keeps its whole chunk alive, 64 KiB for messages received in small pieces. A
+//! heap profiler shows only where the chunk was allocated: in a receive. This module records where
+//! the *view* was made.
 //!
 //! Recorded are views that share memory ([`next_bytes`](crate::LinkBuffer::next_bytes) of 512 bytes and
 //! more) with all their clones and parts, and buffers made by [`slice`](crate::LinkBuffer::slice). A
 //! slice counts until it is dropped or appended to another buffer. Copies pin nothing and are not
-//! recorded, nor are views of memory that was linked instead of received: that is its owner's affair.
+//! recorded, nor are views of memory that was linked instead of received: their owner accounts for that memory.
 //!
 //! For debug builds and tests: each recorded value captures a backtrace and takes a lock, and a view
 //! of a chunk is no longer unique, which `Bytes::try_into_mut` notices. Nothing else changes.
@@ -63,7 +62,7 @@ pub(crate) fn view(node: Node) -> Bytes {
     })
 }
 
-/// Records a slice of `len` bytes, whose first shared piece keeps `first` bytes alive.
+/// Records a slice of `len` bytes. Its first shared piece keeps `first` bytes alive.
 pub(crate) fn slice(len: usize, first: usize) -> LeakGuard<Kind> {
     MEMORY.track(Kind::Slice, len, len.max(first), String::new())
 }

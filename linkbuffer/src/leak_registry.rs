@@ -14,7 +14,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// What keeps memory.
+/// A kind of value that keeps memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
@@ -37,12 +37,12 @@ pub struct Leak<K = Kind> {
 }
 
 impl<K: Copy> Leak<K> {
-    /// What it is.
+    /// The kind of the value.
     pub fn kind(&self) -> K {
         self.kind
     }
 
-    /// The bytes it shows; for a slice those it was made with. 0 for what is no memory.
+    /// The bytes it shows; for a slice those it was made with. 0 for other values.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -66,7 +66,7 @@ impl<K: Copy> Leak<K> {
         self.made.elapsed()
     }
 
-    /// What else is known about it; empty for memory.
+    /// A description; empty for memory.
     pub fn note(&self) -> &str {
         &self.note
     }
@@ -124,7 +124,7 @@ impl<K: fmt::Debug> fmt::Debug for Leak<K> {
     }
 }
 
-/// A list of what is alive. Other libraries may keep one of their own.
+/// A list of live values. Other libraries may keep one of their own.
 #[derive(Debug)]
 pub struct LeakRegistry<K: 'static> {
     alive: Mutex<BTreeMap<u64, Leak<K>>>,

@@ -12,11 +12,11 @@ use crate::size_class::Class;
 pub(crate) enum Node {
     /// Holds nothing at all.
     Empty,
-    /// Taken from the pool (or the allocator) by this buffer: it may grow into its spare room.
+    /// Taken from the pool (or the allocator) by this buffer: it may grow into its spare capacity.
     Owned(BytesMut, Class),
-    /// Exclusive part of a chunk that somebody else looks after.
+    /// Exclusive part of a chunk whose `Owned` handle is elsewhere.
     Exclusive(BytesMut),
-    /// Read-only memory shared with others.
+    /// Read-only shared memory.
     Shared(Bytes),
     /// The first bytes of such memory; the ones behind may become part of it, see
     /// [`extend_shared`](Self::extend_shared).
@@ -129,7 +129,7 @@ impl Node {
         }
     }
 
-    /// Cuts off everything from `n` on, spare room included. If the node owns its chunk, the
+    /// Cuts off everything from `n` on, spare capacity included. If the node owns its chunk, the
     /// ownership goes with the cut-off part: that is the part which can still grow.
     pub(crate) fn split_off(&mut self, n: usize) -> Self {
         match self {
@@ -163,7 +163,7 @@ impl Node {
         }
     }
 
-    /// As [`split_shared`](Self::split_shared), but what is cut off may grow again by what follows.
+    /// As [`split_shared`](Self::split_shared), but the cut-off node can be extended by the bytes behind it.
     pub(crate) fn split_extendable(&mut self, n: usize) -> Self {
         match self {
             Self::Shared(b) if b.len() <= u32::MAX as usize => {

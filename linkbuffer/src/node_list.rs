@@ -8,7 +8,7 @@ use crate::node::Node;
 #[derive(Default)]
 pub(crate) struct NodeList {
     pub(crate) nodes: VecDeque<Node>,
-    /// What happened to the positions of open slots since the last flush.
+    /// Changes of the positions of open slots since the last flush.
     pub(crate) shifts: Vec<SlotShift>,
 }
 

@@ -1,4 +1,4 @@
-//! The upkeep of the node list: what is dropped when it is read, what is kept for the next write.
+//! Adding and dropping nodes. Consumed nodes are dropped; one may be kept for the next write.
 
 use crate::buffer::LinkBuffer;
 use crate::discard::Discarded;
@@ -27,7 +27,7 @@ impl LinkBuffer {
 
     /// Whether the last node can take a short write.
     #[inline]
-    fn has_room(&mut self) -> bool {
+    fn has_tail(&mut self) -> bool {
         let back = self.back_mut();
         back.is_owned() && back.spare() >= MIN_TAIL
     }
@@ -76,7 +76,7 @@ impl LinkBuffer {
     /// Everything is read to the end: keeps one own node as room for the next write, the front one
     /// if possible.
     fn reset(&mut self) {
-        // A panic of what is dropped goes on when all is in place.
+        // A panic of a payload's drop resumes after all nodes are in place.
         let mut gone = Discarded::default();
         if self.has_rest() {
             let keep = matches!(&self.front, Node::Owned(chunk, class)
@@ -98,7 +98,7 @@ impl LinkBuffer {
     pub(crate) fn reset_front(&mut self) {
         self.off = 0;
         match &mut self.front {
-            // Bytes before the handle's own region may be viewed by others; those in it are not.
+            // Bytes before the handle's own region may be part of views; those in it are not.
             Node::Owned(chunk, class) if class.is_kept() => chunk.clear(),
             Node::Empty => {}
             _ => self.clear_front(),
@@ -117,7 +117,7 @@ impl LinkBuffer {
         let Node::Owned(mut chunk, class) = node else {
             return;
         };
-        if class.is_kept() && chunk.capacity() >= MIN_KEPT_TAIL && !self.has_room() {
+        if class.is_kept() && chunk.capacity() >= MIN_KEPT_TAIL && !self.has_tail() {
             chunk.clear();
             self.links().nodes.push_back(Node::Owned(chunk, class));
         } else {
@@ -172,7 +172,7 @@ impl LinkBuffer {
     /// Puts the room for the next write back at the end, unless there is some already.
     pub(crate) fn put_tail(&mut self, room: Option<Node>) {
         if let Some(room) = room {
-            if self.has_room() {
+            if self.has_tail() {
                 self.discard(room);
             } else {
                 self.links().nodes.push_back(room);

@@ -62,7 +62,7 @@ impl LinkBuffer {
     ///
     /// A view of a sixteenth of its chunk or more shares it, and keeps it alive; so does one of 512 bytes
     /// or more of memory that did not come from a [`ChunkPool`](crate::ChunkPool). Fewer bytes are
-    /// copied: what is kept of them keeps nothing else, and a view keeps at most 16 times itself.
+    /// copied, so a view keeps at most 16 times its length alive.
     /// Bytes that lie in several chunks are copied together. [`slice`](Self::slice) never copies.
     ///
     /// # Errors
@@ -159,7 +159,6 @@ impl LinkBuffer {
     }
 
     #[cold]
-    #[inline(never)]
     fn short(&self, n: usize) -> io::Error {
         ShortRead::new(n, self.len).into()
     }
@@ -274,7 +273,7 @@ impl LinkBuffer {
         }
     }
 
-    /// As [`view_front`](Self::view_front), but leaves the memory what it is.
+    /// As [`view_front`](Self::view_front), but keeps the kind of the node.
     pub(crate) fn split_front(&mut self, n: usize) -> Node {
         self.trim_front();
         match &mut self.front {

@@ -11,18 +11,16 @@ use crate::nodes::MIN_KEPT_TAIL;
 use crate::size_class::Class;
 
 impl LinkBuffer {
-    /// Lets `receive` append to a chunk of this buffer; what it appends becomes readable. Returns what
-    /// `receive` returns.
+    /// Calls `receive` with a chunk of this buffer; appended bytes become readable. Returns the result of
+    /// `receive`.
     ///
-    /// An empty buffer lends a chunk of `size` bytes (it keeps one of at most 64 KiB when all of it was
-    /// read), with at least a quarter of it free: the first three quarters may
-    /// still be viewed by others. A message that is received, read or [forwarded](Self::forward) as a
-    /// whole, and gone before the next one comes, touches no reference count on its way, which is the point
-    /// of it. The first room is where it was last time, and most likely cached.
+    /// If the buffer is empty, `receive` gets a chunk of `size` bytes, reused between calls (kept up to
+    /// 64 KiB). At least a quarter of it is free, even if views of earlier messages exist. A message that
+    /// is consumed or [forwarded](Self::forward) before the next call changes no reference count.
     ///
     /// Where something is readable the room is the one behind it, so that both are in one piece: at least
     /// `size` bytes, as [`reserve_recv`](Self::reserve_recv) lends them. Look at [`spare_capacity`](Self::spare_capacity) before, if
-    /// moving what is there is not wanted.
+    /// the readable bytes must not move.
     ///
     /// Unflushed bytes become readable, as by [`flush`](Self::flush).
     ///
@@ -45,10 +43,10 @@ impl LinkBuffer {
     #[inline]
     pub fn recv_with<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
         if self.len + self.pending != 0 {
-            return self.receive_behind(size, receive);
+            return self.recv_behind(size, receive);
         }
-        if !self.is_room(size) {
-            self.make_room(size);
+        if !self.is_recv_chunk(size) {
+            self.provide_recv_chunk(size);
         }
         self.off = 0;
         let lent = RecvGuard(self);
@@ -62,7 +60,7 @@ impl LinkBuffer {
     }
 
     /// Whether this buffer is empty and has a chunk of `size` bytes for the next
-    /// [`recv_with`](Self::recv_with), part of which may be viewed by others.
+    /// [`recv_with`](Self::recv_with), part of which may be in use by views.
     #[inline]
     pub(crate) fn has_recv_chunk(&self, size: usize) -> bool {
         matches!(self.front, Node::Owned(_, class) if class == Class::of(size))
@@ -70,8 +68,8 @@ impl LinkBuffer {
             && !self.has_rest()
     }
 
-    /// Takes the chunk out of an empty buffer, to be freed and not to go back to the pool. What it returns
-    /// is empty, and has no room if there was no such chunk.
+    /// Takes the chunk out of an empty buffer, to be freed and not to go back to the pool. The result
+    /// is empty, and without capacity if there was no such chunk.
     pub(crate) fn take_chunk(&mut self) -> BytesMut {
         if self.len + self.pending == 0 && !self.has_rest() {
             self.reset_front();
@@ -87,7 +85,7 @@ impl LinkBuffer {
 
     /// Makes everything readable unflushed, as if it had just been written: a buffer that was received
     /// into becomes one for output, with all that is in it. `false`: nothing has happened, because this
-    /// is more than one chunk of memory, or of a kind that others own.
+    /// is more than one chunk, or shared memory.
     #[inline]
     pub(crate) fn make_unflushed(&mut self) -> bool {
         let whole = matches!(self.front, Node::Owned(..) | Node::Exclusive(_))
@@ -103,7 +101,7 @@ impl LinkBuffer {
     }
 
     /// As [`take_all`](Self::take_all), but room behind the last byte that is worth it stays here: for content
-    /// that goes its own way while the next message is received. What is taken shares the chunk then.
+    /// that goes its own way while the next message is received. The taken buffer shares the chunk then.
     pub(crate) fn take_filled(&mut self) -> Self {
         let mut filled = self.take_all();
         let tail = filled.take_empty_tail().or_else(|| {
@@ -118,7 +116,7 @@ impl LinkBuffer {
 
     #[cold]
     #[inline(never)]
-    fn receive_behind<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
+    fn recv_behind<R>(&mut self, size: usize, receive: impl FnOnce(&mut BytesMut) -> R) -> R {
         let mut room = self.reserve_recv(size);
         let result = receive(&mut room);
         self.commit_recv(room);
@@ -127,18 +125,18 @@ impl LinkBuffer {
 
     /// Whether the front node is all there is, and an own chunk with so much room if it starts over.
     #[inline]
-    fn is_room(&self, size: usize) -> bool {
+    fn is_recv_chunk(&self, size: usize) -> bool {
         matches!(&self.front, Node::Owned(chunk, _) if chunk.capacity() >= size.max(1))
             && !self.has_rest()
     }
 
     #[cold]
     #[inline(never)]
-    fn make_room(&mut self, size: usize) {
+    fn provide_recv_chunk(&mut self, size: usize) {
         self.drop_consumed();
         let size = size.max(1);
         if let Node::Owned(chunk, _) = &mut self.front {
-            // Back to its start if nobody holds a view of it.
+            // Reclaims the whole chunk if no view of it is alive.
             if chunk.try_reclaim(size) || chunk.capacity() >= size.div_ceil(4) {
                 return;
             }
@@ -149,7 +147,7 @@ impl LinkBuffer {
     }
 }
 
-/// Sees to it that what was received is counted, however the receive ends.
+/// Counts the received bytes, also if the receive panics.
 struct RecvGuard<'a>(&'a mut LinkBuffer);
 
 impl Drop for RecvGuard<'_> {

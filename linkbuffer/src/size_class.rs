@@ -22,7 +22,7 @@ impl Class {
         }
     }
 
-    /// Whether an empty buffer keeps such a chunk for what comes next. A larger one goes back, so
+    /// Whether an empty buffer keeps such a chunk for the next write. A larger one goes back, so
     /// that one long message is not paid for with memory for ever.
     #[inline]
     pub(crate) const fn is_kept(self) -> bool {

@@ -1,4 +1,4 @@
-//! Placeholders: bytes whose place is known before their value.
+//! Placeholders: bytes reserved before their value is known.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use crate::node_list::SlotShift;
 /// `N` bytes that were reserved in a buffer and are still to be filled in: a length prefix, a
 /// checksum.
 ///
-/// A slot belongs to its bytes, not to a distance: what is appended behind it, inserted before it
+/// A slot belongs to its bytes, not to a distance: data appended behind it, inserted before it
 /// ([`write_direct`](LinkBuffer::write_direct)) or put in front of the buffer
 /// ([`push_front`](LinkBuffer::push_front)) does not mislead it. It ends when its buffer is
 /// flushed, when [`malloc_ack`](LinkBuffer::malloc_ack) cuts it away, and when `write_direct`
@@ -54,7 +54,7 @@ use crate::node_list::SlotShift;
 #[must_use = "the reserved bytes stay zero until the slot is filled"]
 pub struct LengthSlot<const N: usize>(pub(crate) RawLengthSlot);
 
-/// A [`LengthSlot`] whose size is not part of its type: what [`Writer`](crate::Writer) implementations deal in.
+/// A [`LengthSlot`] whose size is not part of its type, for [`Writer`](crate::Writer) implementations.
 #[derive(Debug)]
 #[must_use = "the reserved bytes stay zero until the slot is filled"]
 pub struct RawLengthSlot {

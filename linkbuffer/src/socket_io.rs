@@ -89,7 +89,7 @@ impl LinkBuffer {
         }
     }
 
-    /// Takes what was received into `chunk`, which is empty afterwards and keeps its spare room.
+    /// Moves the received bytes out of `chunk`, which is empty afterwards and keeps its spare capacity.
     ///
     /// As `push_chunk(chunk.split())`, but fewer than 512 bytes are copied if this buffer has room
     /// of its own for them at its end, as one made [with a capacity](Self::with_capacity) has until
@@ -173,19 +173,19 @@ impl LinkBuffer {
         &mut self.front
     }
 
-    /// Lends room for receiving: an empty chunk with spare room, which, once filled and given to
-    /// [`commit_recv`](Self::commit_recv), continues the readable bytes without a gap.
+    /// Reserves capacity for a receive: returns an empty chunk with spare capacity. Its bytes continue the
+    /// readable bytes without a gap once [`commit_recv`](Self::commit_recv) gets it back.
     ///
     /// With the room for the rest of a message of known length, the whole message ends up in one
-    /// chunk and is never joined. What is readable now is moved into a larger chunk for that, if
-    /// it has to be and if it is not much longer than what is to come.
+    /// chunk and is never joined. Readable bytes are moved into a larger chunk for that, if
+    /// necessary and if they are not much longer than `want`.
     ///
-    /// The room is at least `want` bytes, up to 8 MiB. For more than that it is lent in steps of at
-    /// least 64 KiB and grows with the data received, so that a length that a peer merely claims
+    /// The capacity is at least `want` bytes, up to 8 MiB. Above that it is reserved in steps of at
+    /// least 64 KiB and grows with the received data, so that a length announced by a peer
     /// costs nothing. Unflushed bytes become readable, as by [`flush`](Self::flush).
     ///
-    /// The room is a value of its own: the buffer may be used meanwhile, even on another thread.
-    /// Dropping it instead of giving it back loses some spare room and nothing else.
+    /// The chunk is a separate value: the buffer may be used meanwhile, even on another thread.
+    /// Dropping the chunk instead of committing it loses spare capacity and nothing else.
     ///
     /// # Examples
     ///
@@ -228,7 +228,7 @@ impl LinkBuffer {
         let split = self.has_rest();
         let spare = self.back_mut().spare();
         if spare < enough(want) || split {
-            // A chunk that grows may get twice what it has.
+            // A chunk that grows may double its size.
             let most = 2 * len + want.clamp(1, MAX_RESERVE.max(len));
             if Class::of(most) == Class::UNPOOLED {
                 crate::allocation::probe(most)?;
@@ -237,8 +237,8 @@ impl LinkBuffer {
         Ok(self.reserve_recv(want))
     }
 
-    /// Takes back the room that [`reserve_recv`](Self::reserve_recv) lent, and makes what was received
-    /// readable. Any chunk may be given here, like in [`push_chunk`](Self::push_chunk).
+    /// Takes back the chunk of [`reserve_recv`](Self::reserve_recv), and makes the received
+    /// bytes readable. Any chunk may be given here, like in [`push_chunk`](Self::push_chunk).
     pub fn commit_recv(&mut self, room: BytesMut) {
         let n = room.len();
         if n > 0 && self.pending != 0 {
@@ -295,7 +295,7 @@ impl LinkBuffer {
         }
     }
 
-    /// Provides a last node with room for `want` bytes, and shifts what is readable into it if that
+    /// Provides a last node with room for `want` bytes, and moves the readable bytes into it if that
     /// is worth it.
     #[cold]
     #[inline(never)]
@@ -330,14 +330,13 @@ impl LinkBuffer {
 }
 
 #[cold]
-#[inline(never)]
 #[track_caller]
 fn consume_too_much(n: usize, len: usize) -> ! {
     panic!("consume: {}", ShortRead::new(n, len))
 }
 
 /// The room that is used as it is. One of many MiB is used up before it is enlarged, which may copy
-/// what is there.
+/// its content.
 fn enough(want: usize) -> usize {
     if want > MAX_RESERVE {
         MIN_RESERVE_STEP
@@ -352,7 +351,7 @@ fn worth_moving(len: usize, want: usize) -> bool {
     len / 4 <= want
 }
 
-/// Room lent at once for a message whose length is only claimed so far.
+/// Room lent at once for a message of which only the length is known.
 const MAX_RESERVE: usize = 8 << 20;
 /// Least room lent for a message that is longer than that.
 const MIN_RESERVE_STEP: usize = 64 << 10;

@@ -1,4 +1,4 @@
-//! Reading what ends with a mark: text, lines, delimited fields.
+//! Reading text, lines and delimited fields.
 
 use std::io;
 
@@ -96,7 +96,7 @@ impl LinkBuffer {
         None
     }
 
-    /// Finds the end of the first line, whose first `from` bytes are known to have none.
+    /// Finds the end of the first line. Its first `from` bytes are known to have none.
     pub(crate) fn line_end(&self, from: usize, max: usize) -> io::Result<Option<LineSpan>> {
         let Some(at) = self.index_of(b'\n', from) else {
             // The text, its `\r`, and still no `\n`.

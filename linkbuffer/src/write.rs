@@ -118,11 +118,11 @@ impl LinkBuffer {
         self.put_tail(room);
     }
 
-    /// Lets `f` append to a chunk with at least `room` bytes of spare room, for encoders that want
-    /// a growable [`BufMut`](bytes::BufMut) and do not know their size in advance. Returns what `f`
-    /// returns.
+    /// Lets `f` append to a chunk with at least `room` bytes of spare capacity, for encoders that want
+    /// a growable [`BufMut`](bytes::BufMut) and do not know their size in advance. Returns the result
+    /// of `f`.
     ///
-    /// `f` is given an empty `BytesMut`; what it holds afterwards is appended. More than `room`
+    /// `f` is given an empty `BytesMut`; its content afterwards is appended. More than `room`
     /// bytes are fine, but cost a copy.
     ///
     /// `LinkBuffer` itself cannot implement `BufMut`, which is an unsafe trait: this crate has no
@@ -207,10 +207,10 @@ impl LinkBuffer {
                 Err(room) => self.discard(room),
             }
         }
-        let room = match self.spare_of_last(n) {
+        let room = match self.take_spare_before_tail(n) {
             Some(room) => room,
             None => {
-                // Chunks grow with what is queued, so that a large batch has few of them.
+                // Chunks grow with the queued bytes, so that a large batch has few of them.
                 let queued = (self.len + self.pending).min(LARGE_BATCH);
                 let (chunk, class) = self.pool().take_class(n.max(queued));
                 Node::Owned(chunk, class)
@@ -231,7 +231,7 @@ impl LinkBuffer {
     }
 
     /// The room behind the bytes of the node before a linked payload.
-    fn spare_of_last(&mut self, n: usize) -> Option<Node> {
+    fn take_spare_before_tail(&mut self, n: usize) -> Option<Node> {
         let count = self.rest.as_ref()?.nodes.len();
         if count == 0 {
             return None;

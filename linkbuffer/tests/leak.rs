@@ -188,7 +188,7 @@ fn another_library_may_keep_a_list_of_its_own() {
     let shown = format!("{:?}", OTHERS.report());
     assert!(shown.starts_with("[View, made "), "{shown}");
     assert_eq!(OTHERS.report()[0].note(), "");
-    assert!(format!("{guard:?}").starts_with("Guard("), "{guard:?}");
+    assert!(format!("{guard:?}").starts_with("LeakGuard("), "{guard:?}");
     drop(guard);
     assert_eq!(OTHERS.report().len(), 0);
 }

@@ -76,7 +76,7 @@ impl<V> Delimited<V> {
         self
     }
 
-    /// Whether what is left when the input ends is a last frame that lacks its delimiter.
+    /// Whether unconsumed bytes at the end of input are a last frame without delimiter.
     /// Default: it is an `UnexpectedEof` error.
     pub fn open_end(mut self, open: bool) -> Self {
         self.last = open;
@@ -148,7 +148,7 @@ impl<V: FrameView> Delimited<V> {
         }
     }
 
-    /// Consumes what is left at the end of input.
+    /// Consumes the remaining bytes at the end of input.
     fn cut_last(&mut self, chain: &mut LinkBuffer) -> io::Result<Option<V>> {
         self.progress = Progress::default();
         let len = chain.len();
@@ -169,7 +169,7 @@ impl<V: FrameView> Decoder for Delimited<V> {
             let chain = r.buffer_mut();
             let here = chain.len().min(window);
             if here < self.progress.scanned {
-                // Somebody else consumed what was searched.
+                // The searched bytes were consumed elsewhere.
                 self.progress = Progress::default();
             }
             if self.progress.scanned == 0 {

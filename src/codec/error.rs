@@ -17,7 +17,7 @@ pub enum FrameError {
         /// Bytes allowed.
         max: usize,
     },
-    /// A length in the input does not even cover what every frame has. Kind: `InvalidData`.
+    /// A length in the input is less than the minimum of every frame. Kind: `InvalidData`.
     TooShort {
         /// Bytes of the frame as its length says, which may be negative after the adjustment.
         len: i64,

@@ -16,12 +16,12 @@ const FLUSH_AT: usize = 64 << 10;
 /// A handler that calls `on_frame` with every frame.
 ///
 /// Each connection has its own copy of `decoder`. All frames that have arrived are handled in
-/// one go, and what `on_frame` wrote is flushed once behind them (and whenever 64 KiB are
+/// one go, and the output of `on_frame` is flushed once behind them (and whenever 64 KiB are
 /// unflushed), so that many small requests are answered with few system calls.
 ///
 /// When decoding fails ([`FrameError`](crate::FrameError), or
 /// [`Error::PeerClosed`](crate::Error::PeerClosed) if the peer's input ends inside a frame) the
-/// callback of [`on_error`](Framed::on_error) is called, what was written is sent, and the
+/// callback of [`on_error`](Framed::on_error) is called, its output is sent, and the
 /// connection is closed. So it is when `on_frame` returns an error.
 ///
 /// `on_frame` may give the connection to [another handler](Connection::set_handler) or
@@ -108,7 +108,7 @@ where
     }
 
     fn on_request(&self, conn: &mut Connection, decoder: &mut D) -> io::Result<()> {
-        // Only what has been received by now: a peer that sends without a pause must not keep
+        // Only frames that have been received by now: a peer that sends without a pause must not keep
         // the thread.
         let batch = received(conn);
         loop {
@@ -131,8 +131,8 @@ where
                 // Closed by the closure or by another thread: no more frames.
                 return Ok(());
             }
-            // What is left is not ours any more, or has not been decoded; in both cases it is
-            // not known to be too short.
+            // The remaining bytes belong to another owner, or were not decoded. In both cases they
+            // are not known to be too short.
             let decoded = received(conn).saturating_sub(conn.available() as u64);
             if conn.is_passed_on() || decoded >= batch {
                 conn.rx.mark = 0;
@@ -155,7 +155,7 @@ fn received(conn: &Connection) -> u64 {
     conn.rx.shared.bytes_in.load(Ordering::Relaxed)
 }
 
-/// Sends what answers the frames before the one that failed.
+/// Sends the answers to the frames before the one that failed.
 fn last_flush(conn: &mut Connection, error: io::Error) -> io::Error {
     if conn.malloc_len() > 0 {
         if let Err(flush) = conn.flush() {

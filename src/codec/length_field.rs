@@ -10,7 +10,7 @@ use std::{fmt, io, marker::PhantomData};
 /// ```text
 ///      offset        width              length + adjustment
 /// |-------------|-------------|------------------------------------|
-///  before field  length field   what follows the field
+///  before field  length field   behind the field
 /// ```
 ///
 /// By default the field is the first thing in a frame, big-endian, counts the bytes behind it,
@@ -88,7 +88,7 @@ impl<V> LengthField<V> {
         self
     }
 
-    /// What is added to the field's value to get the number of bytes behind the field: minus the
+    /// The number added to the field's value to get the number of bytes behind the field: minus the
     /// length of the header if the field counts that too. Default: 0.
     pub const fn adjustment(mut self, bytes: i64) -> Self {
         self.format.adjustment = bytes;
@@ -117,15 +117,15 @@ impl<V> LengthField<V> {
         }
     }
 
-    /// Writes one frame with the bytes `head` in front of its length field and what `body`
-    /// writes behind it. `head` is as long as the [`offset`](Self::offset); `body` is called
+    /// Writes one frame with the bytes `head` in front of its length field and the output of
+    /// `body` behind it. `head` is as long as the [`offset`](Self::offset); `body` is called
     /// once and must not flush.
     ///
     /// # Errors
     ///
     /// [`FrameError::HeadSize`], [`FrameError::BodyTooLong`] if the body's length fits neither
     /// the maximum nor the field, [`FrameError::BodySize`] if it is below the adjustment, and
-    /// what `body` and `w` fail with.
+    /// the errors of `body` and `w`.
     pub fn encode_with_head(
         &self,
         w: &mut dyn Writer,
@@ -143,7 +143,7 @@ impl<V> LengthField<V> {
         })
     }
 
-    /// Writes a frame whose length is known.
+    /// Writes a frame of known length.
     fn put(
         &self,
         w: &mut dyn Writer,
@@ -236,7 +236,7 @@ impl Format {
         }
     }
 
-    /// What is wrong with the value of a length field.
+    /// The error for the value of a length field.
     #[cold]
     fn reject(&self, value: u64) -> FrameError {
         // Three terms of at most 64 bits each: no overflow in 128.
@@ -256,7 +256,7 @@ impl Format {
         }
     }
 
-    /// What the length field says for a body of `len` bytes.
+    /// The value of the length field for a body of `len` bytes.
     fn value(&self, len: usize) -> Result<u64, FrameError> {
         let value = len as i128 - i128::from(self.adjustment);
         if value < 0 {

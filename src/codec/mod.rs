@@ -43,7 +43,7 @@ use bytes::Bytes;
 /// # }
 /// ```
 pub trait Decoder {
-    /// What a frame is given as.
+    /// The type of a decoded frame.
     type Frame;
 
     /// The next frame if all of it is here. Never waits.
@@ -56,11 +56,11 @@ pub trait Decoder {
     ///
     /// # Errors
     ///
-    /// [`FrameError`] if the bytes are no frame, or one that is longer than allowed; what `r`
-    /// fails with, `UnexpectedEof` if its input ended inside a frame.
+    /// [`FrameError`] if the bytes are no frame, or one that is longer than allowed; the errors
+    /// of `r`, and `UnexpectedEof` if its input ended inside a frame.
     fn decode(&mut self, r: &mut dyn Reader) -> io::Result<Option<Self::Frame>>;
 
-    /// Forgets what was remembered about bytes that are not consumed yet. To be called when the
+    /// Discards the state kept about bytes that are not consumed yet. To be called when the
     /// source was read by other means, or is another one, after `decode` returned `None`.
     fn reset(&mut self) {}
 
@@ -73,7 +73,7 @@ pub trait Decoder {
     ///
     /// # Errors
     ///
-    /// Those of [`decode`](Self::decode), and what `r` waits no longer for, such as `TimedOut`.
+    /// Those of [`decode`](Self::decode), and those of a wait of `r`, such as `TimedOut`.
     ///
     /// # Examples
     ///
@@ -100,7 +100,7 @@ pub trait Decoder {
             if waiting.ended {
                 return Ok(None);
             }
-            // The decoder looked at what is available and did not ask for more.
+            // The decoder looked at the available bytes and did not ask for more.
             let more = waiting.available().saturating_add(1);
             if !waiting.try_fill(more)? {
                 return Ok(None);
@@ -122,7 +122,7 @@ where
 
 /// Puts frames into a sink of bytes.
 ///
-/// A frame is written whole or not at all: after an error the unflushed output is what it was
+/// A frame is written whole or not at all: after an error the unflushed output is as it was
 /// before. Nothing is sent before the sink is flushed.
 ///
 /// # Examples
@@ -175,7 +175,7 @@ pub trait Encoder {
     ///
     /// # Errors
     ///
-    /// [`FrameError`] if the body does not fit the frame, what `body` and `w` fail with.
+    /// [`FrameError`] if the body does not fit the frame, and the errors of `body` and `w`.
     fn encode_with(
         &self,
         w: &mut dyn Writer,
@@ -186,7 +186,7 @@ pub trait Encoder {
     ///
     /// # Errors
     ///
-    /// [`FrameError`] if the body does not fit the frame, and what `w` fails with.
+    /// [`FrameError`] if the body does not fit the frame, and the errors of `w`.
     fn encode(&self, w: &mut dyn Writer, body: Bytes) -> io::Result<()> {
         self.encode_with(w, &mut |w| w.write_bytes(body.clone()))
     }
@@ -195,7 +195,7 @@ pub trait Encoder {
     ///
     /// # Errors
     ///
-    /// [`FrameError`] if the body does not fit the frame, and what `w` fails with.
+    /// [`FrameError`] if the body does not fit the frame, and the errors of `w`.
     fn encode_slice(&self, w: &mut dyn Writer, body: &[u8]) -> io::Result<()> {
         self.encode_with(w, &mut |w| w.write_slice(body))
     }
@@ -209,7 +209,7 @@ fn ready(r: &mut dyn Reader, n: usize) -> io::Result<bool> {
     }
 }
 
-/// Runs `write`; what it wrote is taken back if it fails.
+/// Runs `write`; its output is cut off if it fails.
 fn whole(
     w: &mut dyn Writer,
     write: impl FnOnce(&mut dyn Writer) -> io::Result<()>,
@@ -234,7 +234,7 @@ fn written(
         .ok_or_else(|| FrameError::Flushed.into())
 }
 
-/// A source whose `try_` calls wait.
+/// A source with `try_` calls that wait.
 struct Waiting<'a> {
     inner: &'a mut dyn Reader,
     ended: bool,

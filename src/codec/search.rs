@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// joined, which costs less than walking over them for every piece that arrives.
 const WALK: usize = 16;
 
-/// What is searched for.
+/// The searched bytes.
 #[derive(Clone, Debug)]
 pub(super) enum Delimiter {
     Byte(u8),

@@ -1,4 +1,4 @@
-//! What frames are given as.
+//! The types that a decoded frame can have.
 
 use bytes::{Buf as _, Bytes};
 use linkbuffer::LinkBuffer;
@@ -19,7 +19,7 @@ pub trait FrameView: sealed::Cut {}
 
 impl<T: sealed::Cut> FrameView for T {}
 
-/// What a decoder returns, so that frames are not moved about.
+/// The result of a decoder, by reference so that frames are not moved.
 type Cutting<T> = io::Result<Option<T>>;
 
 pub(super) mod sealed {

@@ -41,7 +41,7 @@ impl<R: Read> IoReader<R> {
         }
     }
 
-    /// The inner reader. Reading from it directly skips what is buffered.
+    /// The inner reader. Reading from it directly skips the buffered bytes.
     pub fn get_ref(&self) -> &R {
         &self.inner
     }
@@ -134,7 +134,7 @@ impl<W: Write> IoWriter<W> {
         }
     }
 
-    /// The inner writer. Writing to it directly overtakes what is queued.
+    /// The inner writer. Writing to it directly overtakes the queued bytes.
     pub fn get_ref(&self) -> &W {
         &self.inner
     }

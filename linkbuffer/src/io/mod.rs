@@ -12,7 +12,7 @@ mod convert;
 pub use adapters::{IoReader, IoWriter};
 
 impl Read for LinkBuffer {
-    /// Reads what is there. `Ok(0)` means that nothing is readable now.
+    /// Reads the readable bytes. `Ok(0)` means that nothing is readable now.
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = out.len().min(self.len);
         self.copy_out(&mut out[..n]);

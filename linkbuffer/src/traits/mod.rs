@@ -1,4 +1,4 @@
-//! What codecs are written against.
+//! The traits that codecs use: sources and sinks of bytes.
 
 mod reader;
 mod writer;

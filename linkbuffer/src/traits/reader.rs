@@ -39,9 +39,8 @@ use crate::buffer::LinkBuffer;
 ///
 /// # Implementing
 ///
-/// A source keeps what it has in a [`LinkBuffer`] and implements four methods; for a source that is a
-/// [`std::io::Read`], [`IoReader`](crate::IoReader) does. This one undoes on the way what its peer did to
-/// the bytes:
+/// A source keeps its bytes in a [`LinkBuffer`] and implements four methods; for a source that is a
+/// [`std::io::Read`], [`IoReader`](crate::IoReader) does. This one decodes the bytes of another source:
 ///
 /// ```
 /// use linkbuffer::{LinkBuffer, Reader};
@@ -53,7 +52,7 @@ use crate::buffer::LinkBuffer;
 /// }
 ///
 /// impl<R: Reader> Plain<R> {
-///     /// Takes over what the source has.
+///     /// Takes the available bytes of the source.
 ///     fn take(&mut self) -> io::Result<()> {
 ///         let mut bytes = self.source.read_vec(self.source.available())?;
 ///         bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
@@ -102,8 +101,8 @@ pub trait Reader {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` if the source ends first; what has arrived stays readable. Others as the
-    /// source has them, such as `TimedOut`.
+    /// `UnexpectedEof` if the source ends first; received bytes stay readable. Other errors are those of
+    /// the source, such as `TimedOut`.
     fn fill(&mut self, n: usize) -> io::Result<()>;
 
     /// Whether `n` bytes are available, without waiting. If not, the source remembers `n` as its
@@ -132,10 +131,10 @@ pub trait Reader {
         self.try_fill(self.available().saturating_add(1))
     }
 
-    /// The buffer that holds the bytes that are [`available`](Self::available), and no others. What is
-    /// consumed from it is consumed.
+    /// The buffer that holds the bytes that are [`available`](Self::available), and only these. A
+    /// byte consumed from it is consumed from the source.
     ///
-    /// For those who implement the trait: the methods below read from this buffer once
+    /// For implementations of the trait: the methods below read from this buffer once
     /// [`fill`](Self::fill) or [`try_fill`](Self::try_fill) says that it has enough. A codec uses them
     /// instead.
     fn buffer_mut(&mut self) -> &mut LinkBuffer;

@@ -38,7 +38,7 @@ pub trait Writer {
     ///
     /// # Errors
     ///
-    /// `OutOfMemory` if the allocator has no `n` bytes. Others as the sink has them.
+    /// `OutOfMemory` if the allocator has no `n` bytes. Other errors are those of the sink.
     fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]>;
 
     /// Keeps the first `n` unflushed bytes; see [`LinkBuffer::malloc_ack`].
@@ -52,14 +52,14 @@ pub trait Writer {
     ///
     /// # Errors
     ///
-    /// `OutOfMemory` if the allocator has no room for more than 1 MiB. Others as the sink has them.
+    /// `OutOfMemory` if the allocator has no room for more than 1 MiB. Other errors are those of the sink.
     fn write_slice(&mut self, data: &[u8]) -> io::Result<()>;
 
     /// Appends `data`, linked from 4 KiB on; see [`LinkBuffer::write_bytes`].
     ///
     /// # Errors
     ///
-    /// As the sink has them; none for a [`LinkBuffer`].
+    /// Those of the sink; none for a [`LinkBuffer`].
     fn write_bytes(&mut self, data: Bytes) -> io::Result<()>;
 
     /// Inserts `data` before the last `remain` unflushed bytes; see [`LinkBuffer::write_direct`].
@@ -73,7 +73,7 @@ pub trait Writer {
     ///
     /// # Errors
     ///
-    /// As the sink has them; none for a [`LinkBuffer`].
+    /// Those of the sink; none for a [`LinkBuffer`].
     fn append(&mut self, other: LinkBuffer) -> io::Result<()>;
 
     /// Reserves `len` bytes to be filled in later; [`LengthSlot::reserve`] is the typed form.
@@ -93,11 +93,11 @@ pub trait Writer {
     /// Bytes written and not flushed yet.
     fn malloc_len(&self) -> usize;
 
-    /// Publishes what was written: makes it readable, or sends it.
+    /// Publishes the written bytes: makes them readable, or sends them.
     ///
     /// # Errors
     ///
-    /// As the sink has them; none for a [`LinkBuffer`].
+    /// Those of the sink; none for a [`LinkBuffer`].
     fn flush(&mut self) -> io::Result<()>;
 
     /// Appends one byte.
@@ -165,7 +165,7 @@ impl<const N: usize> LengthSlot<N> {
 
 impl Writer for LinkBuffer {
     fn malloc(&mut self, n: usize) -> io::Result<&mut [u8]> {
-        self.check_room(n)?;
+        self.check_capacity(n)?;
         Ok(Self::malloc(self, n))
     }
 
@@ -176,7 +176,7 @@ impl Writer for LinkBuffer {
 
     #[inline]
     fn write_slice(&mut self, data: &[u8]) -> io::Result<()> {
-        self.check_room(data.len())?;
+        self.check_capacity(data.len())?;
         Self::write_slice(self, data);
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Writer for LinkBuffer {
     }
 
     fn reserve_raw(&mut self, len: usize) -> io::Result<RawLengthSlot> {
-        self.check_room(len)?;
+        self.check_capacity(len)?;
         Ok(Self::reserve_raw(self, len))
     }
 
@@ -220,15 +220,15 @@ impl Writer for LinkBuffer {
 impl LinkBuffer {
     /// Asks the allocator for a large chunk in a way that may fail, where the caller can be told.
     #[inline]
-    fn check_room(&mut self, n: usize) -> io::Result<()> {
+    fn check_capacity(&mut self, n: usize) -> io::Result<()> {
         if n <= Class::LARGEST.size() {
             return Ok(());
         }
-        self.check_large(n)
+        self.check_unpooled(n)
     }
 
     #[cold]
-    fn check_large(&mut self, n: usize) -> io::Result<()> {
+    fn check_unpooled(&mut self, n: usize) -> io::Result<()> {
         if self.back_mut().spare() >= n {
             return Ok(());
         }
