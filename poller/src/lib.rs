@@ -18,7 +18,7 @@
 //! * right away, where runs have often waited lately, or where runs are long and there is another
 //!   processor: then several threads share the batch.
 //!
-//! If nobody took it, the run's thread goes on as if nothing had been: the usual case, which costs
+//! If no thread took it, the run's thread continues to lead: the usual case, which costs
 //! two exchanges of one word.
 //!
 //! # When (not) to use it
@@ -88,7 +88,7 @@
 //!   arrived before them.
 //! * An operator gets a bounded share of a round ([`Budget`]); one that always has more to do
 //!   comes again after the others.
-//! * Closing a group ends its threads and frees its descriptors, whoever still holds handles.
+//! * Closing a group ends its threads and frees its descriptors, even while handles exist.
 //!
 //! # Platforms
 //!

@@ -13,7 +13,7 @@ pub use imp::*;
 
 use imp::One;
 
-/// A place for one thing that threads take and put back: whoever finds it there has it alone.
+/// An atomic cell for one box that threads take and put back: the taker owns it alone.
 pub struct AtomicBox<T>(One<T>);
 
 impl<T> std::fmt::Debug for AtomicBox<T> {
@@ -189,7 +189,7 @@ mod imp {
     pub struct Condvar(checker::sync::Condvar);
 
     impl Condvar {
-        /// A condition variable nobody waits on.
+        /// A condition variable without waiters.
         pub fn new() -> Self {
             Self(checker::sync::Condvar::new())
         }

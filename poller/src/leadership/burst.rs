@@ -22,7 +22,7 @@ const STEP: u32 = 4;
 /// One thread is on its way for each so many levels,
 const LEVELS: u32 = 4;
 /// and this many at most: a thread that is started sees to the next one.
-const MOST_HANDS: usize = 4;
+const MOST_HELPERS: usize = 4;
 
 /// A burst without a release for so many ticks of the monitor is over.
 const LASTS: u32 = 10;
@@ -79,7 +79,7 @@ impl Burst {
     /// How many threads should be on their way, or look for the reactor, with so much to do behind a run.
     pub(crate) fn helpers(&self, backlog: usize) -> usize {
         let helpers = self.level.div_ceil(LEVELS) as usize;
-        helpers.min(MOST_HANDS).min(backlog + 1)
+        helpers.min(MOST_HELPERS).min(backlog + 1)
     }
 }
 
@@ -109,7 +109,7 @@ mod tests {
         for _ in 0..400 {
             burst.waits();
         }
-        assert_eq!(burst.helpers(100), MOST_HANDS);
+        assert_eq!(burst.helpers(100), MOST_HELPERS);
         assert_eq!(burst.helpers(1), 2);
         assert_eq!(burst.helpers(0), 1, "others poll");
         (0..HIGHEST).for_each(|_| burst.came_back());
@@ -127,7 +127,7 @@ mod tests {
             burst.waits();
             assert!(burst.is_on());
         }
-        assert_eq!(burst.helpers(100), MOST_HANDS);
+        assert_eq!(burst.helpers(100), MOST_HELPERS);
     }
 
     #[test]

@@ -1,39 +1,41 @@
-//! The poller's leadership: the right, and the means, to poll.
+//! Leadership of a poller: the right, and the means, to poll (leader/followers pattern).
 //!
-//! The leadership *is* the poller's reactor, owned by value. The leader holds it in a local variable; before
-//! it calls code that may block it releases the reactor here, and takes it back afterwards if nobody
-//! else did. Two leaders are impossible by construction, and what is left of a batch of events
-//! travels with the reactor.
+//! Leadership *is* the poller's reactor, owned by value. The leader holds the reactor in a local variable.
 //!
-//! A release has a number. Whoever finds that the releasing leader of number *n* waits asks for a
-//! promotion of *n*: one thread is sent to accept the reactor. At most one such thread is under way;
-//! a later request while it is only renews the number, and if the thread finds another release
-//! than the one asked for, it leaves it alone.
+//! 1. Leader: before a callback that may block, [releases](Leadership::release) the reactor here.
+//! 2. Leader: after the callback, [reacquires](Leadership::reacquire) it, unless another thread took it.
 //!
-//! A run whose reactor was taken by another thread is *detached*; it is kept in a [list](DetachedRuns) until it
-//! returns.
+//! Two leaders cannot exist, because there is one value. The rest of a batch of events moves with it.
 //!
-//! **Seats.** What others need to know of a release is behind a lock, but nearly every release is of no
-//! concern to others: its run is short, and the next release is made by the same thread. So a leader has
-//! a [local slot](LocalSlot), one word in which the reactor lies after its first release, and exchanges that word
-//! alone. All others hold the lock, under which they [fetch](Locked::sync_from_local_slot) the reactor out of the local slot of
-//! whoever made the latest release, and leave it in the locked slot if they do not want it. A leader that
-//! finds its local slot empty looks there. Only its owner puts anything into a local slot, and nobody else's reactor can
-//! ever lie there: what a leader finds in its local slot is what it has put there last.
+//! **Handoff.** Releases are numbered.
 //!
-//! **Lending.** The promoted thread may not come: no more threads are allowed, or the system has
-//! none. Whoever finds that out [borrows](Leadership::borrow) the reactor, polls once without calling anything
-//! that may block, and [puts it back](Leadership::return_borrowed). What lies in the slot then belongs to no run:
-//! the first thread that is free takes it.
+//! 1. A thread that finds that the run of release *n* blocks [requests a handoff](Leadership::request_handoff)
+//!    of *n*, and sends one thread of the pool.
+//! 2. The sent thread [claims](Leadership::claim) the reactor if *n* is still the latest release.
 //!
-//! **Sharing.** A leader that expects runs to wait, or to keep more than one processor busy, marks
-//! its releases as shared, on [`ShareTerms`]. A shared release may be taken by anybody: threads that
-//! return from detached take it and go on with the batch, and so does a promoted thread. The terms say by
-//! how many others a release has to be *covered*: threads at work (detached and not known to wait),
-//! looking for the reactor, or on their way. If there are fewer, the releasing leader sends one before it runs.
+//! At most one requested thread is under way. A later request meanwhile only replaces the number.
 //!
-//! **Bursts.** While runs wait one after the other ([`Burst`]) every release is shared, and covered by
-//! threads on their way or looking alone: those detached are expected to wait.
+//! **Detached runs.** A run whose reactor another thread took is *detached*. It stays in a
+//! [list](DetachedRuns) until it returns.
+//!
+//! **Fast path.** Most releases are never claimed: the run is short and the same thread releases again. The
+//! leader therefore stores the reactor in its own atomic cell ([`LocalSlot`]), and takes it back with one
+//! exchange. Any other thread first locks the state and then
+//! [moves the reactor](Locked::sync_from_local_slot) from the latest leader's cell into the locked state. Only
+//! the owning thread stores into its cell. A reactor found there is always the one stored there last.
+//!
+//! **Borrowing.** The requested thread may not come: the pool is at its cap, or the system refuses a thread.
+//! The monitor then [borrows](Leadership::borrow) the reactor, polls once without a call that may block, and
+//! [returns](Leadership::return_borrowed) it. The returned reactor belongs to no run: the first free thread
+//! claims it.
+//!
+//! **Sharing.** A leader that expects runs to block, or to keep several processors busy, marks its releases
+//! as shared ([`ShareTerms`]). Any thread may [steal](Leadership::try_steal) a shared release.
+//! `ShareTerms::helpers` is the number of other threads required: running detached callbacks not known to
+//! block, spinning for the reactor, or being woken. If fewer exist, the leader wakes one before it runs.
+//!
+//! **Bursts.** While runs block one after the other ([`Burst`]) every release is shared. Detached runs are
+//! expected to block then, and do not count as helpers.
 
 pub(crate) mod burst;
 pub(crate) mod detached_runs;
@@ -55,23 +57,23 @@ use crate::{
     sys::MonotonicNanos,
 };
 
-/// What others may do with a release, and how many of them should be there.
+/// Which threads may take a release, and how many helpers it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ShareTerms {
-    /// Anybody may take it unasked.
+    /// Any thread may steal it without a request.
     pub(crate) shared: bool,
-    /// How many others should be at work, looking, or on their way.
+    /// Other threads that should be running, spinning for it, or being woken.
     pub(crate) helpers: usize,
 }
 
 impl ShareTerms {
-    /// Nobody takes it unasked.
+    /// Taken after a request only.
     pub(crate) const EXCLUSIVE: Self = Self {
         shared: false,
         helpers: 0,
     };
 
-    /// Taken by whoever is free, of whom there should be so many.
+    /// Taken by any free thread, with so many helpers required.
     pub(crate) const fn shared(helpers: usize) -> Self {
         Self {
             shared: true,
@@ -83,40 +85,40 @@ impl ShareTerms {
 /// Where the reactor is while its leader runs user code.
 pub(crate) struct Leadership<C> {
     locked: Mutex<Locked<C>>,
-    /// The monitor does not look: the next release has to start it.
+    /// The monitor rests: the next release has to start it.
     needs_monitor: AtomicBool,
 }
 
-/// What is behind the lock. [`sync_from_local_slot`](Self::sync_from_local_slot) brings it up to date.
+/// The state behind the lock. [`sync_from_local_slot`](Self::sync_from_local_slot) brings it up to date.
 struct Locked<C> {
     reactor: Option<Box<C>>,
-    /// Where the reactor may lie instead: the place of the latest release that nobody else was to take.
+    /// The cell that may hold the reactor instead: that of the latest exclusive release.
     place: Option<Arc<SharedCell<C>>>,
     /// The latest release; its run is under way if the reactor is here.
     latest: DetachedRun,
-    /// The reactor here is nobody's release: it is the first leader's, or was put back.
+    /// The reactor belongs to no run: it waits for the first leader, or was returned after a loan.
     ownerless: bool,
-    /// Those of the latest release.
+    /// The terms of the latest release.
     terms: ShareTerms,
-    /// The number of the release that should be taken over.
+    /// The release for which a handoff is requested.
     wanted: u64,
-    /// Promoted threads under way (or queued until a thread is free).
+    /// Requested threads under way, or queued until a thread is free.
     promoting: usize,
-    /// Threads looking for a shared release.
+    /// Threads spinning for a shared release.
     looking: usize,
-    /// Runs whose reactor has been taken by another thread.
+    /// Runs whose reactor another thread took.
     detached_runs: DetachedRuns,
     burst: Burst,
-    /// What was left to do when the latest release was made with the lock.
+    /// Length of the work queue at the latest release with the lock.
     backlog: usize,
 }
 
-/// A thread's own means to release, as long as it leads.
+/// The fast slot of a leader's thread.
 pub(crate) struct LocalSlot<C> {
     thread: ThreadId,
-    /// What the next release is made for.
+    /// Names the callback of the next release: see [`DetachedRun::what`].
     what: Cell<u64>,
-    /// Made by the first release that can use it.
+    /// Allocated by the first exclusive release.
     place: OnceCell<Arc<SharedCell<C>>>,
     /// The slot has this place, its terms are [`ShareTerms::EXCLUSIVE`], and this thread has had the reactor, but for
     /// its releases, ever since.
@@ -139,7 +141,7 @@ pub(crate) struct Released {
     pub(crate) number: u64,
     /// The monitor has to be started.
     pub(crate) needs_monitor: bool,
-    /// It is shared and nobody covers it.
+    /// It is shared and has too few helpers.
     pub(crate) needs_helpers: bool,
 }
 
@@ -150,7 +152,7 @@ pub(crate) struct Observation {
     pub(crate) number: u64,
     /// When it was made.
     pub(crate) since: MonotonicNanos,
-    /// Who made it, if the reactor still lies in the slot and nobody was asked to take it.
+    /// The thread that released, if the reactor is still here and no handoff was requested.
     pub(crate) runner: Option<ThreadId>,
 }
 
@@ -412,7 +414,7 @@ impl<C> Leadership<C> {
             .collect()
     }
 
-    /// What the monitor sees; `None` if somebody is changing it just now.
+    /// What the monitor sees; `None` if the lock is taken.
     pub(crate) fn snapshot(&self) -> Option<Observation> {
         let mut slot = self.locked.try_lock()?;
         slot.sync_from_local_slot();
@@ -440,12 +442,12 @@ impl<C> Leadership<C> {
         idle
     }
 
-    /// Nobody watches: the next release is to start the monitor.
+    /// The monitor has no thread: the next release tries to start it.
     pub(crate) fn request_monitor(&self) {
         self.needs_monitor.store(true, Ordering::Relaxed);
     }
 
-    /// The monitor goes on looking, though nobody asked.
+    /// The monitor continues without a request.
     pub(crate) fn resume_monitor(&self) {
         self.needs_monitor.store(false, Ordering::Relaxed);
     }
@@ -498,7 +500,7 @@ impl<C> SharedCell<C> {
     /// Makes the next release; its number.
     #[inline]
     fn put(&self, reactor: Box<C>, now: MonotonicNanos, what: u64) -> u64 {
-        // Nobody else writes these. Exchanging the reactor publishes them.
+        // Only this thread writes these. The exchange of the reactor publishes them.
         let number = self.number.load(Ordering::Relaxed) + 1;
         self.number.store(number, Ordering::Relaxed);
         self.since.store(now.bits(), Ordering::Relaxed);
@@ -516,7 +518,7 @@ impl<C> Locked<C> {
         };
         let reactor = place.reactor.take();
         // As of the release that was there, which is the latest, or else of the last one that was there;
-        // or of one that is just being made: nobody knows that number yet.
+        // or of one that is just being made: no thread has read that number yet.
         let number = place.number.load(Ordering::Relaxed);
         if reactor.is_some() {
             let since = MonotonicNanos::from_bits(place.since.load(Ordering::Relaxed));

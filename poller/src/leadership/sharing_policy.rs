@@ -1,18 +1,16 @@
-//! When to share the leadership: what a poller learns from its runs.
+//! When releases are shared: a policy learned from the runs of one poller.
 //!
-//! Running inline costs nothing as long as runs are short; the monitor deals with the odd one that
-//! waits, at the price of a stall of about a tick. Two situations want more than one thread:
+//! Running inline costs nothing while runs are short. The monitor finds the rare run that blocks, at the price
+//! of a stall of about a tick. Two situations need more than one thread:
 //!
-//! * **Runs often wait** without saying so: the stalls add up. From [`WAITS_TO_SHARE`] such runs
-//!   in a [`WINDOW`] on, until they have become rare, releases are open to whoever is free, the last
-//!   of a batch too: nobody polls while it waits. There are to be [`HELPERS_FOR_WAITS`] others, not
-//!   one: a run of the only other may be waiting as well, and until that is
-//!   [noticed](crate::leadership::detached_runs::SUSPECT_AFTER) nobody would poll. On a single processor, where others at
-//!   work are in each other's way, one has to do.
-//! * **Runs are long**, [`LONG_RUN`] or more each: releases are open to whoever is free, down to
-//!   the last of a batch, so that nobody leaves in the middle. Help is called for when the backlog
-//!   is worth more than [`HELP_FROM`], one thread for each such amount up to [`MOST_HANDS`]. Short
-//!   runs are not shared, however many: it costs them more than it gains.
+//! * **Runs often block** without a call of `before_blocking`: the stalls add up. Sharing begins with
+//!   [`WAITS_TO_SHARE`] such runs in a [`WINDOW`], and ends when they have become rare. The last release of a
+//!   batch is shared too, because its run may block as well. Two helpers are kept ([`HELPERS_FOR_WAITS`]), not
+//!   one: a single helper may block too, and no thread would poll until that is
+//!   [noticed](crate::leadership::detached_runs::SUSPECT_AFTER). On one processor one helper is used.
+//! * **Runs are long**, [`LONG_RUN`] or more each: every release of a batch is shared. One helper is woken for
+//!   each [`HELP_FROM`] of estimated backlog, up to [`MOST_HELPERS`]. Short runs are not shared: the handoff
+//!   costs more than it gains.
 
 use std::time::Duration;
 
@@ -44,7 +42,7 @@ const LONG_RUN: Duration = Duration::from_micros(25);
 /// wake one.
 const HELP_FROM: Duration = Duration::from_micros(500);
 /// Others that help at most. By default a group has one poller per four processors.
-const MOST_HANDS: usize = 3;
+const MOST_HELPERS: usize = 3;
 /// A single run counts with at most this: a thread may have been off the processor.
 const CLIP: Duration = Duration::from_micros(200);
 
@@ -76,7 +74,7 @@ impl SharingPolicy {
             waits_before: 0,
             calm: 0,
             waiting_often: false,
-            helpers: processors.saturating_sub(1).min(MOST_HANDS),
+            helpers: processors.saturating_sub(1).min(MOST_HELPERS),
             standby: processors.clamp(1, HELPERS_FOR_WAITS),
             shared: false,
             timing_batch: TIMING_BATCH,
@@ -91,7 +89,7 @@ impl SharingPolicy {
         self.timing_batch = if short { TIMING_BATCH } else { 1 };
     }
 
-    /// Runs are long, and there is somebody to help.
+    /// Runs are long, and there is a processor for a helper.
     fn runs_are_long(&self) -> bool {
         self.helpers > 0 && self.typical >= nanos(LONG_RUN)
     }
@@ -110,7 +108,7 @@ impl SharingPolicy {
         self.timing_batch
     }
 
-    /// A run whose release was taken by somebody took so many nanoseconds. Those that waited say
+    /// A run whose release another thread took lasted so many nanoseconds. Those that waited say
     /// nothing about what there is to compute.
     pub(crate) fn record_shared_run(&mut self, took: u64) {
         if took < nanos(CLIP) {
@@ -210,7 +208,7 @@ mod tests {
         let mut several = SharingPolicy::new(MonotonicNanos::now(), 64);
         (0..200).for_each(|_| several.record_runs(100_000, 1));
         assert_eq!(several.share_terms(11), ShareTerms::shared(2));
-        assert_eq!(several.share_terms(1000), ShareTerms::shared(MOST_HANDS));
+        assert_eq!(several.share_terms(1000), ShareTerms::shared(MOST_HELPERS));
     }
 
     #[test]

@@ -27,7 +27,7 @@ thread_local! {
 /// Tells the poller that the calling thread is about to wait.
 ///
 /// Inside [`Operator::run`](crate::Operator::run) (or a scheduled closure) the poller's leadership is
-/// given to another thread right away, so that nobody has to find out first that this one waits.
+/// given to another thread right away, so that the monitor need not find this thread blocked first.
 /// Everywhere else, and on every call of a run but the first, this does nothing and costs a few
 /// nanoseconds.
 pub fn before_blocking() {
@@ -51,7 +51,7 @@ fn be(state: u64) {
 
 /// Whether the calling thread holds a poller's leadership: inside
 /// [`Operator::on_ready`](crate::Operator::on_ready) and
-/// [`Operator::on_detached`](crate::Operator::on_detached), where waiting would stall everybody.
+/// [`Operator::on_detached`](crate::Operator::on_detached), where a wait would stall all operators of the poller.
 pub fn is_polling_thread() -> bool {
     STATE
         .try_with(Cell::get)

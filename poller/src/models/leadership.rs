@@ -271,7 +271,7 @@ fn loom_promotion_races_reclaim_and_nobody_leads_twice() {
 }
 
 /// The sides of a shared batch: a thread that looks for the reactor while the leader releases it and
-/// then waits for ever. Whoever counted as cover has to end up with the reactor.
+/// then waits for ever. The thread that counted as helper has to get the reactor.
 #[test]
 fn loom_a_shared_deposit_finds_its_next_leader() {
     loom::model(|| {

@@ -1,4 +1,4 @@
-//! The worker pool: every job accepted is run, whoever sleeps, wakes or starts meanwhile.
+//! The worker pool: every accepted job runs, whichever threads park, wake or start meanwhile.
 
 use std::sync::Arc;
 

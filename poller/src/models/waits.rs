@@ -1,4 +1,4 @@
-//! Waits that others end: whoever marks one and the call that waits agree, and no wake-up is lost.
+//! Waits that the pool ends: the pool and the waiting call agree, and no wake-up is lost.
 
 use std::{sync::Arc, time::Duration};
 

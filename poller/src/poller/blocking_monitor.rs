@@ -1,23 +1,25 @@
-//! The monitor: finds callbacks that wait (or compute for long) without having said so.
+//! The monitor: finds callbacks that block, or compute for long, and did not call `before_blocking`.
 //!
-//! One thread per group. Each tick it looks at the number of every leadership's latest release. The same
-//! release twice in a row, or one that has lain there for half a tick, makes its runner a watch_of, and
-//! the system is asked what that thread does: one that sleeps loses the leadership at once; one in an uninterruptible
-//! sleep loses it if it still is at the next tick; one that computes
-//! loses it after it has really computed for a while; one that was merely not scheduled keeps it.
+//! One thread for each group. At each tick it reads the number of each poller's latest release. If the number
+//! is unchanged, or the release is older than half a tick, the monitor asks the system for the state of the
+//! runner's thread:
 //!
-//! A look costs as much as some requests: a timer, a wake-up, two switches. So where no run was found to
-//! wait for a while the ticks are longer ([`EASED`], [`CALM`]): the next such run stalls its poller for
-//! up to three or six ticks instead of one and a half, those after it do not. Once something was suspected the
-//! next tick is short in any case.
+//! * sleeping: the reactor is handed off at once;
+//! * in an uninterruptible sleep: handed off if it still is at the next tick;
+//! * computing: handed off after 5 ms of processor time;
+//! * runnable but not scheduled: not handed off.
 //!
-//! Where every thread allowed, or to be had, is inside a run, nobody comes for the leadership. The monitor
-//! then [stands in](poll_once_for_blocked_pool) at each tick: it polls and tells operators, so that a run that waits
-//! for input, room or a timer gets what it waits for. Runs that have waited for a thread for too long
-//! are a matter of [`overload`](crate::poller::overload), as are jobs of pools that it looks after.
+//! Each check costs a timer wake-up and two context switches. The interval therefore grows to [`EASED`] or
+//! [`CALM`] ticks while no blocked callback is found. The first block after that stalls its poller for up to 3
+//! or 6 ticks; later ones 1.5. A suspicion shortens the next tick.
 //!
-//! When nothing was released for some ticks, and no job waits for a thread, the monitor parks, leaving a
-//! flag in each leadership; the next release, or job that finds no thread, starts it again.
+//! If every thread of the pool is inside a run, no thread claims the reactor. The monitor then
+//! [polls once](poll_once_for_blocked_pool) at each tick and notifies operators, so that a run that waits for
+//! input, space or a timer can go on. Runs and jobs that have waited for a thread for too long are handled by
+//! [`overload`](crate::poller::overload).
+//!
+//! After some ticks without a release and without a waiting job the monitor parks. The next release, or a job
+//! that finds no thread, starts it again.
 
 use std::{
     fmt,

@@ -1,4 +1,4 @@
-//! One poller: what all its threads share, and the leader's loop.
+//! One poller: the state that its threads share.
 
 pub(crate) mod blocking_monitor;
 pub(crate) mod ending_runs;
@@ -236,7 +236,7 @@ impl Poller {
         self.leadership.holding().into_iter().map(holding).collect()
     }
 
-    /// The reactor is gone, and everybody has been told.
+    /// The reactor is gone, and all operators have been notified.
     pub(crate) fn ended(&self) {
         (self.on_end)();
     }

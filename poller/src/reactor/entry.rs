@@ -82,7 +82,7 @@ mod tests {
         let again = second.register_entry(entry.clone(), Interest::READ);
         assert_eq!(again.unwrap_err().kind(), io::ErrorKind::InvalidInput);
         registration.detach();
-        // Whoever closes the group waits for its threads, which drop what they hold.
+        // `close` waits for the threads, which drop their references.
         group.close();
         assert_eq!(Arc::strong_count(&entry), 1);
         drop(entry);

@@ -1,4 +1,4 @@
-//! What a poller keeps about one operator: everybody who holds the member reaches it without a lock.
+//! The poller's state of one operator, in the same memory: reached without a lock.
 
 use crate::{
     operator::readiness::Readiness,
@@ -45,7 +45,7 @@ impl EntryState {
     /// The registration's name. It names nothing before there is one.
     #[inline]
     pub(crate) fn token(&self) -> Token {
-        // Whoever asks learned of the registration through a lock or a queue.
+        // Relaxed: the caller learned of the registration through a lock or a queue.
         Token::from_raw(self.token.load(Ordering::Relaxed))
     }
 
@@ -100,7 +100,7 @@ impl EntryState {
         self.resumed.store(false, Ordering::Relaxed);
     }
 
-    /// Somebody wants a pause to end.
+    /// Requests the end of a pause.
     pub(crate) fn resume(&self) {
         self.resumed.store(true, Ordering::Release);
     }
@@ -124,7 +124,7 @@ impl PendingFlag {
         }
     }
 
-    /// `true`: the caller has to queue the request; `false`: it is queued, and whoever serves it
+    /// `true`: the caller has to queue the request; `false`: it is queued, and the poller
     /// will see everything the caller did before.
     pub(crate) fn try_set(&self) -> bool {
         !self.queued.swap(true, Ordering::AcqRel)
@@ -139,13 +139,14 @@ impl PendingFlag {
 /// No deadline; nothing armed.
 const NEVER: u64 = u64::MAX;
 
-/// An operator's timer. The deadline may be changed by anybody at any time; the wheel is told only
-/// if it would look too late, so moving a deadline away, as every request does, costs two atomic
-/// operations.
+/// An operator's timer. Any thread may change the deadline at any time. The wheel is armed only if it would
+/// fire too late, so a later deadline costs two atomic operations.
 ///
-/// The two words are written and read crosswise: deadline, then armed by the setter; armed, then
-/// deadline by the poller. Every change, and the setter's look, is a read-modify-write, so one of
-/// the two comes after the other and sees what it did.
+/// 1. Setter: writes `deadline`, reads `armed`.
+/// 2. Poller: writes `armed`, reads `deadline`.
+///
+/// Invariant: all four are read-modify-writes except the poller's read, which follows its exchange. At least
+/// one side sees the other's write (Dekker).
 #[derive(Debug)]
 pub(crate) struct TimerState {
     /// The tick at which the timer is due.

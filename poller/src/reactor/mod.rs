@@ -1,4 +1,4 @@
-//! What the leader owns: the selector, the work of the present turn, the timers.
+//! The reactor, owned by the leader: the selector, the work of the present poll cycle, the timers.
 //!
 //! All of it moves with the leadership. The work of a turn is one list, so that a new leader goes on
 //! exactly where the old one left: events first, then what other threads asked for, then the

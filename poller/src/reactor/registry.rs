@@ -1,8 +1,8 @@
 //! The operators of one poller, found by token.
 //!
 //! A token is a slot index and the slot's generation. Taking an operator out bumps the
-//! generation, so an event that was already on its way finds nothing, whoever sits in the slot
-//! by then. The kernel side of a registration is changed under the same lock, so that a change of
+//! generation, so an event that was already on its way finds nothing, even if the slot is
+//! taken again. The kernel side of a registration is changed under the same lock, so that a change of
 //! interest can never hit a descriptor number that was closed and reused meanwhile.
 
 use std::{io, sync::Arc};

@@ -11,7 +11,7 @@ pub struct TimerKey(pub(crate) u64);
 /// A closure to call.
 pub(crate) type Call = Box<dyn FnOnce() + Send>;
 
-/// The closures of one poller. Whoever takes one out, the wheel or a cancellation, has it: a
+/// The closures of one poller. The wheel or a cancellation takes one out, and owns it: a
 /// closure runs once or never.
 pub(crate) struct Schedule {
     calls: Mutex<Calls>,

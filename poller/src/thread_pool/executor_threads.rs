@@ -1,19 +1,20 @@
-//! Threads that are not ours, and jobs that wait for them.
+//! Jobs of an executor that is not ours, and the threads that run them.
 //!
-//! A [`WorkerPool`](crate::WorkerPool) has its queue and its threads in hand. Of an executor that comes from
-//! elsewhere only its jobs tell: a [`ExecutorQueue`] is told before a job is handed over, and on the thread that
-//! runs it, where the job runs. That is enough to judge how long jobs wait for a thread, to end what these
-//! threads wait for, and to name what has them, as for a pool: it is the same [monitor](crate::poller::blocking_monitor) and the
-//! same [list of waits](crate::thread_pool::waits).
+//! An [`ExecutorQueue`] is told before a job is submitted to the executor, and runs the job on the executor's
+//! thread. From that it knows how long jobs wait for a thread, which waits of these threads may be ended, and
+//! which jobs occupy them: the same [monitor](crate::poller::blocking_monitor) and
+//! [list of waits](crate::thread_pool::waits) as for a pool.
 //!
-//! Jobs may start in any order, so the age of the oldest is no matter of counting. A job is counted in the
-//! cohort that is open when it is handed over, and is taken out of it when it starts. The monitor closes
-//! the open cohort from time to time and opens an empty one: the jobs of a closed one have waited for as long
-//! as it is closed, at least. Where no cohort is empty the open one stays open, and the jobs in it are
-//! overdue only when older ones have gone.
+//! Jobs may start in any order, so a queue of submission times would not do. Jobs are counted in cohorts:
 //!
-//! While the monitor rests each cohort has [`CALLS`] set. Count and mark are one word: the monitor sets the mark
-//! only where the count is zero, so a job either is seen by it or sees the mark, and calls.
+//! 1. Submitter: increments the count of the open cohort.
+//! 2. Executor's thread: decrements the count of that cohort when the job starts.
+//! 3. Monitor: closes the open cohort from time to time and opens an empty one. The jobs of a closed cohort
+//!    have waited at least since it was closed. If no cohort is empty, the open one stays open.
+//!
+//! While the monitor rests each cohort has the flag [`CALLS`]. Count and flag share one word, and the monitor
+//! sets the flag only where the count is zero. So the monitor sees a job, or the job sees the flag and calls
+//! the monitor.
 
 use std::{
     cell::RefCell,

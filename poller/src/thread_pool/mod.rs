@@ -134,7 +134,7 @@ impl WorkerPool {
             .map_or(Ok(()), Err)
     }
 
-    /// Closes and drops the jobs that nobody has taken.
+    /// Closes and drops the queued jobs.
     pub(crate) fn abandon(&self) {
         self.shared.close();
         let jobs = std::mem::take(&mut self.shared.state.lock().queue);
@@ -176,7 +176,7 @@ impl WorkerPool {
         state.parked.len() + state.looking == 0 && state.threads >= self.shared.config.max_threads
     }
 
-    /// Whether jobs wait and nobody is free, or on the way, to take them.
+    /// Whether jobs wait and no thread is free, or on its way, to take them.
     pub(crate) fn is_stuck(&self) -> bool {
         if self.shared.pending.load(Ordering::Acquire) == 0 {
             return false;

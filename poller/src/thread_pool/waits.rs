@@ -1,30 +1,33 @@
-//! Waits that others can end: what threads of a [pool](crate::WorkerPool) wait for inside of calls that
-//! allow it.
+//! Waits of pool threads that the pool may end.
 //!
-//! A call that is about to wait says so with [`begin_wait`]. Where every thread of its pool is taken and
-//! work has waited for one for too long, the waits that began first are ended: they are marked, under the
-//! lock of this list, and their threads are woken. The mark decides. A wait that saw it, or would have seen
-//! it when it left the list, was ended, whatever came at the same moment; so whoever marked it and the call
-//! agree. [`Waiter::wake`] comes after the mark: a thread that looks at the mark before it sleeps, in the
-//! way that its wake-up protects, cannot miss it.
+//! A call that is about to wait registers with [`begin_wait`]. If every thread of its pool is busy and work has
+//! waited for too long, the waits that began first are ended.
 //!
-//! Only a call that really waits comes here.
+//! 1. Pool: sets the mark of the wait, under the lock of the list.
+//! 2. Pool: calls [`Waiter::wake`], without the lock.
+//! 3. Waiting thread: reads the mark before it sleeps, under the protection of its own wake-up.
+//! 4. Waiting thread: removes its wait and reads the mark a last time.
+//!
+//! Invariant: the mark alone decides whether the wait was ended, so both threads agree. The wake-up follows the
+//! mark, so a thread that sleeps does not miss it.
+//!
+//! Only a call that really waits is registered.
 
 use std::{cell::RefCell, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::{leadership::thread_context::before_blocking, sync::Mutex, sys::MonotonicNanos};
 
-/// What a thread waits on, as whoever ends the wait sees it.
+/// The object of a wait, as the thread that ends the wait sees it.
 pub trait Waiter: Send + Sync + 'static {
     /// Has the waiting thread look at [`Waiting::was_ended`]. Called on another thread, without locks;
     /// may come late, when the wait is over. Must not block.
     fn wake(&self);
 }
 
-/// A wait under way; it is over when this is dropped.
+/// A registered wait; it is over when this is dropped.
 #[must_use = "the wait is over when this is dropped"]
 pub struct Waiting {
-    /// `None` outside of pools: nobody ends the wait.
+    /// `None` outside of pools: the wait cannot be ended.
     place: Option<(Arc<Waits>, u64)>,
 }
 

@@ -2,18 +2,16 @@
 //!
 //! The queue, the counts and the wake-up rules share one lock. The rules:
 //!
-//! * A worker that runs out of jobs looks around for a moment (a few yields) before it parks; it
-//!   stays with the queue, so a steady stream of jobs costs no wake-ups. One whose last job was to lead
-//!   a poller parks at once: such jobs come when somebody waits, not in a stream, and a worker that looks
-//!   around while another process has its processor keeps one that could run at once from being woken.
+//! * A worker without a job yields a few times before it parks, so a steady stream of jobs costs no
+//!   wake-ups. A worker whose last job was to lead a poller parks at once: such jobs come when a run blocks,
+//!   not in a stream.
 //! * The worker that parked last is woken first: its stack and its share of the caches are warm, and
 //!   those that are not needed any more stay parked until they leave.
 //! * At most one wake-up is in flight, or one for each leader that is called for. It ends when the woken worker
 //!   looks at the queue.
-//! * Whoever takes a job and leaves others behind passes the wake-up on, unless somebody is
-//!   looking around already.
-//! * With nobody to wake, a thread is started, up to the cap. If the system refuses one, the
-//!   threads there are serve the queue.
+//! * A worker that takes a job and leaves more in the queue wakes the next worker, unless one is spinning.
+//! * If no worker is parked, a thread is started, up to the cap. If the system refuses one, the existing
+//!   threads serve the queue.
 
 use std::{
     collections::VecDeque,
@@ -110,7 +108,7 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) queue: VecDeque<Queued>,
     pub(super) threads: usize,
-    /// Parked threads, the latest last. Whoever wakes one takes it out.
+    /// Parked threads, the latest last. The thread that wakes one removes it.
     pub(super) parked: Vec<Arc<Parker>>,
     /// Threads looking around before they park.
     pub(super) looking: usize,
@@ -156,7 +154,7 @@ impl Queued {
     }
 }
 
-/// A thread, as others know it; where it parks.
+/// Where a thread parks, and how other threads know it.
 pub(super) struct Parker {
     id: u64,
     thread: thread::ThreadId,
@@ -256,7 +254,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Sees to it that somebody will look at a queue that is not empty.
+    /// Wakes or starts a worker if the queue is not empty and none is on its way.
     fn wake_worker(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         self.pending.store(state.queue.len(), Ordering::Release);
         if state.queue.is_empty() || state.looking > 0 || state.waking >= state.wakes_at_once() {
@@ -393,7 +391,7 @@ impl Shared {
         state
     }
 
-    /// Sleeps until somebody wakes this thread; `false` if nobody has when the time was up, and there
+    /// Parks until another thread wakes this one; `false` if the time passed before that, and there
     /// is nothing to do.
     fn park(
         &self,
