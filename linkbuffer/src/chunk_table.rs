@@ -39,10 +39,10 @@ pub(crate) fn chunk_of(bytes: &[u8]) -> Option<usize> {
 
 /// Large chunks have a table of their own, with fewer entries for each.
 struct ChunkTable {
-    /// Covers 256 MiB of addresses. Unused pages of a table are never touched.
-    small: Table<12, 6, { 1 << 16 }>,
-    /// Covers 1 GiB of addresses.
-    large: Table<16, 12, { 1 << 14 }>,
+    /// Covers 4 GiB of addresses. Unused pages of a table are never touched.
+    small: Table<12, 6, { 1 << 20 }>,
+    /// Covers 8 GiB of addresses.
+    large: Table<16, 12, { 1 << 17 }>,
 }
 
 impl ChunkTable {

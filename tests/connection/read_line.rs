@@ -1,6 +1,6 @@
 //! Lines are the same however their bytes are cut on the way.
 
-use crate::support::{bounded, in_child};
+use crate::support::bounded;
 use netpoll::{Connection, Decoder, Delimited, Dialer, Error, LinkBuffer, Reader};
 use std::{
     io::{self, Write},
@@ -196,35 +196,32 @@ fn a_limit_of_zero_takes_empty_lines_only() {
 
 #[test]
 fn a_kept_line_holds_little_more_than_itself() {
-    // What a receive takes is measured by all connections of the process together: it is the only one.
-    in_child("a_kept_line_holds_little_more_than_itself", || {
-        bounded("lines", || {
-            const LEN: usize = 600;
-            let (ours, mut peer) = UnixStream::pair().unwrap();
-            let mut text = vec![b'x'; LEN];
-            text.push(b'\n');
-            peer.write_all(&text.repeat(80)).unwrap();
-            peer.write_all(&[&vec![b'y'; 30_000][..], b"\n"].concat())
-                .unwrap();
-            // All of it is there before the connection receives: no line lies in two chunks because it came in two
-            // parts.
-            let mut conn = Dialer::new().adopt(OwnedFd::from(ours)).unwrap();
-            for max in [1000, LEN - 1] {
-                for _ in 0..40 {
+    bounded("lines", || {
+        const LEN: usize = 600;
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let mut text = vec![b'x'; LEN];
+        text.push(b'\n');
+        peer.write_all(&text.repeat(80)).unwrap();
+        peer.write_all(&[&vec![b'y'; 30_000][..], b"\n"].concat())
+            .unwrap();
+        // All of it is there before the connection receives: no line lies in two chunks because it came in two
+        // parts.
+        let mut conn = Dialer::new().adopt(OwnedFd::from(ours)).unwrap();
+        for max in [1000, LEN - 1] {
+            for _ in 0..40 {
+                let line = conn.read_line(max).unwrap();
+                assert_eq!(line.is_prefix, max < LEN);
+                assert!(line.data.pinned() <= 16 * max.min(LEN), "{:?}", line.data);
+                if line.is_prefix {
                     let line = conn.read_line(max).unwrap();
-                    assert_eq!(line.is_prefix, max < LEN);
-                    assert!(line.data.pinned() <= 16 * max.min(LEN), "{:?}", line.data);
-                    if line.is_prefix {
-                        let line = conn.read_line(max).unwrap();
-                        assert_eq!((line.data.len(), line.is_prefix), (1, false));
-                        assert!(line.data.pinned() <= 64, "{}", line.data.pinned());
-                    }
+                    assert_eq!((line.data.len(), line.is_prefix), (1, false));
+                    assert!(line.data.pinned() <= 64, "{}", line.data.pinned());
                 }
             }
-            // A long one is not copied.
-            let line = conn.read_line(40_000).unwrap();
-            assert_eq!(line.data.len(), 30_000);
-            assert!(line.data.pinned() > 30_000, "{}", line.data.pinned());
-        });
+        }
+        // A long one is not copied.
+        let line = conn.read_line(40_000).unwrap();
+        assert_eq!(line.data.len(), 30_000);
+        assert!(line.data.pinned() > 30_000, "{}", line.data.pinned());
     });
 }
