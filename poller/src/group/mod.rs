@@ -284,7 +284,7 @@ impl PollerGroupBuilder {
         self
     }
 
-    /// How often callbacks are looked at, and so (half to one and a half times) how long one may
+    /// How often callbacks are checked, and so (half to one and a half times) how long one may
     /// wait without a call of [`before_blocking`](crate::before_blocking) before the leadership goes to
     /// another thread; 1 ms by default, at least 100 us and at most a minute. Where no callback was
     /// found to wait for a second looks are half as often, after ten seconds, and before the first, a quarter.

@@ -190,7 +190,7 @@ impl<C> Leadership<C> {
         match local_slot.known() {
             Some(place) if !terms.shared => Released {
                 number: place.put(reactor, now, local_slot.what.get()),
-                // After the local slot's word was exchanged: see `try_stop_monitor`.
+                // After the word of the slot was exchanged: see `try_stop_monitor`.
                 needs_monitor: self.take_monitor_request(),
                 needs_helpers: false,
             },
@@ -303,7 +303,7 @@ impl<C> Leadership<C> {
         slot.reactor.is_some() && slot.set_wanted()
     }
 
-    /// As [`request_handoff`](Self::request_handoff), but the run is not known to wait: more hands are wanted, if they
+    /// As [`request_handoff`](Self::request_handoff), but the run is not known to wait: more helpers are wanted, if they
     /// (still) are at the time `now`. The caller has to send so many threads.
     pub(crate) fn request_helpers(&self, number: u64, now: MonotonicNanos) -> usize {
         let mut slot = self.lock();
@@ -431,7 +431,7 @@ impl<C> Leadership<C> {
     /// The monitor wants to rest: `false` if there was a release since number `seen`.
     pub(crate) fn try_stop_monitor(&self, seen: u64) -> bool {
         let mut slot = self.locked.lock();
-        // A release in the local slot exchanges the local slot's word and then looks at the flag; here it is the
+        // A release in the local slot exchanges the word of the slot and then looks at the flag; here it is the
         // other way round. One of the two exchanges comes second, and its side sees what the other did.
         self.needs_monitor.store(true, Ordering::Relaxed);
         slot.sync_from_local_slot();

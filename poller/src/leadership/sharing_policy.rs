@@ -116,7 +116,7 @@ impl SharingPolicy {
         }
     }
 
-    /// A turn begins; `waits` is the number of runs found waiting so far. `true`: releases are
+    /// A poll cycle begins; `waits` is the number of runs found waiting so far. `true`: releases are
     /// shared from now on because of them, and were not before.
     pub(crate) fn begin_cycle(&mut self, now: MonotonicNanos, waits: u64) -> bool {
         let seen = waits - self.waits_before;

@@ -159,7 +159,7 @@ impl<'a> Budget<'a> {
         &self.requests
     }
 
-    /// The time, read once per turn of the poller.
+    /// The time, read once per poll cycle.
     pub fn now(&self) -> Instant {
         self.clock.instant(self.now)
     }

@@ -57,7 +57,7 @@ pub(crate) struct Monitor {
     changed: Condvar,
 }
 
-/// What to look at.
+/// The pollers and pools to watch.
 #[derive(Clone, Default)]
 struct Scope {
     pollers: Vec<Weak<Poller>>,
@@ -99,13 +99,13 @@ impl Monitor {
         }
     }
 
-    /// What to look at.
+    /// The pollers and pools to watch.
     pub(crate) fn pollers(&self, pollers: Vec<Weak<Poller>>) {
         let mut state = self.state.lock();
         Arc::make_mut(&mut state.scope).pollers = pollers;
     }
 
-    /// Looks at other threads as well; the pollers' own come first.
+    /// Watches other threads as well; the pollers' own come first.
     pub(crate) fn look_after(&self, pool: Weak<dyn WatchedPool>) {
         let mut state = self.state.lock();
         let scope = Arc::make_mut(&mut state.scope);
@@ -113,7 +113,7 @@ impl Monitor {
         scope.pools.push(pool);
     }
 
-    /// There is something to look at: starts the monitor, or starts it again. `false`: it has no thread.
+    /// There is work to watch: starts the monitor, or starts it again. `false`: it has no thread.
     pub(crate) fn watch(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
         if state.stopped {
@@ -247,7 +247,7 @@ impl Monitor {
         scope.holding()
     }
 
-    /// Parks until there is something to look at; `false` if the group ended.
+    /// Parks until there is work to watch; `false` if the group ended.
     fn rest(&self, scope: &Scope, watches: &[RunnerWatch]) -> bool {
         self.state.lock().called = false;
         let pollers = &scope.pollers;
@@ -315,7 +315,7 @@ impl RunnerWatch {
         self.computed.is_some() && !self.wanted
     }
 
-    /// Looks at a leadership; whether anything is or was released since the last look. What lies there
+    /// Checks a leadership; whether anything is or was released since the last check. What lies there
     /// for `long` is suspected at first sight.
     fn look(&mut self, poller: &Arc<Poller>, long: Duration) -> bool {
         let Some(observation) = poller.leadership.snapshot() else {

@@ -95,7 +95,7 @@ struct Leader<'a> {
     interrupted: Cell<Option<Interrupted>>,
 }
 
-/// A call of an operator that panicked, and what was in the leader's hands.
+/// A call of an operator that panicked, and what the leader held.
 enum Interrupted {
     OnReady(Box<Reactor>, Arc<Entry>),
     Run(ReleasedRun, Arc<Entry>),

@@ -255,7 +255,7 @@ impl Poller {
         !self.is_closing()
     }
 
-    /// Tells an operator that it is out, once, and lets go of it, which may be its drop.
+    /// Notifies an operator that it is detached, once, and lets go of it, which may be its drop.
     pub(crate) fn notify_detached(&self, entry: Arc<Entry>) {
         if entry.state.notify_detached() {
             self.contain(|| entry.operator.on_detached());

@@ -16,7 +16,7 @@ use crate::{
 pub(crate) enum Command {
     /// Deliver `WAKE`.
     Wake(Token),
-    /// Have the wheel look at the operator's deadline.
+    /// Arm the wheel for the operator's deadline.
     Arm(Token),
     /// End a pause.
     Resume(Token),

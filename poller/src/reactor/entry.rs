@@ -7,7 +7,7 @@ use crate::{Operator, reactor::entry_state::EntryState};
 /// An operator that can be registered, with what a poller keeps about it.
 ///
 /// [`PollerHandle::register`](crate::PollerHandle::register) makes one around the `Arc` it is given.
-/// Who has many operators, and wants each to be one piece of memory, makes the entries and hands them
+/// A caller with many operators that wants each to be one piece of memory makes the entries and hands them
 /// to [`PollerHandle::register_entry`](crate::PollerHandle::register_entry). A entry is registered
 /// once in its life.
 ///

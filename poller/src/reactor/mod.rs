@@ -1,8 +1,8 @@
 //! The reactor, owned by the leader: the selector, the work of the present poll cycle, the timers.
 //!
-//! All of it moves with the leadership. The work of a turn is one list, so that a new leader goes on
+//! All of it moves with the leadership. The work of a poll cycle is one list, so that a new leader goes on
 //! exactly where the old one left: events first, then what other threads asked for, then the
-//! operators that yielded in the last turn, then timers, which are judged only against events that had
+//! operators that yielded in the last cycle, then timers, which are judged only against events that had
 //! arrived before.
 
 pub(crate) mod command;
@@ -39,7 +39,7 @@ use crate::{
     sys::{self, MonotonicNanos, TickClock, nanos},
 };
 
-/// Timers that fire in one turn at most, before descriptors are looked at again.
+/// Timers that fire in one cycle at most, before descriptors are polled again.
 const TIMERS: usize = 256;
 
 /// What the reactor shares with other threads.
@@ -74,13 +74,13 @@ pub(crate) struct Reactor {
     commands: Vec<Command>,
     /// Taken out of the wheel; empty but for its memory.
     due: Vec<(u64, WheelKey)>,
-    /// What is left to do in this turn.
+    /// What is left to do in this cycle.
     pub(crate) work: Queue<Work>,
     /// Goes on after the next wait.
     pub(crate) yielded: Queue<Work>,
-    /// To be told that they are out, after this turn's work.
+    /// To be told that they are out, after this cycle's work.
     pub(crate) detached: Vec<Arc<Entry>>,
-    /// The time: read once per turn, and after runs as often as the sharing policy wants to know.
+    /// The time: read once per poll cycle, and after runs as often as the sharing policy wants to know.
     pub(crate) now: MonotonicNanos,
     /// Runs since then.
     untimed: u32,
@@ -197,7 +197,7 @@ impl Reactor {
         self.runs += u64::from(std::mem::take(&mut self.untimed));
     }
 
-    /// Waits if there is nothing left to do, and gathers the work of the next turn.
+    /// Waits if there is nothing left to do, and gathers the work of the next cycle.
     pub(crate) fn poll_cycle(&mut self, shared: &Shared) -> io::Result<()> {
         let full = self.wait(shared)?;
         self.collect_cycle(shared, full)
@@ -336,7 +336,7 @@ impl Reactor {
             return;
         }
         let mut due = std::mem::take(&mut self.due);
-        // What is left then is due in the next turn, which does not wait.
+        // What is left then is due in the next cycle, which does not wait.
         self.wheel
             .advance(tick, TIMERS, |at, timer| due.push((at, timer)));
         for (at, timer) in due.drain(..) {

@@ -1,4 +1,4 @@
-//! What is left to do of a turn: a queue that is filled at one time and emptied at another.
+//! What is left to do of a poll cycle: a queue that is filled at one time and emptied at another.
 
 /// First in, first out. Two stacks, of which the one that is taken from is the other one reversed: that
 /// happens once per filling, and both ends cost less than those of a ring.

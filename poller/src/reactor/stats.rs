@@ -44,11 +44,11 @@ macro_rules! counters {
 counters! {
     /// Events delivered by the kernel.
     events,
-    /// Turns: waits and what followed from each.
+    /// Poll cycles: waits and what followed from each.
     turns,
     /// Writes to the poller's waker.
     wakeups,
-    /// Calls of `Operator::run` and of scheduled closures that kept the leadership (as of the last turn).
+    /// Calls of `Operator::run` and of scheduled closures that kept the leadership (as of the last cycle).
     runs,
     /// Runs whose leadership went to another thread before they returned.
     slow_runs,

@@ -57,7 +57,7 @@ pub(crate) fn open() -> io::Result<(Selector, Control, Waker)> {
 
 impl Selector {
     /// Waits for events, a wake-up or the time-out (`None`: for ever). `Ok(true)`: the array is full,
-    /// there may be more. Interrupted waits return early. What is there is to be [looked at](Self::events) and
+    /// there may be more. Interrupted waits return early. What is there is to be [read](Self::events) and
     /// [cleared](Self::clear) before the next wait.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         if let Err(error) = self.poll.poll(&mut self.events, timeout) {

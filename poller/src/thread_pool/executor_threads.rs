@@ -247,7 +247,7 @@ impl ExecutorQueue {
         queue
     }
 
-    /// As the monitor looks at it.
+    /// The queue as the monitor sees it.
     #[cfg(test)]
     pub(crate) fn watched(&self) -> &dyn WatchedPool {
         &*self.shared
