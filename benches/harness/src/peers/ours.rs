@@ -4,7 +4,9 @@ use std::io::{self, BufRead};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use netpoll::{EventLoopBuilder, Connection, Dispatch, EventLoop, LinkBuffer, PollerGroup, handler_fn};
+use netpoll::{
+    Connection, Dispatch, EventLoop, EventLoopBuilder, LinkBuffer, PollerGroup, handler_fn,
+};
 
 use crate::frame::{self, Front, HEADER, Kind, MAX_PAYLOAD};
 use crate::work;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use netpoll::{Address, EventLoopBuilder, Connection, Dialer, EventLoop, Handler, Pool, relay};
+use netpoll::{Address, Connection, Dialer, EventLoop, EventLoopBuilder, Handler, Pool, relay};
 
 /// Clients and backends on the process-wide pollers, as everything is by default.
 pub(crate) fn together(listener: TcpListener, backend: SocketAddr) -> io::Result<()> {

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netpoll::{
-    Bytes, CloseReason, Connection, ConnectionHandle, Dispatch, EventLoop, Handler, PendingReply, Listener,
+    Bytes, CloseReason, Connection, ConnectionHandle, Dispatch, EventLoop, Handler, Listener,
+    PendingReply,
 };
 
 use super::ledger::{Ledger, Record};
