@@ -32,8 +32,8 @@ use crate::node_list::NodeList;
 ///   in later ([`LengthSlot`](crate::LengthSlot)) or have data inserted before them
 ///   ([`write_direct`](Self::write_direct)). Payloads of 4 KiB and more are linked, not copied.
 /// * **A socket** sends from [`io_slices`](Self::io_slices) and [`consume`](Self::consume)s the
-///   sent bytes, and receives by [`push_chunk`](Self::push_chunk) or into the room that
-///   [`reserve_recv`](Self::reserve_recv) lends.
+///   sent bytes, and receives by [`push_chunk`](Self::push_chunk) or into the chunk that
+///   [`reserve_recv`](Self::reserve_recv) reserves.
 ///
 /// Memory comes from a [`ChunkPool`] and goes back to it; in a steady state neither sending nor
 /// receiving allocates. While all bytes are in one chunk, reading advances an offset and nothing else.
@@ -176,8 +176,7 @@ impl LinkBuffer {
         self.nodes().map(Node::capacity).sum()
     }
 
-    /// Room behind the last byte in its chunk, in bytes: as much can be written or
-    /// [landed](Self::reserve_recv) there.
+    /// Bytes that can be written or [received](Self::reserve_recv) behind the last byte in its chunk.
     #[inline]
     pub fn spare_capacity(&self) -> usize {
         self.rest

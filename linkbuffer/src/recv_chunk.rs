@@ -19,7 +19,7 @@ impl LinkBuffer {
     /// is consumed or [forwarded](Self::forward) before the next call changes no reference count.
     ///
     /// Where something is readable the room is the one behind it, so that both are in one piece: at least
-    /// `size` bytes, as [`reserve_recv`](Self::reserve_recv) lends them. Look at [`spare_capacity`](Self::spare_capacity) before, if
+    /// `size` bytes, as [`reserve_recv`](Self::reserve_recv) reserves them. Check [`spare_capacity`](Self::spare_capacity) first if
     /// the readable bytes must not move.
     ///
     /// Unflushed bytes become readable, as by [`flush`](Self::flush).
@@ -49,8 +49,8 @@ impl LinkBuffer {
             self.provide_recv_chunk(size);
         }
         self.off = 0;
-        let lent = RecvGuard(self);
-        match &mut lent.0.front {
+        let guard = RecvGuard(self);
+        match &mut guard.0.front {
             Node::Owned(chunk, _) => {
                 chunk.clear();
                 receive(chunk)

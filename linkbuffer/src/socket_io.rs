@@ -214,7 +214,7 @@ impl LinkBuffer {
         }
         match self.back_mut().as_mut() {
             Some(tail) => tail.split_off(tail.len()),
-            None => unreachable!("a landing is not shared memory"),
+            None => unreachable!("grow_tail made an own chunk"),
         }
     }
 
@@ -351,7 +351,7 @@ fn worth_moving(len: usize, want: usize) -> bool {
     len / 4 <= want
 }
 
-/// Room lent at once for a message of which only the length is known.
+/// Capacity reserved at once for a message of which only the length is known.
 const MAX_RESERVE: usize = 8 << 20;
-/// Least room lent for a message that is longer than that.
+/// Least capacity reserved for a longer message.
 const MIN_RESERVE_STEP: usize = 64 << 10;
