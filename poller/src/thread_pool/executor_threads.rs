@@ -248,7 +248,7 @@ impl ExecutorQueue {
     }
 
     /// The queue as the monitor sees it.
-    #[cfg(test)]
+    #[cfg(all(test, not(shuttle)))]
     pub(crate) fn watched(&self) -> &dyn WatchedPool {
         &*self.shared
     }
