@@ -625,45 +625,45 @@ mod tests {
 
     #[test]
     fn the_depositor_gets_its_core_back() {
-        let (leadership, reactor, seats) = led();
+        let (leadership, reactor, slots) = led();
         assert!(leadership.claim().is_none());
-        let release = alone(&leadership, &seats[1], reactor);
+        let release = alone(&leadership, &slots[1], reactor);
         assert!(
             release.needs_monitor,
-            "the first deposit starts the monitor"
+            "the first release starts the monitor"
         );
         assert!(!release.needs_helpers, "nobody else is to take it");
         let Released { number, .. } = release;
         assert_eq!(sighted(&leadership), (number, Some(1)));
-        let reactor = back(&leadership, &seats[1], number).unwrap();
+        let reactor = back(&leadership, &slots[1], number).unwrap();
         assert_eq!(sighted(&leadership), (number, None));
-        assert!(!alone(&leadership, &seats[1], reactor).needs_monitor);
+        assert!(!alone(&leadership, &slots[1], reactor).needs_monitor);
     }
 
     #[test]
     fn a_runner_that_comes_back_leaves_a_later_deposit_alone_unless_it_is_wanted() {
-        let (leadership, reactor, seats) = led();
-        let first = alone(&leadership, &seats[1], reactor).number;
+        let (leadership, reactor, slots) = led();
+        let first = alone(&leadership, &slots[1], reactor).number;
         assert!(leadership.request_handoff(first));
         assert!(
             !leadership.request_handoff(first),
             "one promotion at a time"
         );
         let reactor = leadership.claim().unwrap();
-        let second = alone(&leadership, &seats[2], reactor).number;
-        assert!(back(&leadership, &seats[1], first).is_none());
+        let second = alone(&leadership, &slots[2], reactor).number;
+        assert!(back(&leadership, &slots[1], first).is_none());
         // The second runner waits, but the thread sent for it does not arrive: the pool is full.
         assert!(leadership.request_handoff(second));
-        assert!(back(&leadership, &seats[1], first).is_some());
+        assert!(back(&leadership, &slots[1], first).is_some());
         assert!(leadership.claim().is_none());
-        assert!(back(&leadership, &seats[2], second).is_none());
+        assert!(back(&leadership, &slots[2], second).is_none());
     }
 
     #[test]
     fn a_promotion_that_cannot_be_sent_can_be_asked_for_again() {
-        let (leadership, reactor, seats) = led();
+        let (leadership, reactor, slots) = led();
         assert!(!leadership.request_any_handoff());
-        let number = alone(&leadership, &seats[1], reactor).number;
+        let number = alone(&leadership, &slots[1], reactor).number;
         assert!(!leadership.request_handoff(number + 1));
         assert!(leadership.request_any_handoff());
         leadership.cancel_handoff();
@@ -672,8 +672,8 @@ mod tests {
 
     #[test]
     fn a_core_that_nobody_comes_for_is_lent_and_put_back() {
-        let (leadership, reactor, seats) = led();
-        let first = alone(&leadership, &seats[1], reactor).number;
+        let (leadership, reactor, slots) = led();
+        let first = alone(&leadership, &slots[1], reactor).number;
         assert!(leadership.borrow().is_none(), "nobody is waited for");
         assert!(leadership.request_handoff(first));
         let reactor = leadership
@@ -690,27 +690,27 @@ mod tests {
         );
         assert!(leadership.snapshot().unwrap().runner.is_none());
         // The first run returns before that one: it leads.
-        let reactor = back(&leadership, &seats[1], first).unwrap();
+        let reactor = back(&leadership, &slots[1], first).unwrap();
         assert!(leadership.claim().is_none());
-        assert!(back(&leadership, &seats[1], first).is_none());
-        let second = alone(&leadership, &seats[1], reactor).number;
-        assert!(back(&leadership, &seats[1], second).is_some());
+        assert!(back(&leadership, &slots[1], first).is_none());
+        let second = alone(&leadership, &slots[1], reactor).number;
+        assert!(back(&leadership, &slots[1], second).is_some());
     }
 
     #[test]
     fn a_run_that_returns_during_a_loan_leaves_nothing_behind() {
-        let (leadership, reactor, seats) = led();
-        let first = alone(&leadership, &seats[1], reactor).number;
+        let (leadership, reactor, slots) = led();
+        let first = alone(&leadership, &slots[1], reactor).number;
         assert!(leadership.request_handoff(first));
         let reactor = leadership.borrow().unwrap();
-        assert!(back(&leadership, &seats[1], first).is_none());
+        assert!(back(&leadership, &slots[1], first).is_none());
         assert!(!leadership.return_borrowed(reactor));
         let reactor = leadership.claim().expect("the thread that was under way");
         // No run is detached that could cover this.
         assert!(
             leadership
                 .release(
-                    &seats[1],
+                    &slots[1],
                     reactor,
                     ShareTerms::shared(1),
                     0,
@@ -722,25 +722,25 @@ mod tests {
 
     #[test]
     fn the_monitor_rests_only_if_nothing_lies_in_the_slot() {
-        let (leadership, reactor, seats) = led();
-        let number = alone(&leadership, &seats[1], reactor).number;
+        let (leadership, reactor, slots) = led();
+        let number = alone(&leadership, &slots[1], reactor).number;
         assert!(!leadership.try_stop_monitor(number));
-        let reactor = back(&leadership, &seats[1], number).unwrap();
+        let reactor = back(&leadership, &slots[1], number).unwrap();
         assert!(!leadership.try_stop_monitor(number - 1));
         assert!(leadership.try_stop_monitor(number));
-        assert!(alone(&leadership, &seats[1], reactor).needs_monitor);
+        assert!(alone(&leadership, &slots[1], reactor).needs_monitor);
         leadership.request_monitor();
         leadership.resume_monitor();
-        let reactor = back(&leadership, &seats[1], number + 1).unwrap();
-        assert!(!alone(&leadership, &seats[1], reactor).needs_monitor);
+        let reactor = back(&leadership, &slots[1], number + 1).unwrap();
+        assert!(!alone(&leadership, &slots[1], reactor).needs_monitor);
     }
 
     #[test]
     fn shared_deposits_are_covered_by_those_at_work() {
-        let (leadership, reactor, seats) = led();
+        let (leadership, reactor, slots) = led();
         let start = MonotonicNanos::now();
         let share = |reactor, thread, now| {
-            leadership.release(&seats[thread], reactor, ShareTerms::shared(1), 0, now)
+            leadership.release(&slots[thread], reactor, ShareTerms::shared(1), 0, now)
         };
         let first = share(reactor, 1, start);
         assert!(first.needs_helpers);
@@ -751,11 +751,11 @@ mod tests {
         );
         let reactor = leadership
             .claim()
-            .expect("a promoted thread takes a shared deposit");
+            .expect("a promoted thread takes a shared release");
         // The first run is at work: the second is covered, until the first is late.
         let second = share(reactor, 2, start);
         assert!(!second.needs_helpers);
-        let reactor = back(&leadership, &seats[2], second.number).unwrap();
+        let reactor = back(&leadership, &slots[2], second.number).unwrap();
         let late = start + 2 * SUSPECT_AFTER;
         assert_eq!(leadership.next_to_probe(start).map(|run| run.number), None);
         assert_eq!(
@@ -769,7 +769,7 @@ mod tests {
         // It turns out to compute, later to wait.
         leadership.record_probe(first.number, false, late);
         assert!(leadership.next_to_probe(late).is_none());
-        let reactor = back(&leadership, &seats[2], second.number).unwrap();
+        let reactor = back(&leadership, &slots[2], second.number).unwrap();
         let second = share(reactor, 2, late);
         assert!(!second.needs_helpers);
         leadership.record_probe(first.number, true, late);
@@ -777,21 +777,21 @@ mod tests {
             leadership.next_to_probe(late + 2 * SUSPECT_AFTER).is_none(),
             "no suspect, but certain"
         );
-        let reactor = back(&leadership, &seats[2], second.number).unwrap();
+        let reactor = back(&leadership, &slots[2], second.number).unwrap();
         let third = share(reactor, 2, late);
         assert!(third.needs_helpers);
         // The first comes back and joins in, and takes the release over.
-        let reactor = back(&leadership, &seats[1], first.number).unwrap();
+        let reactor = back(&leadership, &slots[1], first.number).unwrap();
         assert!(!share(reactor, 1, late).needs_helpers);
-        assert!(back(&leadership, &seats[2], third.number).is_some());
+        assert!(back(&leadership, &slots[2], third.number).is_some());
     }
 
     #[test]
     fn as_many_are_asked_for_as_the_terms_say() {
-        let (leadership, reactor, seats) = led();
+        let (leadership, reactor, slots) = led();
         let now = MonotonicNanos::now();
         let share = |reactor, thread| {
-            leadership.release(&seats[thread], reactor, ShareTerms::shared(2), 0, now)
+            leadership.release(&slots[thread], reactor, ShareTerms::shared(2), 0, now)
         };
         let first = share(reactor, 1);
         assert!(first.needs_helpers && leadership.request_helpers(first.number, now) > 0);
@@ -807,17 +807,17 @@ mod tests {
             "enough are there"
         );
         // Without a demand those who are there go on all the same.
-        let reactor = back(&leadership, &seats[3], third.number).unwrap();
-        let fourth = leadership.release(&seats[3], reactor, ShareTerms::shared(0), 0, now);
+        let reactor = back(&leadership, &slots[3], third.number).unwrap();
+        let fourth = leadership.release(&slots[3], reactor, ShareTerms::shared(0), 0, now);
         assert!(!fourth.needs_helpers);
-        assert!(back(&leadership, &seats[1], first.number).is_some());
+        assert!(back(&leadership, &slots[1], first.number).is_some());
     }
 
     #[test]
     fn a_run_that_says_it_waits_covers_nothing() {
-        let (leadership, reactor, seats) = led();
+        let (leadership, reactor, slots) = led();
         let now = MonotonicNanos::now();
-        let first = leadership.release(&seats[1], reactor, ShareTerms::shared(1), 0, now);
+        let first = leadership.release(&slots[1], reactor, ShareTerms::shared(1), 0, now);
         assert!(leadership.request_helpers(first.number, now) > 0);
         let reactor = leadership.claim().unwrap();
         assert!(
@@ -826,32 +826,32 @@ mod tests {
         );
         assert!(
             leadership
-                .release(&seats[2], reactor, ShareTerms::shared(1), 0, now)
+                .release(&slots[2], reactor, ShareTerms::shared(1), 0, now)
                 .needs_helpers
         );
     }
 
     #[test]
     fn threads_that_look_cover_a_deposit_and_find_it() {
-        let (leadership, reactor, seats) = led();
+        let (leadership, reactor, slots) = led();
         assert!(!leadership.begin_steal(), "nothing is shared");
         let now = MonotonicNanos::now();
         let number = leadership
-            .release(&seats[1], reactor, ShareTerms::shared(1), 0, now)
+            .release(&slots[1], reactor, ShareTerms::shared(1), 0, now)
             .number;
-        let reactor = back(&leadership, &seats[1], number).unwrap();
+        let reactor = back(&leadership, &slots[1], number).unwrap();
         assert!(leadership.begin_steal());
         assert!(leadership.try_steal(false).is_none());
         assert!(
             !leadership
-                .release(&seats[1], reactor, ShareTerms::shared(1), 0, now)
+                .release(&slots[1], reactor, ShareTerms::shared(1), 0, now)
                 .needs_helpers
         );
         let reactor = leadership.try_steal(false).unwrap();
-        assert!(back(&leadership, &seats[1], number + 1).is_none());
+        assert!(back(&leadership, &slots[1], number + 1).is_none());
         assert!(
             leadership
-                .release(&seats[1], reactor, ShareTerms::shared(1), 0, now)
+                .release(&slots[1], reactor, ShareTerms::shared(1), 0, now)
                 .needs_helpers
         );
         assert!(leadership.begin_steal());
@@ -861,67 +861,70 @@ mod tests {
     /// Releases of a leader that is left alone touch its local slot only, and others see them all the same.
     #[test]
     fn a_deposit_in_the_seat_is_one_like_any_other() {
-        let (leadership, reactor, seats) = led();
-        let first = alone(&leadership, &seats[1], reactor).number;
-        let mut reactor = back(&leadership, &seats[1], first).unwrap();
+        let (leadership, reactor, slots) = led();
+        let first = alone(&leadership, &slots[1], reactor).number;
+        let mut reactor = back(&leadership, &slots[1], first).unwrap();
         for more in 1..5 {
-            let release = alone(&leadership, &seats[1], reactor);
+            let release = alone(&leadership, &slots[1], reactor);
             assert_eq!(release.number, first + more);
             assert!(
                 leadership.locked.lock().reactor.is_none(),
-                "it lies in the seat"
+                "it lies in the local slot"
             );
-            reactor = back(&leadership, &seats[1], release.number).unwrap();
+            reactor = back(&leadership, &slots[1], release.number).unwrap();
         }
-        let fifth = alone(&leadership, &seats[1], reactor).number;
+        let fifth = alone(&leadership, &slots[1], reactor).number;
         // Looked at, it has moved, which its releasing leader does not notice.
         assert_eq!(sighted(&leadership), (fifth, Some(1)));
         assert!(leadership.locked.lock().reactor.is_some());
-        let reactor = back(&leadership, &seats[1], fifth).unwrap();
-        let sixth = alone(&leadership, &seats[1], reactor).number;
+        let reactor = back(&leadership, &slots[1], fifth).unwrap();
+        let sixth = alone(&leadership, &slots[1], reactor).number;
         assert_eq!(sixth, fifth + 1);
-        assert!(leadership.locked.lock().reactor.is_none(), "the seat again");
+        assert!(
+            leadership.locked.lock().reactor.is_none(),
+            "the local slot again"
+        );
         // Taken over, and another local slot is the one that counts.
         assert!(!leadership.request_handoff(fifth), "that one is over");
         assert!(leadership.request_handoff(sixth));
         let reactor = leadership.claim().unwrap();
-        let seventh = alone(&leadership, &seats[2], reactor).number;
-        let reactor = back(&leadership, &seats[2], seventh).unwrap();
-        let eighth = alone(&leadership, &seats[2], reactor).number;
+        let seventh = alone(&leadership, &slots[2], reactor).number;
+        let reactor = back(&leadership, &slots[2], seventh).unwrap();
+        let eighth = alone(&leadership, &slots[2], reactor).number;
         assert_eq!((seventh, eighth), (sixth + 1, sixth + 2));
-        assert!(back(&leadership, &seats[1], sixth).is_none());
+        assert!(back(&leadership, &slots[1], sixth).is_none());
         assert_eq!(sighted(&leadership), (eighth, Some(2)));
-        let reactor = back(&leadership, &seats[2], eighth).unwrap();
+        let reactor = back(&leadership, &slots[2], eighth).unwrap();
         // What is shared does not lie in a local slot, nor does what follows it at once.
         let now = MonotonicNanos::now();
         let ninth = leadership
-            .release(&seats[2], reactor, ShareTerms::shared(0), 0, now)
+            .release(&slots[2], reactor, ShareTerms::shared(0), 0, now)
             .number;
         assert!(leadership.locked.lock().reactor.is_some());
-        let reactor = back(&leadership, &seats[2], ninth).unwrap();
-        let tenth = alone(&leadership, &seats[2], reactor).number;
+        let reactor = back(&leadership, &slots[2], ninth).unwrap();
+        let tenth = alone(&leadership, &slots[2], reactor).number;
         assert!(!leadership.begin_steal(), "nothing is shared any more");
-        assert!(back(&leadership, &seats[2], tenth).is_some());
+        assert!(back(&leadership, &slots[2], tenth).is_some());
         assert_eq!(tenth, eighth + 2);
     }
 
     #[test]
     fn the_monitor_learns_of_deposits_in_a_seat() {
-        let (leadership, reactor, seats) = led();
-        let first = alone(&leadership, &seats[1], reactor).number;
-        let reactor = back(&leadership, &seats[1], first).unwrap();
-        let second = alone(&leadership, &seats[1], reactor).number;
+        let (leadership, reactor, slots) = led();
+        let first = alone(&leadership, &slots[1], reactor).number;
+        let reactor = back(&leadership, &slots[1], first).unwrap();
+        let second = alone(&leadership, &slots[1], reactor).number;
         assert!(!leadership.try_stop_monitor(second), "it lies there");
-        let reactor = back(&leadership, &seats[1], second).unwrap();
-        let third = alone(&leadership, &seats[1], reactor).number;
-        let reactor = back(&leadership, &seats[1], third).unwrap();
+        let reactor = back(&leadership, &slots[1], second).unwrap();
+        let third = alone(&leadership, &slots[1], reactor).number;
+        let reactor = back(&leadership, &slots[1], third).unwrap();
         assert!(!leadership.try_stop_monitor(second), "there was another");
         assert!(leadership.try_stop_monitor(third));
-        let fourth = alone(&leadership, &seats[1], reactor);
+        let fourth = alone(&leadership, &slots[1], reactor);
         assert!(fourth.needs_monitor);
-        let reactor = back(&leadership, &seats[1], fourth.number).unwrap();
+        let reactor = back(&leadership, &slots[1], fourth.number).unwrap();
         assert!(
-            !alone(&leadership, &seats[1], reactor).needs_monitor,
+            !alone(&leadership, &slots[1], reactor).needs_monitor,
             "once"
         );
     }
