@@ -417,10 +417,16 @@ fn a_handler_may_dial_its_own_loop_with_one_poller_and_one_worker() {
 fn a_handler_on_the_only_worker_may_call_another_loop_of_the_same_poller() {
     for kind in [Kind::OneWorker, Kind::Adaptive, Kind::Custom] {
         bounded(&format!("{kind:?}"), move || {
-            let group = PollerGroup::new(1, netpoll::Balance::default()).unwrap();
+            // The only worker is meant to be waited for, for as long as the machine takes.
+            let group = PollerGroup::builder()
+                .pollers(1)
+                .overload_after(None)
+                .build()
+                .unwrap();
             let backend = Server::start(
                 Transport::Tcp,
                 EventLoop::builder()
+                    .overload_after(None)
                     .pollers(group.clone())
                     .dispatch(Kind::OneWorker.dispatch()),
                 echo(),
@@ -430,6 +436,7 @@ fn a_handler_on_the_only_worker_may_call_another_loop_of_the_same_poller() {
             let proxy = Server::start(
                 Transport::Tcp,
                 EventLoop::builder()
+                    .overload_after(None)
                     .pollers(group.clone())
                     .dispatch(kind.dispatch()),
                 handler_fn(move |conn| {

@@ -157,7 +157,7 @@ impl<const N: usize> LengthSlot<N> {
     ///
     /// # Errors
     ///
-    /// [`WriteError::SlotGone`] as `InvalidInput`, and those of the writer.
+    /// [`WriteError::SlotGone`](crate::WriteError::SlotGone) as `InvalidInput`, and those of the writer.
     pub fn fill<W: Writer + ?Sized>(self, w: &mut W, data: [u8; N]) -> io::Result<()> {
         w.fill_raw(self.0, &data)
     }

@@ -11,7 +11,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BusyThread {
-    /// What it is: [`Job::id`] or [`Operator::id`](crate::Operator::id), 0 if that does not say.
+    /// What it is: `Job::id` or [`Operator::id`](crate::Operator::id), 0 if that does not say.
     pub id: u64,
     /// Since when, to some milliseconds.
     pub time: Duration,
