@@ -433,12 +433,17 @@ fn a_handler_on_the_only_worker_may_call_another_loop_of_the_same_poller() {
             );
             let address = backend.address.clone();
             let dialer = Dialer::new().pollers(group.clone()).read_timeout(LIMIT);
+            let builder = EventLoop::builder()
+                .pollers(group.clone())
+                .dispatch(kind.dispatch());
+            // Under Adaptive the group says it.
+            let builder = match kind {
+                Kind::Adaptive => builder,
+                _ => builder.overload_after(None),
+            };
             let proxy = Server::start(
                 Transport::Tcp,
-                EventLoop::builder()
-                    .overload_after(None)
-                    .pollers(group.clone())
-                    .dispatch(kind.dispatch()),
+                builder,
                 handler_fn(move |conn| {
                     while let Some(request) = decode(conn)? {
                         let len = request.len();
