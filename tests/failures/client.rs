@@ -164,6 +164,9 @@ fn row_087_dials_without_an_answer_leave_no_timer_and_no_descriptor() {
                 let short = Dialer::new().connect_timeout(Duration::from_millis(2));
                 // The first ones may still find room in the queue.
                 while short.dial_connection(address).is_ok() {}
+                // One that really waits: a thread keeps what it waits with.
+                let long = short.clone().connect_timeout(Duration::from_millis(200));
+                let _ = long.dial_connection(address);
                 let before = descriptors();
                 let mut timeouts = 0;
                 for _ in 0..50 {
