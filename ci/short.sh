@@ -65,6 +65,8 @@ skip_of() {
         echo the_figures_are_final_when_done_says_so
         # A send that was put off has a completion of its own.
         echo an_answer_that_fits_at_once_is_no_completion
+        # A send that was put off fails after the flush that submitted it.
+        echo what_came_before_a_send_that_fails_is_read_first
         ;;
     late:server)
         # Tells pollers by their threads; an accept that sleeps has another thread poll on.
