@@ -1094,7 +1094,8 @@ fn forced_ends_and_drops_leave_no_descriptor_and_no_thread() {
                     peer.write_all(b"half").unwrap();
                 }
                 if forced {
-                    event_loop.shutdown_forced(Duration::ZERO).unwrap();
+                    // An error says that a callback had not returned at once: the end comes all the same.
+                    let _ = event_loop.shutdown_forced(Duration::ZERO);
                 }
                 drop(event_loop);
                 for peer in &mut peers {
