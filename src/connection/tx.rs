@@ -327,10 +327,12 @@ impl Shared {
     fn why_not_writable(&self, bits: u32) -> io::Result<()> {
         if bits & POISONED != 0 {
             // A close whose time is up poisons as well. Its reason is decided before it does.
-            match self.aside.lock().reason() {
-                None if bits & CLOSED == 0 => return Err(Error::Poisoned.into()),
-                Some(CloseReason::WriteTimeout) => return Err(Error::Poisoned.into()),
-                _ => {}
+            let cut = match self.aside.lock().reason() {
+                None => bits & CLOSED == 0,
+                Some(reason) => reason == CloseReason::WriteTimeout,
+            };
+            if cut {
+                return Err(Error::Poisoned.into());
             }
         }
         if bits & WRITE_SHUT != 0 && bits & (ABORT | BROKEN | CLOSED) == 0 {

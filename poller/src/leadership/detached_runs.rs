@@ -47,8 +47,6 @@ pub(crate) struct DetachedRun {
     computing: u8,
     /// It is known to wait.
     pub(crate) waiting: bool,
-    /// The system was asked what its thread does.
-    asked: bool,
 }
 
 /// The runs detached.
@@ -69,7 +67,6 @@ impl DetachedRun {
             since,
             computing: 0,
             waiting: false,
-            asked: false,
         }
     }
 
@@ -86,8 +83,12 @@ impl DetachedRun {
         (self.what & NAMED != 0).then_some(self.what & !NAMED)
     }
 
-    fn is_suspect(&self, now: MonotonicNanos) -> bool {
-        let trusted_for = nanos(SUSPECT_AFTER) << self.computing;
+    fn is_suspect(&self, now: MonotonicNanos, in_burst: bool) -> bool {
+        let trusted_for = if in_burst && self.computing == 0 {
+            nanos(SETTLED_AFTER)
+        } else {
+            nanos(SUSPECT_AFTER) << self.computing
+        };
         !self.waiting && now.since(self.since) > trusted_for
     }
 }
@@ -115,23 +116,16 @@ impl DetachedRuns {
     /// The run, if it is detached, was computing at `now`.
     pub(crate) fn computes(&mut self, number: u64, now: MonotonicNanos) {
         if let Some(run) = self.find(number) {
-            run.asked = true;
             run.since = now;
             run.computing = MOST_DOUBLINGS.min(run.computing + 1);
         }
     }
 
-    /// A run that is suspected to wait, if any, judged at `now`.
-    pub(crate) fn next_to_probe(&self, now: MonotonicNanos) -> Option<DetachedRun> {
-        self.runs.iter().find(|run| run.is_suspect(now)).copied()
-    }
-
-    /// A run about which the system was not asked yet, and which has had [time](SETTLED_AFTER) to begin a wait.
-    pub(crate) fn unasked(&self, now: MonotonicNanos) -> Option<DetachedRun> {
-        let unasked = |run: &&DetachedRun| {
-            !run.waiting && !run.asked && now.since(run.since) > nanos(SETTLED_AFTER)
-        };
-        self.runs.iter().find(unasked).copied()
+    /// A run that is suspected to wait, if any, judged at `now`. In a burst each run is, from the time at which
+    /// it has had [time](SETTLED_AFTER) to begin a wait until it was found computing.
+    pub(crate) fn next_to_probe(&self, now: MonotonicNanos, in_burst: bool) -> Option<DetachedRun> {
+        let suspect = |run: &&DetachedRun| run.is_suspect(now, in_burst);
+        self.runs.iter().find(suspect).copied()
     }
 
     pub(crate) fn runs(&self) -> &[DetachedRun] {
@@ -140,7 +134,7 @@ impl DetachedRuns {
 
     /// How many are trusted to compute at `now`.
     pub(crate) fn running_count(&self, now: MonotonicNanos) -> usize {
-        let running_count = |run: &&DetachedRun| !run.waiting && !run.is_suspect(now);
+        let running_count = |run: &&DetachedRun| !run.waiting && !run.is_suspect(now, false);
         self.runs.iter().filter(running_count).count()
     }
 
@@ -162,7 +156,7 @@ mod tests {
         let mut asked_after = Vec::new();
         for _ in 0..8 {
             let trusted = now;
-            while detached_runs.next_to_probe(now).is_none() {
+            while detached_runs.next_to_probe(now, false).is_none() {
                 assert_eq!(detached_runs.running_count(now), 1);
                 now = now + step;
             }
@@ -179,7 +173,7 @@ mod tests {
         assert_eq!(detached_runs.running_count(now), 0);
         assert!(
             detached_runs
-                .next_to_probe(now + 100 * SUSPECT_AFTER)
+                .next_to_probe(now + 100 * SUSPECT_AFTER, false)
                 .is_none()
         );
         detached_runs.leave(7);

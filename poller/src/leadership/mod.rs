@@ -381,13 +381,7 @@ impl<C> Leadership<C> {
     /// A run detached that is suspected to wait, if any, judged at `now`. In a burst every run is asked about.
     pub(crate) fn next_to_probe(&self, now: MonotonicNanos) -> Option<DetachedRun> {
         let slot = self.locked.lock();
-        if slot.burst.is_on() {
-            slot.detached_runs
-                .unasked(now)
-                .or_else(|| slot.detached_runs.next_to_probe(now))
-        } else {
-            slot.detached_runs.next_to_probe(now)
-        }
+        slot.detached_runs.next_to_probe(now, slot.burst.is_on())
     }
 
     /// What the system says about a suspect: it waits, or it was computing at `now`.

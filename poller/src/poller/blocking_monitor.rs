@@ -304,15 +304,15 @@ struct RunnerWatch {
     /// Processor time of the runner when it was first suspected.
     computed: Option<Duration>,
     /// The runner was in an uninterruptible sleep at the last tick.
-    blocked: bool,
+    uninterruptible: bool,
     /// The runner was there at the last tick.
     seen: bool,
 }
 
 impl RunnerWatch {
-    /// Its runner was found computing; how it goes on is to be seen.
+    /// Its runner was found computing, or in an uninterruptible sleep; the next check decides.
     fn is_undecided(&self) -> bool {
-        self.computed.is_some() && !self.wanted
+        (self.computed.is_some() || self.uninterruptible) && !self.wanted
     }
 
     /// Checks a leadership; whether anything is or was released since the last check. What lies there
@@ -342,36 +342,39 @@ impl RunnerWatch {
         if self.wanted {
             return true;
         }
-        match thread_activity(runner) {
-            Activity::Waiting | Activity::Unknown => {
-                self.wanted = true;
-                poller.counters.waits.add(1);
-                if poller.leadership.request_handoff_of_blocked(self.release) {
-                    poller.counters.promotions.add(1);
-                    poller.spawn_leader();
-                }
-            }
-            // More threads would want the same lock of the kernel, and each of them would be found here.
-            Activity::Blocked if !self.blocked => self.blocked = true,
-            Activity::Blocked => {
-                self.wanted = true;
-                poller.counters.waits.add(1);
-                if poller.leadership.request_handoff(self.release) {
-                    poller.counters.promotions.add(1);
-                    poller.spawn_leader();
-                }
-            }
+        let (leadership, counters) = (&poller.leadership, &poller.counters);
+        let (promotions, send) = match thread_activity(runner) {
             Activity::Computing(time) => {
                 let now = time.unwrap_or_default();
                 let since = *self.computed.get_or_insert(now);
-                if now.saturating_sub(since) >= COMPUTING {
-                    self.wanted = true;
-                    if poller.leadership.request_handoff(self.release) {
-                        poller.counters.computing_promotions.add(1);
-                        poller.spawn_leader();
-                    }
+                if now.saturating_sub(since) < COMPUTING {
+                    return true;
                 }
+                let send = leadership.request_handoff(self.release);
+                (&counters.computing_promotions, send)
             }
+            // More threads would want the same lock of the kernel, and each of them would be found here.
+            Activity::Uninterruptible if !self.uninterruptible => {
+                self.uninterruptible = true;
+                return true;
+            }
+            Activity::Uninterruptible => {
+                counters.waits.add(1);
+                (
+                    &counters.promotions,
+                    leadership.request_handoff(self.release),
+                )
+            }
+            Activity::Waiting | Activity::Unknown => {
+                counters.waits.add(1);
+                let send = leadership.request_handoff_of_blocked(self.release);
+                (&counters.promotions, send)
+            }
+        };
+        self.wanted = true;
+        if send {
+            promotions.add(1);
+            poller.spawn_leader();
         }
         true
     }

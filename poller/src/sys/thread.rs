@@ -15,7 +15,7 @@ pub(crate) enum Activity {
     Waiting,
     /// In an uninterruptible sleep (`D` in `proc_pid_stat(5)`): for a disk, but most often for a lock of the
     /// kernel that another thread gives back at once, like that of the process's memory map.
-    Blocked,
+    Uninterruptible,
     /// Running, or ready to; with the processor time it has used so far, if known.
     Computing(Option<Duration>),
     /// The system does not tell.
@@ -43,7 +43,7 @@ pub(crate) fn thread_id() -> u32 {
 pub(crate) fn thread_activity(id: u32) -> Activity {
     match current_state(id) {
         Some(b'R') => Activity::Computing(processor_time(id)),
-        Some(b'D') => Activity::Blocked,
+        Some(b'D') => Activity::Uninterruptible,
         Some(_) => Activity::Waiting,
         None => Activity::Unknown,
     }
